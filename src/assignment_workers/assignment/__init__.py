@@ -1,8 +1,8 @@
 """The operations: claim, finish, expire, regenerate, publish, clean.
 
-An operation that changes which users may be handed out takes a `FencedTransaction` on the
-assignment queue. The others take a connection of their own. Each package imports only those above
-it here:
+An operation that changes which users may be assigned takes a `FencedTransaction`, which the
+sequencer begins for a message of the assignment queue. All other operations take a connection. A
+package imports only from packages that are listed before it:
 
 - the modules beside this file: answers, lanes, the fenced transaction, suppressions
 - `crm`, `agents`, `callbacks`, `generations`, `pools`: facts about users and agents, and the queues

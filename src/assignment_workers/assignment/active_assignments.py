@@ -29,7 +29,7 @@ from assignment_workers.schema.dialer import MissedCall
 from assignment_workers.schema.tables import Assignment, AssignmentState
 
 MADE_BY_DIALER = "dialer-"
-"""Prefix of the request ids of assignments that an adopted dialer made by a statement of its own.
+"""Prefix of the request ids of assignments that an adopted dialer made by a SQL statement.
 
 An adopted dialer is an existing one whose tables and claims this system has taken over.
 """
@@ -38,7 +38,7 @@ ACTIVE = sql_text(AssignmentState.ACTIVE)
 HELD_COLUMNS = tuple(getattr(Assignment, name) for name in Held.model_fields)
 
 THIS_TRANSACTION = cast(cast(func.pg_current_xact_id(), Text), BigInteger)
-"""The number of the running transaction, for `assignments.ended_xid`."""
+"""SQL expression: the id of the running transaction, for `assignments.ended_xid`."""
 
 _calls = aliased(Assignment, name="calls")
 NAMED = (
@@ -70,10 +70,10 @@ NAMED = (
     .order_by(Assignment.id)
     .with_for_update()
 )
-"""Select the assignments with the given ids, and lock their rows against other lanes.
+"""Select the assignments with the ids in the SQL parameter `named`, and lock their rows.
 
-The column `earlier` has the outcomes of the completed calls of the assignment's user, which are
-found by the index on the user.
+The lock is against transactions of other lanes. The column `earlier` has the outcomes of all
+completed calls of the assignment's user, which are found by the index on the user.
 """
 
 _changed = rows(
@@ -110,14 +110,17 @@ CHANGE = (
         put_off_until=_changed.c.put_off_until,
     )
 )
-"""Update active assignments to the given values: the assignment's end, or a longer lease."""
+"""Update active assignments to the values in the SQL parameter `changed`.
+
+The values end the assignment, or extend its lease.
+"""
 
 
 def held(row: RowMapping | dict[str, Any]) -> Held:
-    """Return the assignment that a row with the columns of `Held` describes."""
+    """Return the assignment in a row that has the columns of `Held`."""
     return held_by([row[name] for name in Held.model_fields])
 
 
 def held_by(values: Sequence[Any]) -> Held:
-    """Return the assignment made from these values, which are in the order of `HELD_COLUMNS`."""
+    """Return the assignment with these values, which are in the order of `HELD_COLUMNS`."""
     return Held(**dict(zip(Held.model_fields, values, strict=True)))

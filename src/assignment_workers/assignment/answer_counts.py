@@ -1,9 +1,9 @@
 """Counts of answers as callers get them, for the service levels.
 
-The records have every answer that was committed. They lack the requests that got none: those that
-were answered `unavailable`, that timed out, or whose caller left. The gateway and the clients count
-every request by its answer, in memory, and store the sums late. A row of `answer_counts` is the sum
-of one hour, with a number for each minute.
+The database has every answer that was committed. It lacks the requests without an answer: those
+that were answered `unavailable`, that timed out, or whose caller left. Therefore the gateway and
+the clients count every request by its answer, in memory, and store the sums later. A row of
+`answer_counts` has the counts of one hour, one number for each minute.
 """
 
 from __future__ import annotations
@@ -33,15 +33,23 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 HOURS = 48
-"""Hours for which sums wait in memory while the database is away. Older ones become `dropped`."""
+"""Maximum age in hours of counts that wait in memory while the database is unavailable.
+
+Older counts are added to the kind `dropped`.
+"""
 MINUTES = 60
 RULES = frozenset({Code.ON_BREAK, Code.OFFLINE, Code.SESSION_LIMIT, Code.BREAK_DUE, Code.CALL_GAP})
-"""Refusals that answer a well-formed request by a rule for the agent. Any other refusal is a
-mistake of the caller."""
+"""Codes of refusals of a well-formed request, because of a rule for the agent.
+
+Any other refusal is a mistake of the caller.
+"""
 USEFUL = frozenset({AnswerKind.ASSIGNED, AnswerKind.EMPTY, AnswerKind.PAUSED, AnswerKind.RULED})
-"""Answers that tell the agent what is so."""
+"""Kinds of answers that tell the agent the state of the dialer queues or of the agent."""
 LOST = frozenset({AnswerKind.UNAVAILABLE, AnswerKind.LEFT, AnswerKind.FAILED})
-"""Requests without an answer that could be used. The records may have an answer that came late."""
+"""Kinds of results of a request after which the caller has no usable answer.
+
+The database may have an answer that came too late for the caller.
+"""
 
 
 class CountedHour(BaseModel):
@@ -58,7 +66,7 @@ class CountedHour(BaseModel):
 
 
 def kind_of(answer: RequestAnswer) -> AnswerKind:
-    """Return the kind of a request's answer."""
+    """Return the kind under which a request's answer is counted."""
     match answer:
         case Assigned():
             return AnswerKind.ASSIGNED
@@ -76,7 +84,7 @@ def kind_of(answer: RequestAnswer) -> AnswerKind:
 
 @dataclass
 class AnswerTally:
-    """The answers that one process has counted and not yet stored. Safe to use from any thread.
+    """The answers that one process has counted and not yet stored. Thread-safe.
 
     The memory is bounded: at most `HOURS` hours of each kind.
     """
@@ -86,22 +94,22 @@ class AnswerTally:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, kind: AnswerKind) -> None:
-        """Count one answer, now."""
+        """Count one answer of this kind in the present minute."""
         now = self.clock()
         hour = now.replace(minute=0, second=0, microsecond=0)
         with self._lock:
             self._of(hour, kind)[now.minute] += 1
 
     def has_lost(self) -> bool:
-        """Return True if a request without a usable answer was counted and not yet taken.
+        """Return True if a request without a usable answer was counted since the last `take`.
 
-        The records have the others.
+        Only such counts are urgent to store, because the database has all answers anyway.
         """
         with self._lock:
             return any(kind in LOST for _, kind in self._sums)
 
     def take(self) -> list[CountedHour]:
-        """Return all sums and forget them."""
+        """Return all counts, and remove them from the memory."""
         with self._lock:
             sums, self._sums = self._sums, {}
         return [
@@ -110,9 +118,10 @@ class AnswerTally:
         ]
 
     def put_back(self, hours: Iterable[CountedHour]) -> None:
-        """Add sums again that could not be stored. Those older than `HOURS` are dropped.
+        """Add counts again that could not be stored, except those older than `HOURS`.
 
-        The number of dropped answers is counted, as `dropped` in the present minute.
+        The number of answers in the older counts is added to the kind `dropped`, in the present
+        minute.
         """
         now = self.clock()
         this_hour = now.replace(minute=0, second=0, microsecond=0)
@@ -130,7 +139,7 @@ class AnswerTally:
 
 
 def store(connection: Connection, hours: Sequence[CountedHour]) -> None:
-    """Add these sums to the stored ones. The caller commits."""
+    """Add these counts to the stored ones. The caller commits."""
     from sqlalchemy import text  # not for clients, which count and do not store
 
     if not hours:

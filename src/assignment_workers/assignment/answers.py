@@ -39,9 +39,9 @@ class Held(_Value):
 
     @property
     def user_number(self) -> int:
-        """The number that the workers have for the user, which inside of them is `user_id`.
+        """The user's number inside the workers, which is the value of `user_id` there.
 
-        Raises `TypeError` outside of them for a CRM whose ids are no integers.
+        Outside the workers, `user_id` may be the CRM's text instead; then this raises `TypeError`.
         """
         if not isinstance(self.user_id, int):
             raise TypeError("only the workers know the number of this user")
@@ -68,9 +68,9 @@ class Code(StrEnum):
     SESSION_LIMIT = "session_limit"
     """The agent has made as many calls as a session may have."""
     BREAK_DUE = "break_due"
-    """The agent has worked as long as they may without a break."""
+    """The agent has worked for the longest time that is allowed without a break."""
     CALL_GAP = "call_gap"
-    """The minimum time since the agent's last call is not over; `retry_after` says how long."""
+    """The minimum time since the agent's last call is not over; `retry_after` is the rest of it."""
     REQUEST_ID_TAKEN = "request_id_taken"
     """Another agent used this request id."""
     UNKNOWN_USER = "unknown_user"
@@ -82,11 +82,11 @@ class Code(StrEnum):
     UNKNOWN_ASSIGNMENT = "unknown_assignment"
     """No assignment has this id."""
     NOT_OWNER = "not_owner"
-    """The assignment is another agent's."""
+    """Another agent has the assignment."""
     NOT_ACTIVE = "not_active"
     """The assignment has ended."""
     STALE_VERSION = "stale_version"
-    """The command names another version of the assignment than the present one."""
+    """The command names a version of the assignment other than the present one."""
     SUPERSEDED = "superseded"
     """A command that was sent later has set the same state already."""
     UNKNOWN_OUTCOME = "unknown_outcome"
@@ -94,9 +94,9 @@ class Code(StrEnum):
     UNKNOWN_GENERATION = "unknown_generation"
     """No generation has this number, or it cannot be published."""
     UNAUTHENTICATED = "unauthenticated"
-    """The gateway refuses a call without a token, or with one that is not in force."""
+    """The call to the gateway has no token, or a token that is not valid (any more)."""
     FORBIDDEN = "forbidden"
-    """The gateway refuses a call that the token does not allow at all, or not for this agent."""
+    """The token of the call to the gateway does not allow this call, or not for this agent."""
 
 
 class Assigned(_Value):
@@ -119,7 +119,7 @@ class Empty(_Value):
     outcome: Literal["empty"] = "empty"
     queue: str | None
     retry_after: float
-    """Seconds until a user may be claimable."""
+    """Seconds after which to ask again, because a user may be claimable then."""
     why: dict[str, str]
 
 
@@ -233,5 +233,5 @@ _ADAPTER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminato
 
 
 def from_json(value: object) -> Answer:
-    """Return the answer that a decoded JSON value holds; `pydantic.ValidationError` for another."""
+    """Return the answer in a decoded JSON value; raises `pydantic.ValidationError` for others."""
     return _ADAPTER.validate_python(value)

@@ -1,14 +1,14 @@
 """Chains of digests over events, which reveal a changed, deleted or reordered event.
 
-Each lane has a chain of its own, in the order of the ids of its events, which is the order of their
-commits. Events that no fenced transaction wrote, of jobs and triggers, are in the chain `OUTSIDE`.
-A digest is SHA-256 over the digest before it, the lane, the position, the event's id and the event
+Each lane has a hash chain of its events in the order of their ids, which is the order of their
+commits. Events of jobs and triggers, which no fenced transaction wrote, are in the chain `OUTSIDE`.
+A digest is SHA-256 over the previous digest, the lane, the position, the event's id and the event
 without the texts that people typed. Those texts are in `event_texts`, so that erasing a text
 changes no digest.
 
-A job makes the digests, seconds after the commit, in batches; a fenced transaction writes none. The
-digests contain no key. A database writer who changes an event and recomputes every later digest is
-revealed by a copy that was exported before (`audit_check.compare`).
+A job computes the digests in batches, seconds after the commit; a fenced transaction writes none.
+The digests use no key. Someone with write access who changes an event and recomputes every later
+digest is detected by comparison with an earlier export (`audit_check.compare`).
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ OUTSIDE = "-"
 Every other chain has the name of its lane; no lane has this name.
 """
 AT_A_TIME = 1_000
-"""Events that one transaction adds to a hash chain: about 20 ms, and 40 kB of ids and digests."""
+"""Maximum number of events that one transaction adds to hash chains: about 20 ms and 40 kB."""
 TRANSACTIONS_AT_MOST = 200
-"""Transactions of one run of the job that extends the hash chains; the next run continues."""
+"""Maximum number of transactions of one run of the job; the next run continues."""
 WRITERS_SECONDS = 3.0
-"""Seconds that a run waits for transactions that may still write an event with an earlier id."""
+"""Maximum time in seconds that a run waits for open transactions that may still write events."""
 WIDTH = 32
-"""Bytes of a digest."""
+"""Length of a digest in bytes."""
 _LOCK = "audit"
 _LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class ChainHead:
-    """The end of a lane's hash chain of events: the number of events, and the last one's digest."""
+    """The end of a lane's hash chain of events: the number of events, the last event's digest."""
 
     position: int
     digest: bytes
 
 
 def genesis(lane: str) -> ChainHead:
-    """Return the head of the lane's hash chain before its first event."""
+    """Return the start of a lane's hash chain: position 0 and a digest of the lane's name."""
     return ChainHead(0, sha256(f"assignment-workers audit 1 {lane}".encode()).digest())
 
 
 def link(before: bytes, lane: str, position: int, event_id: int, content: bytes) -> bytes:
     """Return the digest of the event at `position` of the lane's hash chain.
 
-    `before` is the digest of the event before it, `content` the bytes of the event itself.
+    `before`: the digest of the previous event. `content`: the bytes of the event, without its id.
     """
     return sha256(before + f"{lane} {position} {event_id} ".encode() + content).digest()
 
@@ -86,9 +86,9 @@ def shown(event: StoredEvent) -> dict[str, Any]:
 
 
 def content(event: Mapping[str, Any]) -> bytes:
-    """Return the bytes of an exported event from which the event's digest is computed.
+    """Return the bytes of an exported event from which its digest is computed.
 
-    They are its fields as JSON with sorted names, without the event's id.
+    They are the event's fields as JSON with sorted names, without the id.
     """
     said = {name: value for name, value in event.items() if name != "id"}
     return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
@@ -103,10 +103,10 @@ def extend(
     """Append new events to the tamper-evident hash chain of their lane, and commit.
 
     An event is appended once no open transaction can still write an event with a smaller id. At
-    most `transactions` are used; `sleep` waits between looks at open transactions. Returns counts:
-    `events` that were appended; `waiting` is 1 if nothing more can be appended now, because such a
-    transaction is open for longer than `WRITERS_SECONDS` or another process extends the chains;
-    `left` is 1 if events remain for the next run. Cost: about 22 µs of processor time per event.
+    most `transactions` are used; `sleep` waits between checks for open transactions. Returns
+    counts: `events`, the number appended; `waiting`, 1 if nothing more can be appended now, because
+    an open transaction lasted longer than `WRITERS_SECONDS` or another process extends the chains;
+    `left`, 1 if events remain for the next run. Cost: about 22 µs of processor time per event.
     """
     reached = _reached(connection)
     newest = connection.execute(select(func.max(Event.id))).scalar_one() or 0
@@ -139,9 +139,9 @@ def extend(
 def cut(connection: Connection, older_than: timedelta) -> int:
     """Delete old events from the front of each lane's hash chain; return the number of events.
 
-    Events are deleted in the batches in which they were appended to the chain, each of one hour at
-    most: a batch goes when its last event is older than `older_than`. Events that are in no chain
-    yet stay. Run this with the database role of the purge.
+    Events are deleted in the batches in which they were appended, each of one hour at most: a batch
+    is deleted when its last event is older than `older_than`. Events that are in no chain yet stay.
+    Call this with the database role of the purge.
     """
     return connection.execute(_CUT, {"older_than": older_than}).rowcount
 
@@ -155,9 +155,9 @@ def heads(connection: Connection) -> dict[str, ChainHead]:
 
 
 def lag_seconds(connection: Connection) -> float:
-    """Return the age in seconds of the oldest event that is in no hash chain yet; 0 without one.
+    """Return the age in seconds of the oldest event that is in no hash chain yet; 0: none.
 
-    Cost: two probes of indexes.
+    Cost: two index probes.
     """
     found: float | None = connection.execute(
         _LAG, {"reached": _reached(connection)}
@@ -166,7 +166,7 @@ def lag_seconds(connection: Connection) -> float:
 
 
 def pending(connection: Connection) -> tuple[int, datetime | None]:
-    """Return the number of events that are in no hash chain yet, and the oldest one's time."""
+    """Return the number of events that are in no hash chain yet, and the time of the oldest."""
     count, oldest = connection.execute(_PENDING, {"reached": _reached(connection)}).one()
     return count, oldest
 
@@ -177,9 +177,9 @@ def _reached(connection: Connection) -> int:
 
 
 def _settled(connection: Connection, sleep: Callable[[float], None]) -> bool:
-    """Wait for the transactions that may still write an event with an id that was passed over.
+    """Wait for the open transactions that may still write an event with a smaller id.
 
-    Returns True if all of them ended in time.
+    Returns True if all of them ended within `WRITERS_SECONDS`.
     """
     before = writers(connection)
     for _ in range(round(WRITERS_SECONDS / _LOOK_SECONDS)):
@@ -193,7 +193,7 @@ def _settled(connection: Connection, sleep: Callable[[float], None]) -> bool:
 
 
 def _lanes(connection: Connection) -> dict[int, str]:
-    """Return the lane in which each known term began, by term."""
+    """Return, by term, the lane in which each known term of a sequencer began."""
     begun = select(Event.term, Event.details["lane"].as_string()).where(
         Event.kind == EventKind.TERM_BEGUN, Event.term.is_not(None)
     )
@@ -255,7 +255,7 @@ REACHED = (
     "greatest((SELECT max(upto) FROM assignment.audit_batches),"
     " (SELECT max(event_id) FROM assignment.audit_anchors), 0)"
 )
-"""SQL of the id of the newest event that was appended to a hash chain."""
+"""SQL expression: the id up to which all events are in a hash chain."""
 _REACHED = text(f"SELECT {REACHED}")
 _LAG = text(
     "SELECT extract(epoch FROM statement_timestamp() - at)::float8 FROM assignment.events"

@@ -37,7 +37,7 @@ SECONDS_AT_MOST = 10 * 365 * 86_400
 def policies_of(dialer: Dialer, settings: Settings) -> Mapping[str, Policy]:
     """Return the policy of each dialer queue by name, under the calling rules of `settings`.
 
-    They are made once for each dialer and settings. Raises `UsageError`, one line that names the
+    The policies are cached by dialer and settings. Raises `UsageError`, one line that names the
     environment variable, for a value that cannot be used.
     """
     return _policies(dialer, settings)
@@ -58,9 +58,9 @@ NOT_JUDGING = {
         *("level_minimum", "level_interval", "quarantine_after", "queue_priority"),
     )
 }
-"""The operational settings that judge no user, with their defaults.
+"""The operational settings that do not decide who may be called, with their defaults.
 
-A change of one leaves the policies as they are, and the statements that were made of them.
+A change of such a setting changes no policy, so cached statements stay valid.
 """
 
 
@@ -91,7 +91,7 @@ def numbers_of(settings: Settings) -> Numbers:
 def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | None]:
     """Return the CRM column that the setting `name` configures as `column`.
 
-    For an external CRM it is the column of the mirror that has these values.
+    For an external CRM, that is the column of the mirror (our copy of the CRM) with these values.
     """
     if settings.crm_database_url is not None:
         return CrmUser.country.expression if name == "country" else CrmUser.time_zone.expression
@@ -99,15 +99,19 @@ def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | N
 
 
 def calling_rules(settings: Settings, queues: Collection[str]) -> CallingRules:
-    """Return the calling rules of `settings`. `queues`: the dialer queues of the dialer.
+    """Return the calling rules of `settings`.
 
-    Raises `UsageError` for an unusable value, such as one for a dialer queue that is not there.
+    `queues`: the names of the dialer's queues. Raises `UsageError` for an unusable value, such as
+    one for an unknown dialer queue.
     """
     return _rules(settings, queues)
 
 
 def _rules(settings: Settings, queues: Collection[str] | None) -> CallingRules:
-    """Return the calling rules. `queues` None: names of dialer queues are not compared."""
+    """Return the calling rules of `settings`.
+
+    `queues`: the names of the dialer's queues; None: the names in the settings are not checked.
+    """
     default, _ = _read("calling_zones", settings.calling_zones, read_zones)
     calendars: tuple[str | None, ...] = (None,)
     if settings.calling_holidays is not None:
@@ -126,7 +130,10 @@ def _rules(settings: Settings, queues: Collection[str] | None) -> CallingRules:
 
 
 def described(settings: Settings, queues: Collection[str]) -> str:
-    """Describe the calling hours in one line, for operators. `queues`: those of the dialer."""
+    """Return a description of the calling hours in one line, for operators.
+
+    `queues`: the names of the dialer's queues.
+    """
     return _by_queue_described(settings, queues, lambda own, _: _hours_described(own))
 
 
@@ -139,15 +146,15 @@ def _hours_described(settings: Settings) -> str:
 
 
 def others_described(settings: Settings, queues: Collection[str]) -> str:
-    """Describe the calling rules other than the calling hours in one line, for operators.
+    """Return a description of the calling rules other than the hours in one line, for operators.
 
-    `queues`: those of the dialer.
+    `queues`: the names of the dialer's queues.
     """
     return _by_queue_described(settings, queues, _limits_described)
 
 
 def described_for(settings: Settings, queue: str) -> str:
-    """Describe the calling rules of a dialer queue in one line, for operators."""
+    """Return a description of the calling rules of a dialer queue in one line, for operators."""
     own = settings.of(queue)
     return f"calling hours: {_hours_described(own)}; limits: {_limits_described(own, queue)}"
 
@@ -168,7 +175,10 @@ def _limits_described(settings: Settings, queue: str) -> str:
 def _by_queue_described(
     settings: Settings, queues: Collection[str], describe: Callable[[Settings, str], str]
 ) -> str:
-    """Describe something that may differ by dialer queue; once if it is the same for all."""
+    """Return a description by dialer queue; only one if it is the same for all queues.
+
+    `describe`: the function that describes the settings of one dialer queue.
+    """
     each = {queue: describe(settings.of(queue), queue) for queue in queues}
     if len(set(each.values())) == 1:
         return next(iter(each.values()))

@@ -14,9 +14,12 @@ from assignment_workers.errors import NotReplayable
 from assignment_workers.schema.tables import DeadLetter
 
 LOCK_MILLISECONDS = 500
-"""Milliseconds that storing a dead letter waits for a lock; other messages wait meanwhile."""
+"""Maximum time in milliseconds that storing a dead letter waits for a lock.
+
+Other messages wait meanwhile.
+"""
 ERROR_AT_MOST = 4_000
-"""Most characters of an error that are stored with a dead letter."""
+"""Maximum length of an error that is stored with a dead letter, in characters."""
 DISMISSED_AT_ONCE = 10_000
 
 
@@ -44,7 +47,10 @@ class Letter:
 
     @property
     def state(self) -> str:
-        """State of the dead letter: `dismissed`, `sent_again`, `to_send_again` or `to_dismiss`."""
+        """State of the dead letter: `dismissed`, `sent_again`, `to_send_again` or `to_dismiss`.
+
+        `to_dismiss`: the message cannot succeed, so an operator can only dismiss it.
+        """
         if self.dismissed_at is not None:
             return "dismissed"
         if self.replayed_at is not None:
@@ -67,8 +73,8 @@ def store_dead_letter(
 
     A byte that is not text is stored as `\xNN`, a null as `\x00`, because PostgreSQL's text can
     hold neither. `replayable`: True if the message may succeed when it is sent again. `again`: the
-    number of the dead letter, if this message is one that an operator sent again. If task and body
-    are equal, that dead letter is reopened, and no second one is stored.
+    number of an earlier dead letter, if an operator sent its message again. If task and body are
+    equal, the earlier dead letter is reopened, and no second one is stored.
     """
     whole = body if isinstance(body, str) else body.decode("utf-8", "backslashreplace")
     values = {
@@ -127,14 +133,14 @@ def letters(connection: Connection, *, limit: int = 100) -> Sequence[Letter]:
 
 
 def letter(connection: Connection, number: int) -> Letter | None:
-    """Return one dead letter, or None when no dead letter has this number."""
+    """Return the dead letter with this number; None if there is none."""
     columns = [getattr(DeadLetter, name) for name in Letter.__dataclass_fields__]
     row = connection.execute(select(*columns).where(DeadLetter.id == number)).first()
     return Letter(*row) if row else None
 
 
 def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
-    """Return the name of the task in the dead letter's message, and the task's arguments.
+    """Return the name of the task in a dead letter's message, and the task's arguments.
 
     Raises `NotReplayable`, one line, for a dead letter that cannot be sent again.
     """
@@ -156,7 +162,8 @@ def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
 def mark_replayed(connection: Connection, found: Letter, task_id: str) -> None:
     """Record that the dead letter's message was sent again, as the task with the id `task_id`.
 
-    Nothing is recorded if the message has already failed again.
+    Nothing is recorded if the dead letter was reopened since it was read, because the message
+    failed again.
     """
     connection.execute(
         update(DeadLetter)
@@ -168,10 +175,10 @@ def mark_replayed(connection: Connection, found: Letter, task_id: str) -> None:
 def dismiss(
     connection: Connection, numbers: Sequence[int] | None, *, by: str, why: str | None
 ) -> list[int]:
-    """Mark dead letters as dismissed; return the numbers of those that were open.
+    """Mark dead letters as dismissed; return the numbers of those that were not dismissed before.
 
-    `numbers` None: the oldest `DISMISSED_AT_ONCE` that were neither sent again nor dismissed.
-    `by`: the operator; `why`: the reason, if any.
+    `numbers` None: the oldest `DISMISSED_AT_ONCE` that were neither sent again nor dismissed. `by`:
+    the operator; `why`: the reason, if any.
     """
     open_letters = select(DeadLetter.id).where(
         DeadLetter.dismissed_at.is_(None),

@@ -1,8 +1,8 @@
 """Reads of the events in the order of their ids, for programs that follow them.
 
-The ids of one lane commit in order, because its fenced transactions follow one another. Other
-transactions write events too, so an id may be visible before a smaller one has committed. `writers`
-shows when no such transaction is left.
+The events of one lane commit in the order of their ids, because the lane's fenced transactions
+follow one another. Other transactions write events too, so an event may be visible before an event
+with a smaller id has committed. The function `writers` shows when no such transaction is open.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Event
 
 CHANNEL = "assignment_events"
-"""PostgreSQL channel that every transaction notifies in which events are recorded; no payload."""
+"""PostgreSQL channel that is notified, without payload, by transactions that record events."""
 
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event as it is stored."""
+    """An event as it is stored, without the texts that people typed."""
 
     id: int
     at: datetime
@@ -50,8 +50,8 @@ def between(
 ) -> Sequence[StoredEvent]:
     """Return at most `limit` events with an id above `after` and up to `until`, in their order.
 
-    `agent_id` and `kinds` restrict the result to the events of an agent and to these kinds; None:
-    no restriction. Cost: a read by the primary key.
+    `agent_id`, `kinds`: only events of this agent, and of these kinds; None: no restriction. Cost:
+    a read by the primary key.
     """
     wanted = BEYOND
     parameters: dict[str, object] = {"after": after}
@@ -74,11 +74,11 @@ def bounds(connection: Connection) -> tuple[int, int]:
 
 
 def writers(connection: Connection) -> frozenset[str]:
-    """Return the open transactions that may have written events.
+    """Return the ids of the open transactions that may have written events.
 
     They are the holders of a table lock, which a transaction takes before the id of its first event
     and releases when it ends. Ids are taken in order, but commits are not. Once all these
-    transactions have ended, an event id that is still missing below one seen before this call is
+    transactions have ended, a missing event id that is smaller than one seen before this call is
     never used.
     """
     return frozenset(connection.execute(_WRITERS).scalars())

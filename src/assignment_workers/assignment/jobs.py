@@ -24,8 +24,8 @@ Counts = dict[str, int]
 class Job:
     """A job to run.
 
-    `trigger` is the cause of the run. `slot` is set for a job that runs once per period, such as
-    once a day: the period's beginning.
+    `trigger`: the cause of the run. `slot`: for a job that runs once per period, such as once a
+    day, the beginning of the period.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def lock(self) -> str:
-        """The name of the advisory lock under which the job runs."""
+        """The name of the advisory lock that a run of the job takes."""
         return f"job {self.name} {self.queue or ''}".strip()
 
 
@@ -54,7 +54,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Made(Generic[T]):
-    """The result of a job's work: `counts` for the run's row, and a value for the caller."""
+    """The result of a job's work: `counts` for the row of the run, and a value for the caller."""
 
     counts: Counts
     value: T
@@ -64,9 +64,9 @@ class Made(Generic[T]):
 class Work:
     """The connections and the context that a job's work receives.
 
-    `connection` has the job's lock: its changes commit together with the run's success.
-    `side_connection` is for changes that must be visible before that, and for those that must stay
-    if the work fails.
+    `connection` has the job's lock; its changes commit together with the record of the run's
+    success. `side_connection` is for changes that must be visible earlier, or must stay if the work
+    fails.
     """
 
     connection: Connection
@@ -78,8 +78,8 @@ class Work:
     def store_counts(self, counts: Counts) -> None:
         """Commit the work on `side_connection`, and store the `counts` so far in the run's row.
 
-        Raises `Overtaken`, with nothing committed, if the job's lock was lost with its connection
-        and another run has marked this run as failed.
+        Raises `Overtaken`, with nothing committed, if this run has lost the job's lock with its
+        connection and another run has marked it as failed.
         """
         mine = JobRun.id == self.number, JobRun.status == sql_text(JobStatus.RUNNING)
         row = self.side_connection.execute(
@@ -91,9 +91,10 @@ class Work:
         self.side_connection.commit()
 
     def reached(self, count: str) -> int:
-        """Return how far failed runs of this slot came: their highest stored figure of this name.
+        """Return the highest number that a run of this slot (period) has stored under this name.
 
-        `count`: the name of the figure. 0 if no run stored any.
+        `count`: the name among the stored counts. 0 if no run stored it. A run after a failed one
+        continues from there.
         """
         highest = func.max(JobRun.counts[count].as_integer())
         return int(
@@ -108,18 +109,18 @@ class Work:
 
 
 def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
-    """Run the job: call `work` in one transaction with the record of the run's success.
+    """Run the job: call `work`, and commit its changes with the record of the run's success.
 
-    Only one run of a job is in progress at a time. A run that fails stores the error in the run's
-    row and raises it. If a run's process dies, the job's lock is lost with its connection, and the
-    next run marks that run as failed.
+    Only one run of a job is in progress at a time. If `work` fails, the error is stored in the
+    run's row and raised. If the process dies, the job's lock is lost with its connection, and the
+    next run marks the run as failed.
     """
     ran, _ = run_for(engine, job, lambda given: Made(work(given), None))
     return ran
 
 
 def run_for(engine: Engine, job: Job, work: Callable[[Work], Made[T]]) -> tuple[Ran, T | None]:
-    """Run the job as `run` does; return the value of its work too, None if it was skipped."""
+    """Run the job as `run` does; also return the value of its work, or None if it was skipped."""
     with engine.connect() as connection, engine.connect() as side_connection:
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
         if not try_lock(connection, job.lock):
@@ -145,7 +146,7 @@ def run_for(engine: Engine, job: Job, work: Callable[[Work], Made[T]]) -> tuple[
 
 
 def last_slot(connection: Connection, name: str) -> datetime | None:
-    """Return the latest slot (period, by its beginning) for which this job has run; None: none."""
+    """Return the latest slot (beginning of a period) for which this job succeeded; None: never."""
     return connection.execute(
         select(func.max(JobRun.slot)).where(
             JobRun.job == name, JobRun.status == sql_text(JobStatus.SUCCEEDED)
@@ -154,7 +155,7 @@ def last_slot(connection: Connection, name: str) -> datetime | None:
 
 
 def _begin(side_connection: Connection, job: Job, now: datetime) -> int | None:
-    """Store the row of a run that begins; return the run's number, or None if its slot is done."""
+    """Store the row of a new run; return the run's number, or None if its slot is done already."""
     row = {
         "job": job.name,
         "queue": job.queue,
@@ -171,7 +172,7 @@ def _begin(side_connection: Connection, job: Job, now: datetime) -> int | None:
 
 
 def _fail_abandoned(side_connection: Connection, job: Job, now: datetime) -> None:
-    """Mark every run of this job that is still 'running' as failed.
+    """Mark every run of this job whose status is still 'running' as failed.
 
     The caller has the job's lock, so the processes of these runs are dead.
     """

@@ -1,8 +1,8 @@
 """The lane of each dialer queue, as configured in the settings.
 
-A lane is a set of dialer queues with an assignment queue, a sequencer, a term and a lock of its
-own. The fenced transactions of one lane follow one another; those of two lanes run side by side. So
-a fenced transaction writes only the data of lanes whose rows it has locked: see
+A lane is a set of dialer queues. Each lane has a separate assignment queue, sequencer, term and
+lock. The fenced transactions of one lane follow one another; those of two lanes run side by side.
+So a fenced transaction writes only the data of lanes whose rows it has locked: see
 `FencedTransaction.require_lanes`.
 """
 
@@ -18,7 +18,7 @@ from assignment_workers.schema.states import DEFAULT_LANE
 from assignment_workers.settings import Settings
 
 ASSIGNMENT = "assignment"
-"""The Celery queue of the default lane; another lane's is `assignment.NAME`."""
+"""Name of the Celery queue of the default lane; the queue of another lane is `assignment.NAME`."""
 
 VARIABLE = "ASSIGNMENT_WORKERS_LANES"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,19}", re.ASCII)
@@ -27,8 +27,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,19}", re.ASCII)
 def name_prefix(application: str, lane: str) -> str:
     """Return the prefix of the PostgreSQL application names of a lane's sequencers.
 
-    `application`: the configured application name. The names are those of the connections that
-    hold, or wait for, the lane's lock.
+    `application`: the configured application name. These names are set on the connections that hold
+    the lane's lock or wait for it.
     """
     return f"{application} " if lane == DEFAULT_LANE else f"{application} lane {lane} "
 
@@ -36,7 +36,7 @@ def name_prefix(application: str, lane: str) -> str:
 def connection_name(application: str, lane: str, host: str | None, pid: int | None) -> str:
     """Return the PostgreSQL application name of a sequencer's connection for the lane's lock.
 
-    The name tells the lane and the process (`host`, `pid`); it is cut to 63 bytes, PostgreSQL's
+    The name has the lane and the process (`host`, `pid`), and is cut to 63 bytes, PostgreSQL's
     limit.
     """
     return f"{name_prefix(application, lane)}{host}:{pid}"[:63]
@@ -47,14 +47,14 @@ class Lanes:
     """The lanes of this installation.
 
     `others`: the lane of each dialer queue that is not in the default lane. Every process must have
-    the same lanes: sequencers that disagree do not lead side by side.
+    the same lanes: sequencers with different lanes do not run side by side.
     """
 
     others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every lane, the default one first."""
+        """The names of all lanes, the default lane first."""
         return (DEFAULT_LANE, *sorted(set(self.others.values())))
 
     @property
@@ -63,24 +63,24 @@ class Lanes:
         return not self.others
 
     def of(self, queue: str | None) -> str:
-        """Return the lane of a dialer queue; the default lane for an unknown one."""
+        """Return the name of a dialer queue's lane; the default lane for an unknown queue."""
         return self.others.get(queue or "", DEFAULT_LANE)
 
     def queues(self, lane: str, queues: Iterable[str]) -> list[str]:
-        """Return those of the dialer's `queues` that are in this lane, by name."""
+        """Return those of `queues` that are in this lane, sorted by name."""
         return sorted(queue for queue in queues if self.of(queue) == lane)
 
     def celery_queue(self, lane: str) -> str:
-        """Return the name of the lane's Celery queue, its assignment queue."""
+        """Return the name of the Celery queue that is the lane's assignment queue."""
         return ASSIGNMENT if lane == DEFAULT_LANE else f"{ASSIGNMENT}.{lane}"
 
     @property
     def celery_queues(self) -> list[str]:
-        """The name of every lane's Celery queue, its assignment queue."""
+        """The names of the Celery queues that are the lanes' assignment queues."""
         return [self.celery_queue(lane) for lane in self.names]
 
     def way_to(self, queue: str | None) -> str:
-        """Return the Celery queue for commands about this dialer queue: that of its lane."""
+        """Return the name of the Celery queue for commands about this dialer queue."""
         return self.celery_queue(self.of(queue))
 
 
@@ -91,7 +91,7 @@ ONE_LANE = Lanes()
 def lanes_of(settings: Settings) -> Lanes:
     """Return the lanes of `settings`. Raises `UsageError`, one line, for an unusable value.
 
-    The names of dialer queues are not compared with those of the dialer: see `checked_lanes`.
+    The names of dialer queues are not checked; `checked_lanes` compares them with the dialer's.
     """
     if settings.lanes is None:
         return ONE_LANE
@@ -102,9 +102,10 @@ def lanes_of(settings: Settings) -> Lanes:
 
 
 def checked_lanes(settings: Settings, queues: Collection[str]) -> Lanes:
-    """Return the lanes of `settings`, whose dialer queues are all among the dialer's `queues`.
+    """Return the lanes of `settings`, after a check that their dialer queues are among `queues`.
 
-    Raises `UsageError`, one line, for an unusable value. Every process calls this at its start.
+    `queues`: the names of the dialer's queues. Raises `UsageError`, one line, for an unusable
+    value. Every process calls this when it starts.
     """
     lanes = lanes_of(settings)
     for queue in lanes.others:
@@ -117,7 +118,7 @@ def checked_lanes(settings: Settings, queues: Collection[str]) -> Lanes:
 
 
 def _pairs(parts: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield each named dialer queue with its lane; raises `ValueError` for a wrong part."""
+    """Yield each named dialer queue with its lane; raises `ValueError` for an invalid part."""
     seen: dict[str, str] = {}
     for part in parts:
         lane, equals, said = (each.strip() for each in part.partition("="))

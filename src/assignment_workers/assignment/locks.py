@@ -16,7 +16,7 @@ def key(name: str) -> int:
 
 
 def try_lock(connection: Connection, name: str) -> bool:
-    """Try to take the advisory lock of this name, without waiting; return True if it was free.
+    """Try to take the advisory lock of this name, without waiting; return True if it was taken.
 
     The lock is released when the connection's transaction ends.
     """

@@ -1,6 +1,6 @@
 """Operational settings: those that operators change while the system runs.
 
-Each is a field of `Settings`. Its values in force are in the table `settings`
+Each is a field of `Settings`. The values in force are in the table `settings`
 (`settings_versions`); the environment gives the first values only. A value is a text, written as in
 the environment: for all, for one dialer queue, or for one team of agents.
 """
@@ -24,13 +24,13 @@ from assignment_workers.policy.dialer import Dialer
 from assignment_workers.settings import Settings, by_team, priorities
 
 NONE = "none"
-"""The value of a setting that is switched off, where a dialer queue differs from the others."""
+"""The value by which a setting is switched off, such as for one dialer queue only."""
 VALUE_AT_MOST = 500
 TEAM_AT_MOST = 100
 CHANGED_AT_MOST = 100
-"""The most changes of one version."""
+"""Maximum number of changes in one version of the settings."""
 NUMBER_AT_MOST = 10**8
-"""The largest whole number that a setting takes."""
+"""Maximum value of a setting that is a whole number."""
 
 
 class SettingScope(StrEnum):
@@ -48,28 +48,27 @@ class OperationalSetting:
     name: str
     scope: SettingScope
     accepted: str
-    """The values that are accepted, in words."""
+    """A description of the accepted values, for people."""
     read: Callable[[str], object]
-    """Reads a value. Raises `ValueError`."""
+    """Function that parses a value. Raises `ValueError`."""
     names_queue: bool = False
-    """True if the text in the environment has a part for each dialer queue."""
+    """True if the environment variable's text has a part for each dialer queue."""
     is_of_queues: bool = False
-    """True if `read` returns names of dialer queues, which it does not compare with the dialer's.
-    """
+    """True if `read` returns names of dialer queues, which still have to be checked."""
 
     @property
     def variable(self) -> str:
-        """The environment variable that gives the first value."""
+        """The name of the environment variable that gives the first value."""
         return str(Settings.model_fields[self.name].alias)
 
     @property
     def default(self) -> Any:  # noqa: ANN401 - of any type
-        """The value of a setting that no version sets."""
+        """The value that applies if no version of the settings has one."""
         return Settings.model_fields[self.name].default
 
     @property
     def is_rule(self) -> bool:
-        """True if a change decides who may be called: dialer queues are then built again."""
+        """True if the setting decides who may be called; a change then rebuilds dialer queues."""
         return self.name not in calling.NOT_JUDGING
 
     @property
@@ -90,7 +89,7 @@ class SettingValue(BaseModel):
 
     @property
     def key(self) -> Key:
-        """The name of the setting, and the dialer queue and the team that it is for."""
+        """The name of the setting, and the dialer queue and the team that the value is for."""
         return (self.name, self.queue, self.team)
 
 
@@ -109,23 +108,23 @@ class SettingChange(BaseModel):
 
     @property
     def key(self) -> Key:
-        """The name of the setting, and the dialer queue and the team that it is for."""
+        """The name of the setting, and the dialer queue and the team that the change is for."""
         return (self.name, self.queue, self.team)
 
 
 Key = tuple[str, str | None, str | None]
 Values = Mapping[Key, str]
-"""The values of a version, by setting, dialer queue and team."""
+"""The values of one version of the settings, by setting, dialer queue and team."""
 
 
 class SettingsInForce(Settings):
-    """The settings of a process, with the operational ones as a version of the table has them.
+    """The settings of a process, with the operational settings of one stored version.
 
-    Two objects are equal only if they are the same one, which there is per process and version.
+    There is one object per process and version, so objects are compared by identity.
     """
 
     version: int | None
-    """None: no version is stored yet."""
+    """The number of the version; None: no version is stored yet."""
     queues: Mapping[str, Settings]
 
     @property
@@ -143,7 +142,10 @@ class SettingsInForce(Settings):
 def in_force(
     dialer: Dialer, given: Settings, version: int | None, values: Values
 ) -> SettingsInForce:
-    """Return the settings `given` with the operational ones of a version in place of their own."""
+    """Return the settings `given` with the operational settings of a version.
+
+    `values`: the version's values, which replace the operational settings in `given`.
+    """
     names = list(dialer.policies)
     everywhere = dict(given) | _fields(values, None, names)
     queues = {name: given.model_copy(update=_fields(values, name, names)) for name in names}
@@ -151,10 +153,10 @@ def in_force(
 
 
 def before_versions(dialer: Dialer, given: Settings) -> Settings:
-    """Return the settings in force while no version is stored.
+    """Return the settings that are in force while no version is stored.
 
-    They are those of the environment, with the values of dialer queues of their own. They are made
-    once for each dialer and environment.
+    They are the environment's, with the values that the dialer's file gives to single dialer
+    queues. The result is cached by dialer and environment.
     """
     return _before_versions(dialer, given)
 
@@ -182,7 +184,7 @@ OF_QUEUES = {
     "calling_holidays": "holidays",
     "queue_limit": "size_limit",
 }
-"""By operational setting: the field of a dialer queue that gives a first value."""
+"""By operational setting: the field of a queue in the dialer's file that gives its first value."""
 
 
 def first_values(dialer: Dialer, given: Settings) -> list[SettingValue]:
@@ -196,7 +198,7 @@ def first_values(dialer: Dialer, given: Settings) -> list[SettingValue]:
 
 
 def unknown_queues(dialer: Dialer, given: Settings) -> list[str]:
-    """Return a line for each dialer queue that the environment's priorities name in vain."""
+    """Return a line for each unknown dialer queue that the environment's priorities name."""
     if given.queue_priority is None:
         return []
     named = (queue for queues in priorities(given.queue_priority).values() for queue in queues)
@@ -209,7 +211,7 @@ def unknown_queues(dialer: Dialer, given: Settings) -> list[str]:
 
 
 def default_of(setting: OperationalSetting) -> str:
-    """Return, as text, the value of a setting that no version sets."""
+    """Return, as text, the value that a setting has if no version of the settings has one."""
     value = setting.default
     if value is None:
         return NONE
@@ -217,9 +219,9 @@ def default_of(setting: OperationalSetting) -> str:
 
 
 def misfit(change: SettingChange, queues: Collection[str]) -> str | None:
-    """Return why the change cannot be made, in one line that names what is accepted; or None.
+    """Return the reason why the change cannot be made, with the accepted values; None if it can.
 
-    `queues`: the dialer queues of the dialer.
+    The reason is one line. `queues`: the names of the dialer's queues.
     """
     setting = OPERATIONAL.get(change.name)
     if setting is None:
@@ -267,9 +269,9 @@ def _scope(setting: OperationalSetting) -> str:
 
 
 def _fields(values: Values, queue: str | None, queues: Collection[str]) -> dict[str, Any]:
-    """Return the operational fields of `Settings` for a dialer queue; None: for all of them.
+    """Return the values of the operational fields of `Settings` for one dialer queue.
 
-    `queues`: the dialer queues of the dialer.
+    `queue` None: the values that apply to all queues. `queues`: the names of the dialer's queues.
     """
     said: dict[str, Any] = {}
     for setting in OPERATIONAL.values():
@@ -283,7 +285,7 @@ def _fields(values: Values, queue: str | None, queues: Collection[str]) -> dict[
 def _text(
     setting: OperationalSetting, values: Values, queue: str | None, queues: Collection[str]
 ) -> str | None:
-    """Return the value of a setting as the environment would have it; None: the default."""
+    """Return the value of a setting as text of an environment variable; None: the default."""
 
     def own(of: str | None) -> str | None:
         said = values.get((setting.name, of, None), values.get((setting.name, None, None)))
@@ -308,7 +310,7 @@ def _parts(
     value: Any,  # noqa: ANN401
     rules: CallingRules,
 ) -> Iterable[SettingValue]:
-    """Yield the values of a setting that the environment sets, one for each subject."""
+    """Yield the values in an environment variable: one each for all, a dialer queue or a team."""
     name = setting.name
     match name:
         case "calls_per_day":
@@ -346,7 +348,7 @@ def _number(most: int) -> Callable[[str], int]:
 
 
 def _as_variable(name: str) -> Callable[[str], object]:
-    """Return a function that parses a setting's value as an environment variable holds it."""
+    """Return a function that parses a setting's value in the format of its environment variable."""
 
     def read(said: str) -> object:
         try:
@@ -446,12 +448,15 @@ OPERATIONAL: dict[str, OperationalSetting] = {
 
 
 def changes_rules(names: Collection[str]) -> bool:
-    """Return True if a change of these settings decides who may be called."""
+    """Return True if one of these settings decides who may be called."""
     return any(OPERATIONAL[name].is_rule for name in names)
 
 
 def check_rules(dialer: Dialer, settings: Settings) -> str | None:
-    """Return why the calling rules of `settings` cannot be used together, in one line; or None."""
+    """Return the reason why the calling rules of `settings` cannot be used together; or None.
+
+    The reason is one line.
+    """
     try:
         calling.policies_of(dialer, settings)
     except UsageError as error:

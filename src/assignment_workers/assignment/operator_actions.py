@@ -9,9 +9,9 @@ from sqlalchemy import Connection, func, insert, update
 from assignment_workers.schema.tables import OperatorAction
 
 ASKED = "asked: the job's page tells when it has run"
-"""The outcome of an action that only sent a message. A rebuild that was asked for is not done."""
+"""The outcome of an action that only sent a message, such as the request for a rebuild."""
 WHY_AT_MOST = 500
-"""Most characters of the reason that an operator gives for an action."""
+"""Maximum length of the reason that an operator gives for an action, in characters."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def begin(connection: Connection, action: RequestedAction) -> int:
 def end(connection: Connection, number: int, outcome: str) -> None:
     """Record the outcome of an action: `done`, `asked`, `refused: ...` or `unavailable: ...`.
 
-    `number`: that of the record which `begin` returned.
+    `number`: the record's number, which `begin` returned.
     """
     connection.execute(
         update(OperatorAction)

@@ -32,9 +32,9 @@ from assignment_workers.schema.tables import SuppressionListState
 _ENDS = 9
 """Number of last digits of a phone number that are searched for in texts."""
 _DIGITS_AT_LEAST = 7
-"""Digits that a phone number has at least to identify a person in texts.
+"""Minimum number of digits of a phone number that can identify a person in texts.
 
-A shorter number would be found in ids and times too.
+A shorter number would also be found in ids and times.
 """
 
 
@@ -55,22 +55,26 @@ class Person:
     """The CRM's id of the user."""
     assignments: frozenset[str]
     numbers: frozenset[str]
-    """The last digits of each of the user's phone numbers."""
+    """The last `_ENDS` digits of each of the user's phone numbers."""
     texts: frozenset[str] = frozenset()
     """The user's phone numbers as they are written in the CRM and in missed calls."""
     e164: frozenset[str] = frozenset()
-    """Every number that can be read in these texts, in E.164."""
+    """Every phone number in `texts`, in E.164."""
 
     @property
     def patterns(self) -> list[str]:
-        """Patterns of SQL for the digits of a text that has one of the numbers.
+        """Patterns for SQL's LIKE that match the digits of a text with one of the numbers.
 
-        A number of fewer digits than `_ENDS` may be a part of another, and is all of its text.
+        A number of fewer digits than `_ENDS` may be a part of another number, so it must equal the
+        text's digits.
         """
         return [f"%{each}%" if len(each) == _ENDS else each for each in self.numbers]
 
     def is_named(self, said: str) -> bool:
-        """Return True if a text, or JSON or base64 within it, identifies the person."""
+        """Return True if a text, or base64 in the text, names the person.
+
+        A text names the person by an assignment id, a user id in JSON, or a phone number.
+        """
         whole = "\n".join((said, *_decoded(said)))
         if any(each in whole for each in self.assignments):
             return True
@@ -81,7 +85,7 @@ class Person:
 
     @property
     def _written(self) -> str:
-        """The pattern of the CRM's id as it is written in JSON."""
+        """Regular expression for the CRM's id of the user as it is written in JSON."""
         if isinstance(self.own, int):
             return rf'"?{self.own}\b'
         return "|".join(
@@ -92,8 +96,8 @@ class Person:
 def find(connection: Connection, dialer: Dialer, user_id: int, reader: Reader) -> Person:
     """Return the user with this id, with the phone numbers of the CRM and of missed calls.
 
-    The numbers that were read from the CRM earlier count too: the CRM may have erased the person
-    first. `reader` reads every number of a text with several, and none of an extension.
+    The stored numbers that were read from the CRM earlier are included, because the CRM may have
+    erased the person already. `reader`: the rules for reading phone numbers.
     """
     assignments = connection.execute(
         text("SELECT id::text FROM assignment.assignments WHERE user_id = :user"), {"user": user_id}
@@ -133,7 +137,7 @@ def _own(dialer: Dialer, connection: Connection, user_id: int) -> UserId:
 
 
 def export(connection: Connection, dialer: Dialer, user_id: int, reader: Reader) -> Stored:
-    """Return all data stored about the user, including the texts that people typed. Reads only.
+    """Return all data stored about the user, including texts that people typed. Changes nothing.
 
     `reader`: the rules for reading phone numbers, by which the user's numbers are found.
     """
@@ -151,12 +155,13 @@ def export(connection: Connection, dialer: Dialer, user_id: int, reader: Reader)
 def forget(connection: Connection, dialer: Dialer, user_id: int, reader: Reader) -> dict[str, int]:
     """Erase the texts and phone numbers of the user; return the number of changed rows by table.
 
-    The caller makes sure before that no agent holds the user and that the user is suppressed, and
-    commits afterwards. That suppression and a row in the table `forgotten` remain, so that the user
-    is never called again. A phone number of the user that is suppressed, alone or in an imported
-    list, is replaced by a hash with the secret key of `reader`. Raises `UsageError`, with nothing
-    changed, if there is such a number and `reader` has no key. Cost: reads by the indexes on
-    `user_id`, and one pass each over dead letters, commands and phone numbers.
+    Before the call, the caller ensures that no agent holds the user and that the user is
+    suppressed; afterwards the caller commits. The suppression and a row in the table `forgotten`
+    remain, so that the user is never called again. A phone number of the user that is suppressed,
+    alone or in an imported list, is replaced by a hash with the secret key of `reader`. Raises
+    `UsageError`, with nothing changed, if there is such a number and `reader` has no key. Cost:
+    reads by the indexes on `user_id`, and one pass each over dead letters, commands and phone
+    numbers.
     """
     person = find(connection, dialer, user_id, reader)
     parameters = {"user": user_id, "mark": FORGOTTEN, "name": str(person.own)}
@@ -179,7 +184,10 @@ def forget(connection: Connection, dialer: Dialer, user_id: int, reader: Reader)
 
 
 def is_held(connection: Connection, user_id: int) -> int | None:
-    """Return the id of the agent who holds the user now, or None; lock the assignment's row."""
+    """Return the id of the agent who holds the user now, or None.
+
+    The row of the user's active assignment is locked until the transaction ends.
+    """
     agent: int | None = connection.execute(
         text(
             "SELECT agent_id FROM assignment.assignments"
@@ -240,10 +248,10 @@ def _scrub_letters(connection: Connection, person: Person) -> int:
 
 
 def _scrub_commands(connection: Connection, person: Person) -> int:
-    """Erase the reasons and subjects that name the person in commands; return their number.
+    """Erase the reasons and subjects that name the person in stored commands; return their number.
 
-    Such reasons exist because a refusal repeats the refused value, for example a phone number; the
-    subject of a suppression has its number.
+    A refusal's reason repeats the refused value, which may be a phone number. The subject of a
+    suppression's command has the phone number.
     """
     found = connection.execute(
         text(
@@ -274,10 +282,10 @@ def _left_by_adoption(connection: Connection, user_id: int) -> dict[str, list[Ro
 
 
 def _kept_by_adoption(connection: Connection) -> list[str]:
-    """Return those tables of the former dialer, put aside by its adoption, that have a `user_id`.
+    """Return the names of the tables of an adopted dialer that were renamed and have a `user_id`.
 
-    Tables that this database role may not read are included, so that they cause an error and are
-    not skipped.
+    They end in `_before_adoption`. Tables that this database role may not read are included, so
+    that they cause an error and are not skipped.
     """
     return list(
         connection.execute(
@@ -300,7 +308,7 @@ def _exists(connection: Connection, table: str) -> bool:
 
 
 def _scalars(connection: Connection, query: str, user_id: int) -> Collection[str | None]:
-    """Return the values of a query about the user; none if its table cannot be read."""
+    """Return the values of a query about the user; an empty list if its table cannot be read."""
     if not _exists(connection, query.split()[3]):
         return []
     try:
@@ -318,7 +326,7 @@ def _ends(numbers: Iterable[str]) -> Iterable[str]:
 
 
 def _decoded(said: str) -> Iterable[str]:
-    """Yield the base64 body of a message's envelope, decoded."""
+    """Yield the decoded body of a Celery message, if the text is a message with a base64 body."""
     try:
         body = json.loads(said)
         encoded = body.get("body") if isinstance(body, Mapping) else None

@@ -28,22 +28,25 @@ from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.tables import Forgotten, Phone, PhoneZone
 
 READ_IN_A_TURN = 100
-"""Number of users whose phone numbers one fenced transaction reads at most: about 10 ms."""
+"""Maximum number of users whose phone numbers one fenced transaction reads: about 10 ms."""
 AT_A_TIME = 1_000
-"""Users whose phone numbers a job reads in one batch: about 0.1 s before the writing begins."""
+"""Number of users whose phone numbers a job reads in one batch, which takes about 0.1 s."""
 BATCHES_AT_MOST = 200
 BEFORE_A_BUILD = 20
-"""Batches of changed phone numbers that a build reads first; claims read those that remain."""
+"""Maximum number of batches of changed phone numbers that a build reads before it begins.
+
+Claims read the phone numbers that remain.
+"""
 
 Said = Mapping[str, Any]
 """A user's values in the CRM: `id`, `phone_number`, `country` and `time_zone`."""
 
 
 def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[str, Any]:
-    """Read the phone number of each of these users; return the results as parameters of `STORE`.
+    """Read the phone number of each of these users; return parameters for storing the results.
 
-    `people`: the users' values in the CRM. `numbers`: the rules for reading phone numbers. `now`:
-    the time that is stored with the results.
+    The parameters are those of `STORE` and `STORE_ZONES`. `people`: the users' values in the CRM.
+    `numbers`: the rules for reading phone numbers. `now`: the time that is stored with the results.
     """
     stored = []
     zones: set[str] = set()
@@ -81,12 +84,12 @@ def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[
 def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Counts:
     """Read users' phone numbers that are new, have changed, or were read under other settings.
 
-    The result, the number in normal form, is stored for each user. Each batch is read first and
-    then written by a short transaction, so that a claim waits for it only milliseconds. After
-    `batches` batches, the next run continues. Users with the highest ids come first, because new
-    users are the next to be called. Returns the counts `read`, `unreadable` (of these)
-    and `forgotten` (deleted results of users who are not in the CRM any more). Cost if nothing has
-    changed: one pass over the users and the stored results.
+    For each user, the numbers are stored in E.164 form. Each batch is read first and then written
+    by a short transaction, so that a claim waits for it only milliseconds. After `batches` batches,
+    the next run continues. Users with the highest ids come first, because new users are the next to
+    be called. Returns the counts `read`, `unreadable` (among those read) and `forgotten` (deleted
+    results of users who are not in the CRM any more). Cost if nothing has changed: one pass over
+    the users and the stored results.
     """
     counts = {"read": 0, "unreadable": 0, "forgotten": 0}
     below = 2**63 - 1
@@ -110,15 +113,15 @@ def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Cou
 
 
 def store(connection: Connection, parameters: Mapping[str, Any]) -> None:
-    """Store the users' phone numbers in normal form, as `identified` returned them."""
+    """Store the users' phone numbers and time zones. `parameters`: the result of `identified`."""
     connection.execute(STORE, parameters)
     connection.execute(STORE_ZONES, parameters)
 
 
 def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, ...]], Said]:
-    """Return the query for what the CRM in our own database says about these users' numbers.
+    """Return a query for these users' numbers, countries and time zones, with its parameters.
 
-    The second value has the query's parameters.
+    The query reads a CRM in our own database.
     """
     of_users = _said(numbers).where(CrmUser.id == any_(bindparam("users", type_=ARRAY(BigInteger))))
     return of_users, {"users": list(users)}
@@ -127,8 +130,8 @@ def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, 
 def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
     """Return the query for the next users whose phone number has to be read again.
 
-    These are the users with ids below the SQL parameter `below` whose number is new, has changed,
-    or was read under other settings than `numbers`, highest ids first.
+    These are users with ids below the SQL parameter `below` whose number is new, has changed, or
+    was read under other settings than `numbers`, the highest ids first.
     """
     return (
         _said(numbers)
@@ -192,7 +195,7 @@ STORE = _stored.on_conflict_do_update(
 )
 STORE_ZONES = insert_rows(PhoneZone, PhoneZone.zone, parameter="zones").on_conflict_do_nothing()
 ZONES = select(PhoneZone.zone)
-"""Select the time zones that users are in; a few rows."""
+"""Select the time zones in which the users are; a few rows."""
 
 _OWNERS = select(Phone.user_id, Phone.numbers).where(
     Phone.numbers.op("&&")(bindparam("numbers", type_=ARRAY(Text)))

@@ -1,7 +1,7 @@
 """Changes of the operational settings: each is one version, made on the assignment queue.
 
-A change locks every lane and writes its id into the lanes' rows, so no transaction of any lane
-judges by two versions, and none that begins later by an earlier one.
+A change locks every lane and writes the version's id into the lanes' rows. So no transaction of any
+lane uses two versions, and no transaction that begins later uses an earlier version.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ OWN_WHY = "first values of dialer queues, from the dialer's file"
 def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | None:
     """Store the operational settings of the environment as the first version, if there is none.
 
-    Returns the stored version; None if there was one. From then on the environment's operational
-    variables are ignored.
+    Returns the stored version; None if a version existed. From then on the environment's
+    operational variables are ignored.
     """
     if transaction.settings_id is not None:
         return None
@@ -58,11 +58,11 @@ def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
 
 
 def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | None:
-    """Store what the environment and the dialer's file give as first values, at a term's begin.
+    """Store the first values of the environment and of the dialer's file, when a term begins.
 
-    They are those of `adopt`, or, later, the values of dialer queues for which no version ever had
-    one: that of a new dialer queue, or one that was added to the file. Returns the stored version;
-    None if there is nothing to store.
+    If no version exists, they are stored as the first version. Otherwise a new version adds the
+    file's values for which no version ever had one, such as those of a new dialer queue. Returns
+    the stored version; None if there is nothing to store.
     """
     if (first := adopt(transaction, given)) is not None:
         return first
@@ -84,7 +84,7 @@ def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
 
 
 def _new_values(transaction: FencedTransaction) -> list[SettingValue]:
-    """Return the values of the dialer's file for which no version ever had one."""
+    """Return the values in the dialer's file for whose setting and queue no version had a value."""
     own = values_of_queues(transaction.dialer)
     if not own:
         return []
@@ -108,10 +108,11 @@ def change(
 
     `by`: the operator; `why`: the reason; `given`: the settings of the environment, which become
     the first version if there is none. Refused, with nothing changed: an unknown setting, a value
-    that is not accepted, a value for a dialer queue or a team where there is none. Changes that
-    change nothing make no version. If a changed setting decides who may be called, users who wait
-    because of a rule are judged anew, up to `entries.PROMOTED_AT_MOST` in each dialer queue: what
-    is left over is in the next build. The count `version` of the answer is the version in force.
+    that is not accepted, and a value for a dialer queue or a team if the setting has none. Changes
+    to the present values make no version. If a changed setting decides who may be called, users who
+    wait because of a rule are made claimable, up to `entries.PROMOTED_AT_MOST` in each dialer
+    queue, and judged by the next claim; the next build includes the rest. The count `version` of
+    the answer is the version in force.
     """
     wrong = [said for each in changes if (said := misfit(each, transaction.dialer.policies))]
     named = [each.key for each in changes]

@@ -1,8 +1,8 @@
 """The versions of the operational settings, as every process reads them.
 
 A change writes the id of its version into the rows of all lanes (`settings_changes`). A fenced
-transaction reads its lane's row with the proof of the term, so it judges by the version in force
-without a further round trip. Any other transaction reads the latest version.
+transaction reads its lane's row when it proves the term, so it uses the version in force without a
+further round trip. Any other transaction reads the latest version.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class StoredVersion(BaseModel):
     values: list[SettingValue]
 
     def in_force(self, dialer: Dialer, given: Settings) -> SettingsInForce:
-        """Return the settings `given` with the operational ones of this version."""
+        """Return the settings `given`, with the operational settings of this version."""
         return in_force(dialer, given, self.version, self._by_key())
 
     def _by_key(self) -> Values:
@@ -71,8 +71,8 @@ class StoredVersion(BaseModel):
 def current(connection: Connection, dialer: Dialer, given: Settings) -> Settings:
     """Return the settings in force, as the snapshot of the caller's transaction has them.
 
-    `given`: the settings of the environment, of which those that are not operational count. Cost:
-    one read of the last row of the table.
+    `given`: the settings of the environment, which supply all settings that are not operational.
+    Cost: one read of the last row of the table.
     """
     found = connection.execute(_LATEST_ID).scalar_one_or_none()
     if found is None:
@@ -81,15 +81,15 @@ def current(connection: Connection, dialer: Dialer, given: Settings) -> Settings
 
 
 def version_of(settings: Settings) -> int | None:
-    """Return the version of these settings; None if they are those of the environment."""
+    """Return the number of these settings' version; None if they are those of the environment."""
     return settings.version if isinstance(settings, SettingsInForce) else None
 
 
 def of_transaction(transaction: FencedTransaction, given: Settings) -> Settings:
     """Return the settings in force in a fenced transaction.
 
-    `given`: the settings of the environment. Cost: nothing, but one read of the version's row in
-    the first transaction of the process after a change.
+    `given`: the settings of the environment. Cost: nothing, except for one read of the version's
+    row in the first transaction of the process after a change.
     """
     if transaction.settings_id is None:
         return before_versions(transaction.dialer, given)
@@ -97,7 +97,7 @@ def of_transaction(transaction: FencedTransaction, given: Settings) -> Settings:
 
 
 _KNOWN: dict[UUID, tuple[Dialer, Settings, SettingsInForce]] = {}
-"""The latest versions that this process has read, each with the dialer and the environment."""
+"""By version id: cached settings, each with the dialer and the environment they were made for."""
 
 
 def _known(connection: Connection, id_: UUID, dialer: Dialer, given: Settings) -> SettingsInForce:
@@ -113,13 +113,13 @@ def _known(connection: Connection, id_: UUID, dialer: Dialer, given: Settings) -
 
 
 def latest(connection: Connection) -> StoredVersion | None:
-    """Return the version in force; None before the first sequencer has led."""
+    """Return the version in force; None if no sequencer has led yet, so that none is stored."""
     row = connection.execute(_HISTORY.limit(1)).one_or_none()
     return None if row is None else _version(row)
 
 
 def history(connection: Connection, *, most: int) -> list[StoredVersion]:
-    """Return the newest versions, the newest first, at most `most`."""
+    """Return at most `most` versions, the newest first."""
     return [_version(row) for row in connection.execute(_HISTORY.limit(most))]
 
 
@@ -129,7 +129,7 @@ def every(connection: Connection) -> list[StoredVersion]:
 
 
 def since(connection: Connection, at: datetime) -> list[StoredVersion]:
-    """Return the version that was in force at `at`, if there was one, and all later ones."""
+    """Return the version in force at the time `at`, if any, and all later ones, oldest first."""
     found = every(connection)
     later = [each for each in found if each.at >= at]
     return [*reversed(found[: len(later) + 1])]
@@ -178,7 +178,7 @@ class InForce(BaseModel):
 def shown(
     connection: Connection, dialer: Dialer, given: Settings, name: str | None = None
 ) -> InForce:
-    """Return the operational settings in force, or only the one of this name."""
+    """Return the operational settings in force. `name`: only the setting of this name."""
     found = latest(connection)
     values = first_values(dialer, given) if found is None else found.values
     by_name: dict[str, list[ValueInForce]] = {each: [] for each in OPERATIONAL}
@@ -210,9 +210,10 @@ def shown(
 
 
 def ignored(connection: Connection, dialer: Dialer, given: Settings) -> list[str]:
-    """Return a line for each variable, and each value of the dialer's file, that is ignored.
+    """Return a line for each environment variable and value of the dialer's file without effect.
 
-    It is ignored if it is one of an operational setting and the version in force has another value.
+    A variable of an operational setting has no effect if the version in force has another value; so
+    does a value of the dialer's file.
     """
     before = latest(connection)
     if before is None:
@@ -243,7 +244,7 @@ def ignored(connection: Connection, dialer: Dialer, given: Settings) -> list[str
 
 
 def unknown_values(connection: Connection, dialer: Dialer) -> list[str]:
-    """Return a line for each value in force of a dialer queue that the dialer does not have."""
+    """Return a line for each value in force whose dialer queue the dialer does not have."""
     found = latest(connection)
     if found is None:
         return []
@@ -256,7 +257,7 @@ def unknown_values(connection: Connection, dialer: Dialer) -> list[str]:
 
 
 def tell_ignored(connection: Connection, dialer: Dialer, given: Settings) -> None:
-    """Log each variable of the environment that is ignored, at the start of a process."""
+    """Log a warning for each variable and value without effect, at the start of a process."""
     for line in ignored(connection, dialer, given):
         log.warning("variable_ignored", why=line)
 

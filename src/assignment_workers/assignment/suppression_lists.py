@@ -1,7 +1,7 @@
 """Named lists of numbers that are not to be called: registers, and files of a client.
 
-A list of any length is loaded into a table of its own that nothing reads yet. One short command on
-the assignment queue then puts the list in force.
+A list of any length is loaded into a new table that nothing reads yet. One short command on the
+assignment queue then puts the list in force.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ from assignment_workers.schema.tables import (
 )
 
 CHUNK = 20_000
-"""Number of lines of a file that one processor reads at a time."""
+"""Number of lines of a file that one process reads at a time."""
 SHOWN = 10
-"""Number of unreadable lines of a file that the result of loading it names."""
+"""Maximum number of unreadable lines of a file that the result of loading it names."""
 _NUMBER_COLUMNS = (
     *("number", "phone", "phone_number", "phonenumber", "telephone", "telephone_number", "tel"),
     *("msisdn", "mobile", "cli", "e164"),
@@ -83,7 +83,11 @@ _STAGED, _STANDING, _RETIRED = (sql_text(each) for each in SuppressionListState)
 
 @dataclass(frozen=True)
 class Named:
-    """The name of a list of suppressed phone numbers to import, and the list's terms."""
+    """The name of a list of suppressed phone numbers to import, and the list's terms.
+
+    `replaces`: True if the list replaces those of the same name. `queue`: the only dialer queue to
+    which it applies; None: all.
+    """
 
     name: str
     replaces: bool
@@ -98,8 +102,9 @@ class Named:
 class Staged:
     """The result of loading a file of suppressed phone numbers.
 
-    `lines` and `unreadable` count lines of the file. `waiting_queues` counts the users of `waiting`
-    by dialer queue. `list_id` is the number of the stored list; None: nothing was stored.
+    `lines` and `unreadable` count lines of the file. `waiting_queues`: by dialer queue, the number
+    of the users counted in `waiting`. `list_id`: the number of the stored list; None: nothing was
+    stored.
     """
 
     lines: int = 0
@@ -107,18 +112,20 @@ class Staged:
     """Number of different phone numbers in the file."""
     unreadable: int = 0
     shown: list[str] = field(default_factory=list)
-    """The first lines of the file that are not a phone number."""
+    """The first `SHOWN` lines of the file that are not a phone number."""
     forgotten: int = 0
-    """Number of phone numbers that were left out, because they are of forgotten people and stay
-    suppressed by their hashes."""
+    """Number of phone numbers that were left out, because they are those of erased persons.
+
+    A stored hash suppresses each of these numbers already.
+    """
     users: int = 0
     """Number of users who have one of the file's phone numbers now."""
     queues: dict[str, int] = field(default_factory=dict)
     """By dialer queue: number of users with one of these numbers in the published generation."""
     waiting: int = 0
-    """Number of users who are held back for an operator to decide.
+    """Number of users who are not offered until an operator decides.
 
-    Their own phone number is unclear and ends like one in the file.
+    Their phone number is unclear and has the same last digits as a number in the file.
     """
     waiting_queues: dict[str, int] = field(default_factory=dict)
     list_id: int | None = None
@@ -130,7 +137,8 @@ ReadChunk = Callable[[Sequence[Line]], Read]
 def lines_of(stream: Iterable[str], column: str | None = None) -> Iterator[Line]:
     """Yield the lines of a file of phone numbers: one number a line, or CSV.
 
-    In CSV the number is in `column`, else in the first column with a usual name, else in the first
+    Each line has its position, the text of the number, and an expiry, if any. In CSV the number is
+    in `column`; None: in the first column with a usual name such as `phone`, otherwise in the first
     column. Empty lines and lines that begin with # are ignored. Raises `UsageError` for a column
     that does not exist and for an expiry that is not a date.
     """
@@ -169,12 +177,12 @@ def stage(
     """Load the lines of a file into a new list of suppressed phone numbers that is not in force.
 
     The command `flip` puts the list in force. `named`: the list's name and terms. `reader`: the
-    rules for reading phone numbers. `queues`: those of the dialer. The whole file is loaded in one
-    transaction, which neither waits for another nor blocks one. The number of a forgotten person is
-    left out, because its hash suppresses it. A line that is not a phone number is counted and
-    named; with `skip_unreadable` it is left out, otherwise nothing is stored, as in a dry run.
-    Raises `UsageError` for an unknown dialer queue. Cost: about 40 µs of processor time a line,
-    spread over all processors, and a COPY.
+    rules for reading phone numbers. `queues`: the names of the dialer's queues. The whole file is
+    loaded in one transaction, which neither waits for another nor blocks one. The number of an
+    erased person is left out, because its hash suppresses it. A line that is not a phone number is
+    counted and named; with `skip_unreadable` it is left out, otherwise nothing is stored, as in a
+    dry run. Raises `UsageError` for an unknown dialer queue. Cost: about 40 µs of processor time a
+    line, spread over all processors, and a COPY.
     """
     if named.queue is not None and named.queue not in queues:
         raise UsageError(f"no dialer queue {named.queue!r}; there are {', '.join(queues)}")
@@ -237,7 +245,7 @@ def _chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
 def _reading(chunks: Iterator[list[Line]], work: ReadChunk) -> Iterator[Iterator[Read]]:
     """Provide the results of applying `work` to each chunk of lines, in order.
 
-    A single chunk is read in this process, several ones on all processors.
+    A single chunk is processed in this process, several chunks in a pool of processes.
     """
     first = next(chunks, [])
     second = next(chunks, [])
@@ -256,7 +264,7 @@ def _ahead(
 ) -> Iterator[Read]:
     """Yield the result of `work` for each chunk of lines, in order, computed by the process pool.
 
-    Only a few chunks are handed to the pool at a time, so memory never holds the whole file.
+    At most eight chunks are in the pool at a time, so the whole file is never in memory.
     """
     under_way = [pool.submit(work, each) for each in itertools.islice(chunks, 8)]
     while under_way:
@@ -265,11 +273,11 @@ def _ahead(
 
 
 def _affected(connection: Connection) -> tuple[int, dict[str, int], int, dict[str, int]]:
-    """Count the users whom the loaded numbers affect, in all and by dialer queue.
+    """Count the users whom the loaded phone numbers affect, in all and by dialer queue.
 
     The numbers are in the temporary table `incoming`. The first two values count users who have one
-    of them; the last two count users whose own number is unclear and ends like one of them, who
-    wait for an operator.
+    of the numbers. The last two count users whose own number is unclear and has the same last
+    digits; they are not offered until an operator decides.
     """
     connection.execute(_MATCHED_BY_INCOMING)
     connection.execute(_WAITING_BY_INCOMING, {"reach": REACH})
@@ -329,7 +337,7 @@ def _store(connection: Connection, named: Named, done: Staged) -> int:
 def flip(transaction: FencedTransaction, list_id: int, *, by: str, why: str) -> Done | Refused:
     """Put a loaded list of suppressed phone numbers in force from this commit on.
 
-    If it was loaded to replace lists of the same name, these are retired. `by`: the operator;
+    If the list was loaded to replace lists of the same name, these are retired. `by`: the operator;
     `why`: the reason. Repeating the command changes nothing. Refused: an unknown list, and one that
     was retired.
     """
@@ -351,7 +359,7 @@ def flip(transaction: FencedTransaction, list_id: int, *, by: str, why: str) -> 
 
 
 def drop(transaction: FencedTransaction, name: str, *, by: str, why: str) -> Done | Refused:
-    """Retire the list of suppressed phone numbers with this name: it is not in force any more.
+    """Retire the lists of suppressed phone numbers with this name: they are not in force any more.
 
     `by`: the operator; `why`: the reason. Refused: no list of this name is in force.
     """
@@ -430,21 +438,22 @@ class Matched(BaseModel):
     zones: list[str]
     extension: str | None
     suppressed: bool
-    """True if one of `entries` or `lists` applies, in at least one dialer queue."""
+    """True if a suppression in `entries` or `lists` applies, in at least one dialer queue."""
     entries: list[dict[str, Any]]
     lists: list[dict[str, Any]]
     users: int
     queues: dict[str, int]
     waiting: int
-    """Number of users who wait for an operator, or would if this number was suppressed.
+    """Number of users who are not offered until an operator decides, or would not be.
 
-    Their phone number and this one end alike, and one of the two is unclear.
+    Their phone number and this one have the same last digits, and one of the two is unclear. The
+    second case applies if this number is not suppressed.
     """
     waiting_queues: dict[str, int]
 
 
 def check(connection: Connection, phone: str, reader: Reader) -> Matched:
-    """Return the normal form of a phone number, its suppressions in force, and its users.
+    """Return a phone number's E.164 form, its suppressions in force, and its users.
 
     `reader`: the rules for reading phone numbers. Cost: index probes, and one pass over all users.
     """
@@ -484,8 +493,8 @@ def whom(
 ) -> tuple[int, dict[str, int]]:
     """Count the users to whom a suppression applies, in all and by dialer queue.
 
-    `numbers`: the suppressed phone numbers in normal form. If there are none, users are counted
-    whose text in the CRM equals `as_text`, which needs a pass over all users. Counts up to
+    `numbers`: the suppressed phone numbers in E.164. If there are none, users are counted whose
+    text in the CRM equals `as_text`, which needs a pass over all users. Counts up to
     `WHOM_AT_MOST`.
     """
     parameters = {"numbers": list(numbers), "plain": as_text}
@@ -494,11 +503,12 @@ def whom(
 
 
 def who_waits(connection: Connection, phone: str, reader: Reader) -> tuple[int, dict[str, int]]:
-    """Count the users who wait for an operator if this phone number is suppressed.
+    """Count the users who wait for an operator's decision if this phone number is suppressed.
 
     Returns their number in all and by dialer queue. By the rule `number_unclear`, these users have
-    a number that ends like this one, and one of the two is unclear. Users who have the number
-    itself are not counted. Counts up to `WHOM_AT_MOST`. Cost: a pass over the users' numbers.
+    a number with the same last digits, and one of the two numbers is unclear. Users who have the
+    number itself are not counted. Counts up to `WHOM_AT_MOST`. Cost: a pass over the users'
+    numbers.
     """
     target = target_of(phone, reader, raw=True)
     if isinstance(target, str) or target.tail is None:
@@ -523,10 +533,10 @@ def standing_lists(connection: Connection) -> list[dict[str, Any]]:
 
 
 def exported(connection: Connection, dialer: Dialer) -> Iterator[tuple[object, ...]]:
-    """Yield a row for every do-not-contact suppression in force.
+    """Yield a row for every do-not-contact suppression in force; `EXPORTED` names the columns.
 
-    Those that were made one by one come first, then the phone numbers of imported lists. The rows
-    are streamed. Numbers of erased persons, of which only a hash is stored, are left out.
+    Suppressions of single users and numbers come first, then the phone numbers of imported lists.
+    The rows are streamed. Numbers of erased persons, of which only a hash is stored, are left out.
     """
     streamed = connection.execution_options(stream_results=True, yield_per=10_000)
     for rows in streamed.execute(_EXPORT).partitions():

@@ -1,7 +1,7 @@
 """Suppressions: users and phone numbers that are not to be offered, whatever the CRM says.
 
-Each is a row with its author and its reason; lifting it is recorded too. A suppression does not end
-an active assignment.
+Each suppression is a row with its author and its reason; the end of a suppression is recorded too.
+A suppression does not end an active assignment.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from assignment_workers.schema.tables import Event, Forgotten, Suppression, Supp
 FORGOTTEN = "(forgotten)"
 """The text that replaces the reason of a suppression when the person is erased."""
 COUNTED = timedelta(days=1)
-"""Period in which suspicious failures of a user's eligibility count towards quarantine."""
+"""Period in which removals of a user for suspicious rules count towards quarantine."""
 LISTED_AT_MOST = 1_000
 COUNTED_AT_MOST = 10_000
 
@@ -76,7 +76,7 @@ _counts = and_(
     or_(Suppression.expires_at.is_(None), Suppression.expires_at > func.now()),
 )
 _is_keyed = func.coalesce(Suppression.number.startswith(KEYED), false())
-"""SQL condition: the suppressed number is that of an erased person, stored only as a keyed hash."""
+"""SQL condition: the number is that of an erased person, stored only as a keyed hash."""
 _columns = {name: getattr(Suppression, name) for name in StandingSuppression.model_fields}
 _shown = select(
     *((_columns | {"number": case((~_is_keyed, Suppression.number)).label("number")}).values())
@@ -93,7 +93,7 @@ def suppressions(
     """Return the suppressions of this kind in force, the newest first, at most `limit`.
 
     `by_text`: True for only those of a text that is not a phone number, which an operator should
-    correct. Cost: a read from the newest suppression on, which passes over lifted ones.
+    correct. Cost: a read in the order of ids from the newest on, including lifted suppressions.
     """
     wanted = _shown.where(Suppression.kind == kind, _counts)
     if by_text:
@@ -105,7 +105,7 @@ def suppressions(
 def suppressions_of(connection: Connection, user: int) -> list[StandingSuppression]:
     """Return the suppressions of this user that were not lifted, including expired ones.
 
-    Suppressions of the user's phone number are not among them.
+    Suppressions of the user's phone number are not included.
     """
     rows = connection.execute(
         _shown.where(Suppression.user_id == user, Suppression.lifted_at.is_(None))
@@ -135,12 +135,12 @@ def do_not_contact(
 ) -> Done | Refused:
     """Suppress the user, or every user with this phone number, from this commit on.
 
-    `by`: the operator. `entry`: further terms, such as the dialer queue and the expiry. `reader`
-    reads the phone number, so that the form in which it is written does not matter. Repeating the
-    command changes nothing. Refused: neither a user nor a phone number, or both; an unknown dialer
-    queue; an expiry that has passed; and a text that is not one phone number, unless `entry` is
-    `raw`. A raw text is compared with users' texts in the CRM, and users whose number ends alike
-    wait for an operator.
+    `by`: the operator. `entry`: further terms, such as the dialer queue and the expiry. `reader`:
+    the rules for reading the phone number, which may be written in any form. Repeating the command
+    changes nothing. Refused: neither a user nor a phone number, or both; an unknown dialer queue;
+    an expiry that has passed; and a text that is not one phone number, unless `entry.raw` is set. A
+    raw text is compared with users' texts in the CRM, and users whose number has the same last
+    digits are not offered until an operator decides.
     """
     entry = entry or SuppressionTerms()
     target = _target(user, phone, reader, raw=entry.raw)
@@ -200,10 +200,10 @@ def lift(
     """Lift a suppression of this kind, of the user or the phone number.
 
     The next build includes its users again. `queue`: the one dialer queue of the suppression; None:
-    one for every queue. `by`: the operator; `why`: the reason. Refused: no such suppression;
-    neither a user nor a phone number, or both; a user who was forgotten; the kind `closed` without
-    its dialer queue; and the kind `quarantine` with one. A text that is no phone number lifts the
-    suppression of that text.
+    a suppression for every queue. `by`: the operator; `why`: the reason. Refused: no such
+    suppression; neither a user nor a phone number, or both; a user who was erased; the kind
+    `closed` without its dialer queue; and the kind `quarantine` with one. A text that is not a
+    phone number lifts the suppression of that text.
     """
     target = _target(user, phone, reader, raw=True)
     if isinstance(target, Refused):
@@ -248,10 +248,11 @@ def subject(
     phone: str | None = None,
     queue: str | None = None,
 ) -> str:
-    """Return a name for what a command to suppress or to lift sets, to order such commands.
+    """Return a text that names what a command to suppress or to lift sets.
 
-    Commands with the same kind, dialer queue, and user or phone number get the same name, in
-    whatever form the number is written.
+    Commands with the same kind, dialer queue, and user or phone number get the same text, in
+    whatever form the number is written. A command is refused if a later one with the same text was
+    carried out.
     """
     whom = f"user {user}" if phone is None else f"phone number {_key(phone, reader)}"
     place = "" if queue is None else f" in {queue}"
@@ -264,9 +265,9 @@ def _key(phone: str, reader: Reader) -> str:
 
 
 def closing(transaction: FencedTransaction, hold: Held, why: str) -> dict[str, Any]:
-    """Return the values of the suppression that closes the assignment's dialer queue for its user.
+    """Return the row of the suppression that closes the assignment's dialer queue for its user.
 
-    The statement `CLOSE` stores it. `why`: the agent's reason.
+    The statement `CLOSE` stores the row. `why`: the agent's reason.
     """
     return {
         "kind": SuppressionKind.CLOSED,
@@ -293,7 +294,7 @@ CLOSE = insert_rows(
 def check_key(connection: Connection, reader: Reader) -> None:
     """Raise `UsageError` if suppressed numbers of erased persons were hashed with another key.
 
-    The key must be that of `reader`, because otherwise the hashes match nobody, and these people
+    `reader` has the present key. With another key the hashes match no number, and these persons
     would be called again.
     """
     prefix = reader.keyed_prefix
@@ -309,12 +310,12 @@ def check_key(connection: Connection, reader: Reader) -> None:
 
 
 def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after: int) -> None:
-    """Quarantine users who were suspiciously often found ineligible by a claim.
+    """Quarantine users whom claims removed as ineligible suspiciously often.
 
-    `failed`: users whom this transaction removed for one of the `suspicious` rules, which a build
-    had found to hold. Users to whom that has happened `after` times within the period `COUNTED` are
-    quarantined; times before an operator lifted a quarantine do not count. Cost: a read of the
-    events of these users.
+    `failed`: users whom this transaction removed for one of the `suspicious` rules, which the build
+    had found to be met. Users removed so `after` times within the period `COUNTED` are quarantined;
+    removals before an operator lifted a quarantine do not count. Cost: a read of the events of
+    these users.
     """
     if not failed:
         return
@@ -332,10 +333,10 @@ def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after
 
 @dataclass(frozen=True)
 class SuppressionTerms:
-    """The terms of an entry of the do-not-contact list, besides its user or phone number."""
+    """The terms of a do-not-contact suppression, besides its user or phone number."""
 
     queue: str | None = None
-    """The one dialer queue to which the suppression applies; None: every queue."""
+    """The only dialer queue to which the suppression applies; None: every queue."""
     expires_at: datetime | None = None
     source: str | None = None
     raw: bool = False
@@ -344,9 +345,10 @@ class SuppressionTerms:
 
 @dataclass(frozen=True)
 class Target:
-    """The phone number, or the text, to which a suppression applies.
+    """The phone number, or the text, to which a suppression applies; empty if it is of a user.
 
-    Empty for a suppression of a user.
+    `number`: in E.164. `plain`: the normalized text. `tail`: the last digits. `unsure`: True if the
+    number is unclear.
     """
 
     number: str | None = None
@@ -356,14 +358,15 @@ class Target:
 
     @property
     def by_text(self) -> bool:
-        """True if the suppression applies to users with the same text in the CRM, not by number."""
+        """True if the suppression applies to users with the same text in the CRM."""
         return self.number is None
 
 
 def target_of(phone: str, reader: Reader, *, raw: bool = False) -> Target | str:
-    """Return what a suppression of this phone number applies to, or the reason for refusing it.
+    """Return the number or text that a suppression applies to, or the reason for a refusal.
 
-    `reader` reads the number. `raw`: True if a text that is not a phone number is allowed.
+    `reader`: the rules for reading the number. `raw`: True if a text that is not a phone number is
+    allowed.
     """
     read = reader.read(phone)
     if len(read.e164) == 1 and set(read.unread) <= {reach(read.e164[0])}:
@@ -426,7 +429,7 @@ _EXPIRE = (
         lifted_why="expired",
     )
 )
-"""Lift suppressions of this user or number that have expired, so that a new one can be stored."""
+"""Lift expired suppressions of this user or number, so that a new one can be stored."""
 _LIFT = (
     update(Suppression)
     .where(*_standing)

@@ -1,7 +1,7 @@
 """Messages that may have ended the process that handled them, counted before they are tried again.
 
-A row exists while such a message is tried, and is deleted when the try ends. A row that exists at
-the next try was left by a process that ended during the try. Ordinary messages have no row.
+A row exists while such a message is tried, and is deleted when the try ends. If a row exists at the
+next try, a process ended during the previous try. Other messages have no row.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from assignment_workers.schema.tables import SuspectMessage
 class Suspicion:
     """The record of a message during whose handling worker processes ended.
 
-    `digest` identifies the message. `ends`: the number of processes, the last one included.
+    `digest` identifies the message. `ends`: the number of processes that ended, including the last
+    one.
     """
 
     digest: str
     ends: int
     parts: tuple[int, ...] = ()
-    """If the message is a batch: the positions in it of the parts during which a process ended."""
+    """For a batch: the positions of the parts during whose handling a process ended."""
     buried: int = 0
-    """The first so many of `parts` are stored as dead letters."""
+    """Number of elements of `parts`, from the first on, that are stored as dead letters."""
 
     @property
     def of_the_whole(self) -> int:
@@ -70,17 +71,18 @@ def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> S
 
 
 def try_part(engine: Engine, digest: str, part: int | None) -> None:
-    """Store which part of a batch is handled from now on, so that a process's end tells the part.
+    """Store which part of a batch is handled from now on.
 
-    `digest` identifies the message. `part`: the position in the batch; None: no single part.
+    If the process ends, the record then shows during which part. `digest` identifies the message.
+    `part`: the position in the batch; None: no single part.
     """
     _change(engine, digest, part=part)
 
 
 def mark_buried(engine: Engine, digest: str, buried: int) -> None:
-    """Store how many of a batch's parts that ended a process were stored as dead letters.
+    """Store the number of a batch's parts that are stored as dead letters.
 
-    `digest` identifies the message, `buried` is that number.
+    They are parts during which a process ended. `digest` identifies the message.
     """
     _change(engine, digest, buried=buried)
 

@@ -30,25 +30,28 @@ class EventKind(StrEnum):
     COMPLETED = "completed"
     """The agent ended the call with an outcome; `actions` lists tasks for other systems."""
     SKIPPED = "skipped"
-    """The agent skipped the user, who rests and is then offered to others."""
+    """The agent skipped the user, who is offered to other agents only after a while."""
     DEFERRED = "deferred"
-    """The agent deferred the user until a time, for every agent."""
+    """The agent deferred the user: no agent is offered the user before a certain time."""
     CLOSED = "closed"
     """The agent closed this dialer queue for the user, until an operator lifts the suppression."""
     RELEASED = "released"
     """The assignment was ended without a call; the user is claimable again."""
     ACCEPTED = "accepted"
-    """The agent accepted the offer; the lease of the work starts."""
+    """The agent accepted the offer; the lease of the accepted assignment starts."""
     RENEWED = "renewed"
     """The agent renewed the lease."""
     EXPIRED = "expired"
-    """Accepted work ended because its lease expired without a sign of life."""
+    """An accepted assignment ended because its lease expired without a sign of life."""
     OFFER_LAPSED = "offer_lapsed"
-    """An offer ended because nobody accepted it in time."""
+    """An offer ended because its agent did not accept it in time."""
     AGENT_STATE = "agent_state"
-    """An agent's state was stated or set; a change that follows from a move is in its event."""
+    """An agent's state was set by the agent, an operator or a job.
+
+    If a command about an assignment changes the state, only the command's event records the change.
+    """
     TAKEN_OUT = "taken_out"
-    """A user left the published generation; the event names the broken rule."""
+    """A user was removed from the published generation; the event names the broken rule."""
     PUT_OFF = "put_off"
     """A user waits, at the same position, until a time; the event names the rule."""
     SUPPRESSED = "suppressed"
@@ -94,7 +97,7 @@ class EventKind(StrEnum):
     SETTINGS_CHANGED = "settings_changed"
     """Operational settings were changed, or their first values were stored."""
     WAIT_ENDED = "wait_ended"
-    """A user who waited because of a rule is judged anew, because the settings have changed."""
+    """A user who waited because of a rule is claimable again, because the settings have changed."""
     TERM_BEGUN = "term_begun"
     """A sequencer began to lead the lane, with a new term."""
     CLOCK_STEPPED = "clock_stepped"
@@ -112,32 +115,33 @@ class OtherLanes(Exception):
 
 
 class ClaimBudgetExceeded(Exception):
-    """Raised when a claim has judged as many users as one transaction should, and must commit."""
+    """Raised when a claim has judged as many users as one transaction may; it must then commit."""
 
 
 @dataclass(frozen=True)
 class FencedTransaction:
-    """One transaction that holds its lane's row lock: nothing else of the lane runs.
+    """One transaction of the sequencer, which holds the row lock of its lane.
 
-    `now` is the database's clock, read after the lock was obtained, so the transactions of a lane
-    never overlap in time.
+    No other fenced transaction of the lane runs meanwhile. `now` is the database's clock, read
+    after the lock was obtained, so the transactions of a lane never overlap in time. `term`: the
+    number of the sequencer's term, which was proved to be the present one.
     """
 
     connection: Connection
     now: datetime
     term: int
     dialer: Dialer
-    """The dialer of this process, whose policies carry no calling rules."""
+    """The dialer of this process. Its policies have no calling rules of the settings."""
     randomness: Random = field(default_factory=Random)
     races: list[dict[str, Any]] = field(default_factory=list)
-    """The events of races recorded in this transaction; they are logged after its commit."""
+    """The events of races recorded in this transaction; they are logged after the commit."""
     lanes: Lanes = ONE_LANE
     locked: frozenset[str] = frozenset({DEFAULT_LANE})
     """The lanes whose rows this transaction has locked."""
     first: Sequence[Rows] = ()
-    """The results of the statements that were sent together with the check of the term."""
+    """The rows of the statements that were sent together with the check of the term."""
     settings_id: UUID | None = None
-    """The id of the version of the operational settings that is in force; None: the environment."""
+    """The id of the version of the operational settings in force; None: no version is stored."""
     last: list[Statement] | None = None
     """Deferred writes, which are sent in one round trip with the commit.
 
@@ -150,7 +154,7 @@ class FencedTransaction:
 
     @property
     def queues_of_other_lanes(self) -> list[str]:
-        """The dialer queues whose lanes this transaction has not locked and so must not change."""
+        """The dialer queues of lanes that this transaction has not locked and must not change."""
         return (
             []
             if self.lanes.is_one
@@ -158,18 +162,18 @@ class FencedTransaction:
         )
 
     def require_lanes(self, *queues: str) -> None:
-        """Continue only if the lanes of these dialer queues are locked.
+        """Ensure that this transaction has locked the lanes of these dialer queues.
 
         Call this before the first write to published entries, assignments or a pause of these
-        dialer queues. Raises `OtherLanes` otherwise; the transaction runner then restarts the
-        transaction and also locks those lanes' rows, in the order of their names. With one lane the
-        cost is a comparison.
+        dialer queues. Raises `OtherLanes` if a lane is not locked; the transaction runner then
+        restarts the transaction and also locks those lanes' rows, in the order of their names. With
+        one lane the cost is a comparison.
         """
         if not self.lanes.is_one:
             self._require(map(self.lanes.of, queues))
 
     def require_all_lanes(self) -> None:
-        """Continue only if every lane is locked. Raises `OtherLanes` otherwise."""
+        """Ensure that this transaction has locked every lane. Raises `OtherLanes` if it has not."""
         if not self.lanes.is_one:
             self._require(self.lanes.names)
 
@@ -183,13 +187,14 @@ class FencedTransaction:
         return CrmReader(self.connection, run=self.run)
 
     def run(self, *asks: Statement) -> list[Rows]:
-        """Execute the statements `asks` in one round trip; return the rows of each."""
+        """Execute the statements `asks` in one round trip; return the rows of each statement."""
         return run_statements(self.connection, *asks)
 
     def defer_write(self, statement: ClauseElement, parameters: Mapping[str, Any]) -> None:
-        """Execute a write after the operation, in one round trip with the commit: both or neither.
+        """Execute a write after the operation, in one round trip with the commit.
 
-        Only for rows that nothing in the rest of the transaction reads or depends on.
+        Use this only for rows that nothing in the rest of the transaction reads or depends on. If
+        writes are not deferred (`last` is None), the write is executed at once.
         """
         asked = Statement(statement, parameters)
         if self.last is None:
@@ -202,28 +207,31 @@ class FencedTransaction:
         return new_id(self.now, self.randomness)
 
     def record(self, *events: dict[str, Any]) -> None:
-        """Record events in the transaction that makes their changes."""
+        """Record events in this transaction, which is the one that makes the recorded changes."""
         if events:
             self.connection.execute(RECORD, {"events": self.dated(events)})
 
     def dated(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the events with this transaction's time and term, for the statement `RECORD`."""
+        """Return the events with this transaction's time and term, for the statement `RECORD`.
+
+        Events of races are also added to `races`.
+        """
         self.races.extend(event for event in events if event["kind"] == EventKind.RACE)
         return [{"details": {}, **event, "at": self.now, "term": self.term} for event in events]
 
     def race(self, kind: str, **facts: object) -> None:
         """Record that a conflict between two writers (a race) was detected and resolved.
 
-        `kind` names the race. `facts`: values for columns of the event; `done`, the resolution; and
-        further details.
+        `kind`: the name of the race. `facts`: values for columns of the event; `done`, the
+        resolution; and further details.
         """
         self.record(raced(kind, **facts))
 
 
 def sent_by(sender: str | None) -> dict[str, str]:
-    """Return the detail that names the token by which an agent's command came.
+    """Return the detail of an event that names the token by which an agent's command came.
 
-    `sender`: such as `token 0a12`; None, for the agent's own token, adds no detail.
+    `sender`: such as `token 0a12`; None: the agent's own token, which adds no detail.
     """
     return {} if sender is None else {"sent_by": sender}
 
@@ -231,8 +239,8 @@ def sent_by(sender: str | None) -> dict[str, str]:
 def raced(kind: str, **facts: object) -> dict[str, Any]:
     """Return the event of a conflict between two writers (a race) that was detected and resolved.
 
-    `kind` names the race. `facts`: values for columns of the event; `done`, the resolution; and
-    further details.
+    `kind`: the name of the race. `facts`: values for columns of the event; `done`, the resolution;
+    and further details.
     """
     columns = {name: facts.pop(name) for name in list(facts) if name in _COLUMNS}
     return {"kind": EventKind.RACE, **columns, "details": {"kind": kind, **facts}}

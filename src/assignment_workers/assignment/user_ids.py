@@ -1,8 +1,8 @@
 """The CRM's own ids of users at every interface, where those ids are no integers.
 
-Everything inside works on our numbers, from `assignment.user_ids`. An interface turns the id that a
-caller names into the number with `number_of`, and the numbers of what it returns into the CRM's ids
-with `shown`. Where the CRM's ids are integers, both return what they were given, and ask nothing.
+Inside, users have integer numbers, from `assignment.user_ids`. An interface converts the id that a
+caller names to the number by `number_of`, and the numbers in a result to the CRM's ids by `shown`.
+Where the CRM's ids are integers, both functions return their input and read nothing.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ __all__ = [
 ]
 
 NOBODY = 0
-"""The number that no user has."""
+"""A number that no user has."""
 LARGEST = 2**63 - 1
 REMEMBERED = 100_000
-"""The most ids that a process remembers for one database."""
+"""Maximum number of ids that a process caches for one database."""
 _NAMES = frozenset({"user_id", "user_ids"})
-"""The names of the fields that have the number of a user, or a list of numbers."""
+"""Names of fields that have the number of a user, or a list of such numbers."""
 _TEXTS = frozenset({"reason", "examples", "what"})
-"""The names of the fields with texts of this package that may name a user by number."""
+"""Names of fields with texts of this package that may name a user by number."""
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]|^\\s|\\s$")
 _FITS = (
     f"length(n.id) BETWEEN 1 AND {ID_AT_MOST}"
     " AND n.id !~ '[\\u0001-\\u001F\\u007F-\\u009F]|^\\s|\\s$'"
 )
-"""The condition of SQL under which `read` accepts a text."""
+"""SQL condition under which the function `read` accepts a text as an id."""
 _NUMBERING = 0x75736572
-"""The advisory lock of a transaction that gives numbers to many ids in an order."""
+"""Key of the advisory lock that a transaction takes to assign numbers to many ids in order."""
 _NAMED = re.compile(r"\b(user )(\d{1,19})\b")
 
 _remembered: WeakKeyDictionary[Engine, dict[int, str]] = WeakKeyDictionary()
@@ -63,8 +63,8 @@ _remembered: WeakKeyDictionary[Engine, dict[int, str]] = WeakKeyDictionary()
 def read(dialer: Dialer, given: object) -> UserId:
     """Return a user's id as the dialer's CRM writes it.
 
-    A text that is a number is a number for a CRM with integers, and only for that one. Raises
-    `UsageError`, one line that does not repeat the text, for anything that is no id.
+    A text of digits is accepted as an integer only if the CRM's ids are integers. Raises
+    `UsageError`, one line that does not repeat the text, for a value that is not an id.
     """
     kind = dialer.numbered
     if kind is None:
@@ -90,16 +90,19 @@ def _is_number(given: str) -> bool:
 
 
 def number_of(dialer: Dialer, connection: Connection, user: UserId) -> int:
-    """Return our number for a user whose id `read` returned; `NOBODY` for an unknown id."""
+    """Return the number of a user in `assignment.user_ids`; `NOBODY` for an unknown id.
+
+    `user`: an id that `read` returned.
+    """
     return user if isinstance(user, int) else _find(dialer, connection, [user]).get(user, NOBODY)
 
 
 def numbered(
     dialer: Dialer, connection: Connection, users: Collection[UserId]
 ) -> dict[UserId, int]:
-    """Return our number for each of these ids, which `read` returned; an unknown id gets one.
+    """Return the number of each of these users in `assignment.user_ids`; unknown users get one.
 
-    The caller commits.
+    `users`: ids that `read` returned. The caller commits.
     """
     given = [each for each in users if isinstance(each, str)]
     found: dict[UserId, int] = {each: each for each in users if isinstance(each, int)}
@@ -117,7 +120,10 @@ def _find(dialer: Dialer, connection: Connection, users: Collection[str]) -> dic
 def numbers_of(
     dialer: Dialer, connection: Connection, users: Collection[UserId]
 ) -> dict[UserId, int]:
-    """Return our number for each of these ids of the CRM that has one."""
+    """Return the number of each of these users in `assignment.user_ids`, by the CRM's id.
+
+    Users without a number are left out.
+    """
     found: dict[UserId, int] = {each: each for each in users if isinstance(each, int)}
     if texts := [each for each in users if isinstance(each, str)]:
         found.update(_find(dialer, connection, texts))
@@ -127,9 +133,10 @@ def numbers_of(
 def number_in_order(
     dialer: Dialer, connection: Connection, users: Sequence[UserId]
 ) -> dict[UserId, int]:
-    """Return our number for each of these ids of the CRM; usable ids without one get one, in order.
+    """Return the number of each of these users in `assignment.user_ids`, by the CRM's id.
 
-    Unusable ids, which `read` refuses, are left out. The caller commits.
+    Users without a number get one, in the given order. Ids that `read` refuses are left out. The
+    caller commits.
     """
     fit = [each for each in dict.fromkeys(users) if isinstance(each, str) and _fits(dialer, each)]
     numbers = numbers_of(dialer, connection, users if dialer.numbered is None else fit)
@@ -152,9 +159,9 @@ def _fits(dialer: Dialer, user: str) -> bool:
 def number_new(
     dialer: Dialer, connection: Connection, rows: str, since: datetime | None = None
 ) -> int:
-    """Give a number to each user of the CRM without one, among these rows; return how many.
+    """Assign a number to each user of the CRM without one, among these rows; return their count.
 
-    `rows`: a query of the ids as `id`, and of times as `created_at`, in the order in which users
+    `rows`: a SQL query of the CRM's ids as `id`, and of times as `created_at`, in whose order users
     get numbers. `since`: only rows created at this time, in UTC, or later. The caller commits.
     """
     kind = dialer.numbered
@@ -169,7 +176,7 @@ def number_new(
 
 
 def unnumbered(dialer: Dialer, connection: Connection, rows: str) -> int:
-    """Return how many users of the query `rows` have no number, because their ids are unusable."""
+    """Count the users of the SQL query `rows` who have no number because their ids are unusable."""
     kind = dialer.numbered
     statement = text(
         f"SELECT count(*) FROM ({rows}) n"  # noqa: S608
@@ -179,9 +186,10 @@ def unnumbered(dialer: Dialer, connection: Connection, rows: str) -> int:
 
 
 def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict[int, UserId]:
-    """Return the CRM's id of each of these users, by our number.
+    """Return the CRM's id of each of these users, by the user's number in `assignment.user_ids`.
 
-    An id never changes, so a process remembers up to `REMEMBERED` of them.
+    If the id is unknown, the number is returned as the id. A process caches up to `REMEMBERED` ids,
+    because an id never changes.
     """
     wanted = set(numbers)
     if dialer.numbered is None:
@@ -200,9 +208,10 @@ def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict
 
 
 def _memory(engine: Engine) -> dict[int, str]:
-    """Return what is remembered for the engine's database.
+    """Return the cached ids of the engine's database, by the users' numbers.
 
-    It ends with each new connection: a promoted standby may have given a lost number again.
+    The cache is cleared with each new connection, because a promoted standby may have assigned a
+    lost number to another user.
     """
     if engine not in _remembered:
         memory: dict[int, str] = {}
@@ -221,11 +230,11 @@ def _connected(at: Connection | Engine) -> Iterator[Connection]:
 
 
 def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
-    """Return a copy of `facts` with the CRM's ids in place of our numbers of users.
+    """Return a copy of `facts` with the CRM's ids in place of the numbers of `assignment.user_ids`.
 
-    They are the fields `user_id` and `user_ids`, and `user` with a number in a refusal's or a
-    finding's text. Mappings, lists, dataclasses and models are copied. Texts that people typed are
-    left alone.
+    Replaced are the fields `user_id` and `user_ids`, and `user` with a number in the text of a
+    refusal or of a doctor's finding. Mappings, lists, dataclasses and models are copied. Texts that
+    people typed are left alone.
     """
     if dialer.numbered is None:
         return facts
@@ -240,7 +249,8 @@ def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
 def _walk(name: str, value: object, of: Any, *, ours: bool = False) -> object:  # noqa: ANN401
     """Return a copy of the value with `of(number)` in place of the number of each user.
 
-    `ours`: True if the texts of the value are those of this package.
+    `name`: the name of the field that has the value. `ours`: True if the texts in the value are
+    those of this package.
     """
     match value:
         case bool():

@@ -1,7 +1,7 @@
 """Sessions of agents: the limits that they set, and the effect of moves on them.
 
-Only fenced transactions change a state. A heartbeat has a table of its own (`heartbeats`) and shows
-only that the agent is there.
+A move is an agent's command about an assignment. Only fenced transactions, those of the sequencer,
+change an agent's state. Heartbeats have a separate table (`heartbeats`) and change no state.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from assignment_workers.settings import Settings, by_team
 AT_WORK = (AgentStatus.AVAILABLE, AgentStatus.ON_CALL, AgentStatus.WRAP_UP)
 """The agent states that accepting or ending an assignment may change.
 
-An agent on break or offline keeps that state.
+An agent who is on break or offline stays so.
 """
 
 
 @dataclass(frozen=True)
 class Session:
-    """The part of an agent's row of `agents_state` that decides whether a user may be assigned."""
+    """The columns of an agent's row of `agents_state` that decide if a user may be assigned."""
 
     agent_id: int
     state: str | None
-    """None: the agent never stated a state, and no limit applies."""
+    """The agent's state; None: the agent never set a state, and no limit of a session applies."""
     why: str | None
     calls: int
     working_since: datetime | None
@@ -59,16 +59,16 @@ class Session:
 
 
 def lease_of(queue: ColumnElement[str]) -> ColumnElement[timedelta]:
-    """Return a SQL expression: the lease of accepted work from the dialer queue `queue`.
+    """Return a SQL expression: the lease of an accepted assignment of the dialer queue `queue`.
 
-    SQL parameters: those of `leases`.
+    SQL parameters: those that the function `leases` returns.
     """
     own = cast(bindparam("leases", type_=JSONB).op("->>")(queue), Interval())
     return func.coalesce(own, bindparam("lease", type_=Interval()))
 
 
 def leases(settings: Settings) -> dict[str, Any]:
-    """Return the SQL parameters of `lease_of`."""
+    """Return the SQL parameters of the expression `lease_of`: the leases in these settings."""
     own = {queue: each.lease for queue, each in settings.of_queues.items()}
     return {
         "lease": settings.lease,
@@ -79,8 +79,9 @@ def leases(settings: Settings) -> dict[str, Any]:
 def turned_away(session: Session | None, settings: Settings, now: datetime) -> Refused | None:
     """Return the refusal for an agent who may not be assigned a user now; None if the agent may.
 
-    Causes are the agent's state and the limits of a session. The limits are those of the agent's
-    team, else the general ones, if any are set. The refusal says what the agent can do.
+    Reasons are the agent's state (break, offline) and the limits of a session. The limits are those
+    of the agent's team, else the general ones, if any are set. The refusal says what the agent can
+    do.
     """
     if session is None or session.state is None:
         return None
@@ -137,7 +138,7 @@ class Moves:
 
     @classmethod
     def none(cls) -> Moves:
-        """Return an object without any agent."""
+        """Return an empty collection of changes."""
         return cls({})
 
     def took_up(self, agent: int) -> None:
@@ -145,7 +146,7 @@ class Moves:
         self._add(agent, AgentStatus.ON_CALL)
 
     def called(self, agent: int) -> None:
-        """Record that the agent completed a call, and is in `wrap_up` until the next state."""
+        """Record that the agent completed a call and is in the state `wrap_up`."""
         self._add(agent, AgentStatus.WRAP_UP, calls=1)
 
     def let_go(self, agent: int) -> None:
@@ -161,7 +162,7 @@ class Moves:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the new values of each agent, ordered by agent so that no deadlock can arise."""
+        """Return the new values for each agent, ordered by agent id to avoid deadlocks."""
         return [self._by_agent[agent] for agent in sorted(self._by_agent)]
 
 
@@ -192,16 +193,16 @@ def _moving() -> Update:
 MOVED = _moving()
 """Update the states of agents after their moves, such as accepting or completing an assignment.
 
-An agent without a row gets none, and one on break or offline keeps that state. The agent's count of
-lapsed offers is reset, because a move shows that the agent is there. Cost: one probe of the primary
-key for each agent.
+No row is inserted for an agent without one. An agent who is on break or offline stays so. The
+agent's count of lapsed offers is reset, because a move shows that the agent is present. Cost: one
+probe of the primary key for each agent.
 """
 
 
 def let_lapse(
     transaction: FencedTransaction, agents: Collection[int], *, most: int
 ) -> dict[int, Session]:
-    """Count a lapsed offer for each agent; return the sessions of those now set on break, by agent.
+    """Count a lapsed offer for each agent; return the sessions of agents now on break, by agent.
 
     An agent is set on break after `most` lapsed offers in a row. An event records the break, which
     lasts until the agent states `available`. An offline agent stays offline. Cost: one statement,
@@ -241,9 +242,10 @@ _lapsed = rows("agents", agent_id=Integer())
 
 
 def _lapsing() -> ReturningInsert[*tuple[Any, ...]]:
-    """Build the statement that adds 1 to an agent's count of lapsed offers.
+    """Build the statement that adds 1 to agents' counts of lapsed offers, and sets breaks.
 
-    An agent without a row gets one with the count 1.
+    An agent without a row gets one with the count 1. An agent whose count reaches the SQL parameter
+    `most` is set on break, except an offline agent.
     """
     too_many = _most <= 1
     given = select(

@@ -44,7 +44,10 @@ from assignment_workers.schema.tables import Source
 from assignment_workers.settings import Settings
 
 GIVEN_UP_AFTER = timedelta(days=1)
-"""Time after which a due callback of a user who may not be called is cancelled, not tried again."""
+"""Time after the due time at which a callback of a user who may not be called is cancelled.
+
+Until then it is tried again. For users whom a calling rule excludes there is no such limit.
+"""
 
 PENDING = sql_text("pending")
 
@@ -52,11 +55,11 @@ PENDING = sql_text("pending")
 def after_move(
     hold: Held, callback: UUID, *, outcome: Outcome | None, until: datetime | None
 ) -> dict[str, Any]:
-    """Return the row for `settle` about `callback`, the callback that the assignment was for.
+    """Return the row for the function `settle` that says what becomes of the callback.
 
-    `outcome`: that of the call; None: the user was skipped or deferred. `until`: the time to which
-    the callback is postponed, if it is. A call that nobody answered does not keep the promise
-    (hazard C3).
+    `callback`: the id of the callback that was the source of the assignment `hold`. `outcome`: that
+    of the call; None: the user was skipped or deferred. `until`: the time to which the callback is
+    postponed, if it is. A call that nobody answered leaves the callback pending (hazard C3).
     """
     row: dict[str, Any] = {
         "id": callback,
@@ -78,10 +81,10 @@ def after_move(
 def settle(
     transaction: FencedTransaction, settled: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Store the results of callbacks; return an event of each, for the caller to record.
+    """Store the results of callbacks; return an event for each, for the caller to record.
 
-    `settled`: the rows that `after_move` made. A callback whose last retry failed is cancelled, and
-    the user returns to the dialer queue. A callback that another program ended in the meantime
+    `settled`: the rows that `after_move` returned. A callback whose last retry failed is cancelled,
+    and the user returns to the dialer queue. A callback that another program ended in the meantime
     stays unchanged, and the callback's event says so.
     """
     parameters = {"callbacks": list(settled), "now": transaction.now}
@@ -160,9 +163,9 @@ _HEAD = (
 
 @expression_cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select the next due callbacks, with each user judged by `policies`.
+    """Return the query for the next due callbacks, with each user judged by `policies`.
 
-    Reads the index ix_callbacks_pending in order, and no further than the limit of one read.
+    It reads the index ix_callbacks_pending in order, at most `due.AT_A_TIME` rows.
     """
     head = limited(_HEAD)
     return judged(head, policies)
@@ -170,7 +173,7 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 
 @expression_cache
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select the pending callback of the user in the SQL parameter `user`.
+    """Return the query for the pending callback of the user in the SQL parameter `user`.
 
     The user is judged by `policies` as if the callback was due now.
     """
@@ -228,12 +231,12 @@ _CALL_OFF = (
 
 
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
-    """Cancel or postpone due callbacks of users who may not be called, by the rule against it.
+    """Cancel or postpone due callbacks of users who may not be called.
 
-    `unfit`: the callbacks, each with that rule. Callbacks of users who opted out or converted are
-    cancelled. All others are tried again after `callback_retry`. That goes on without limit if a
-    calling rule holds the user back, else (the user is disabled, inactive or not in the CRM) until
-    `GIVEN_UP_AFTER` the due time.
+    `unfit`: the callbacks, each with the rule against the call. Callbacks of users who opted out or
+    converted are cancelled. All others are postponed by the setting `callback_retry`. If a calling
+    rule excludes the user, this repeats without limit; otherwise (the user is disabled, inactive or
+    not in the CRM) the callback is cancelled `GIVEN_UP_AFTER` the due time.
     """
     policies, settled = transaction.dialer.policies.values(), []
     for row in unfit:

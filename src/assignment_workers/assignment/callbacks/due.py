@@ -34,14 +34,17 @@ from assignment_workers.schema.tables import Assignment, Phone, Source
 from assignment_workers.settings import Settings
 
 AT_A_TIME = 64
-"""Due calls that one statement reads."""
+"""Number of due calls that one statement reads."""
 
 Found = Row[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class DueUser:
-    """A user with a due callback or missed call, and the dialer queue that the user belongs to."""
+    """A user with a due callback or missed call, and the dialer queue that the user belongs to.
+
+    `source_id`: the id of the callback or missed call. `due_at`: the time at which it was due.
+    """
 
     source: Source
     source_id: UUID
@@ -49,7 +52,7 @@ class DueUser:
     queue: str
     due_at: datetime
     kept_for: int | None
-    """The one agent who may call the user for now; None: any agent."""
+    """Id of the only agent who may call the user at present; None: any agent."""
     score: int
     rank: int = 0
 
@@ -60,7 +63,7 @@ class DueUser:
 
     @property
     def details(self) -> dict[str, Any]:
-        """Further details for the event that records the assignment."""
+        """Further details of the event that records the assignment of the user."""
         return {
             "source": self.source,
             "source_id": self.source_id,
@@ -71,15 +74,15 @@ class DueUser:
 
 @dataclass(frozen=True)
 class DueKind:
-    """A kind of due call: callbacks or missed calls."""
+    """A kind of due call, callbacks or missed calls, with its queries."""
 
     source: Source
     head: Select[*tuple[Any, ...]]
-    """Query for the next due calls, after the SQL parameters `after_at` and `after_key`."""
+    """Query for due calls in order, after the SQL parameters `after_at` and `after_key`."""
     statement: Callable[[tuple[Policy, ...]], Select[*tuple[Any, ...]]]
-    """Function that returns the query for due calls whose users are judged by the policies."""
+    """Function that returns the query for due calls, with their users judged by the policies."""
     before: object
-    """The value of `after_key` with which reading starts: it sorts before every key."""
+    """The value of `after_key` for the first read: it sorts before every key."""
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]
     """Function that ends or postpones due calls whose users may not be called.
 
@@ -89,28 +92,29 @@ class DueKind:
 
 @dataclass
 class Due:
-    """The due callbacks, or the due missed calls, read only as far as requests need them."""
+    """The due callbacks, or the due missed calls, read in batches only as far as requests need."""
 
     kind: DueKind
     transaction: FencedTransaction
     policies: Mapping[str, Policy]
     settings: Settings
     taken: set[int]
-    """Users assigned in this transaction; the claim's other sources of users share this set."""
+    """Ids of users assigned in this transaction, from any dialer queue, callback or missed call."""
     _found: list[DueUser] = field(default_factory=list)
     _unfit: list[Found] = field(default_factory=list)
     _after: tuple[datetime, object] | None = None
     _exhausted: bool = False
     _unread: bool = False
-    """True if the next users need more phone numbers read than this transaction may read."""
+    """True if the next user's phone number is unread and this transaction may read no more."""
 
     def take(
         self, agent: int, queues: Collection[str], excluded: Collection[int]
     ) -> DueUser | None:
-        """Take the user whose call has been due for longest and whom this agent may call, or None.
+        """Return the user whose call has been due for longest and whom this agent may call.
 
-        Only users who belong to one of `queues` and are not in `excluded` are taken, each once.
-        Raises `ClaimBudgetExceeded` when the search has to go on in another transaction.
+        None if there is none. The user belongs to one of `queues` and is not in `excluded`. No user
+        is returned twice. Raises `ClaimBudgetExceeded` when the search has to continue in another
+        transaction.
         """
         position = 0
         while True:
@@ -130,7 +134,7 @@ class Due:
             self._read()
 
     def put_aside(self) -> None:
-        """End or postpone those due calls read so far whose users may not be called."""
+        """End or postpone the due calls that were read and whose users may not be called."""
         if self._unfit:
             self.kind.put_aside(self.transaction, self.settings, self._unfit)
             self._unfit.clear()
@@ -182,7 +186,7 @@ class Due:
 def limited(ordered: Select[*tuple[Any, ...]]) -> CTE:
     """Return a CTE named `head` with the first `AT_A_TIME` rows of the query `ordered`.
 
-    It is materialized, so that the planner cannot join before it applies the limit.
+    The CTE is materialized, so that the planner cannot join before it applies the limit.
     """
     limit: ColumnElement[int] = literal_column(str(AT_A_TIME))
     return ordered.limit(limit).cte("head").prefix_with("MATERIALIZED")
@@ -198,8 +202,9 @@ def judged(
 
     All rules apply except those about the time of the next call, because the calls are due now.
     `head` has the calls, with the columns `id`, `user_id`, `due_at`, `key`, `queue_type` and
-    `preferred_agent_id`. `broken`: a further reason against a call, which takes precedence. The
-    result's `put_off` is true for a user who rests from every call after a skip or a deferral.
+    `preferred_agent_id`. `broken`: a SQL expression for a further reason against a call, which
+    takes precedence. The result's column `put_off` is true for a user who was skipped or deferred
+    and may not be called yet.
     """
     place = queue_of(policies)
     out = case(

@@ -1,7 +1,7 @@
 """Missed calls: inbound calls that nobody took. Each gets one follow-up, or waits for an operator.
 
-Like a callback, a missed call stays pending while its user is held, so an assignment that ends
-without a call leaves the missed call due, at the latest when the lease ends (hazard C12).
+A missed call stays pending while its user is held, so an assignment that ends without a call leaves
+the missed call due, at the latest when the lease ends (hazard C12).
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ CANCELLED = "cancelled"
 FOR_OPERATOR = "for_operator"
 
 MATCHED_AT_MOST = 1_000
-"""Missed calls for which one run of the job searches the user."""
+"""Maximum number of missed calls for which one run of the job `match` searches the user."""
 
 
 def match(work: Work, dialer: Dialer, settings: Settings) -> Counts:
     """Find the user of each missed call that names no user, by the caller's phone number.
 
-    Numbers are compared in their normal form, whatever form the dialer and the CRM write them in;
-    changed numbers of users are read first. A missed call whose number no user or several users
-    have, or that is no number, is left to an operator, because nobody is called on a guess (hazards
-    C10, D15). Returns the counts `matched` and `for_operator`. Cost, where there are missed calls
-    to match: that of `phones.read`, and probes of the index on numbers.
+    Numbers are compared in their E.164 form, in whatever form the dialer and the CRM write them;
+    changed numbers of users are read first. A missed call is left to an operator if its number is
+    invalid or belongs to no user or to several, because nobody is called on a guess (hazards C10,
+    D15). Returns the counts `matched` and `for_operator`. Cost, if there are missed calls to match:
+    that of `phones.read`, and probes of the index on numbers.
     """
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
     if not waiting:
@@ -96,9 +96,9 @@ def follow_up(
 ) -> list[dict[str, Any]]:
     """Mark missed calls as followed up; return the events, for the caller to record.
 
-    `answered`: users who answered a call, whatever it was for; all their missed calls are followed
-    up by it (hazard C11). `called`: missed calls whose users were called back; that nobody answered
-    does not matter, because the user remains in the dialer queue.
+    `answered`: users who answered a call of any kind; all their missed calls are marked (hazard
+    C11). `called`: missed calls whose users were called back. They are marked even if nobody
+    answered, because the user remains in the dialer queue.
     """
     parameters = {"users": list(answered), "calls": list(called), "now": transaction.now}
     done = transaction.connection.execute(_FOLLOW_UP, parameters)
@@ -106,7 +106,7 @@ def follow_up(
 
 
 def wait(transaction: FencedTransaction, skipped: Sequence[dict[str, Any]]) -> None:
-    """Postpone missed calls whose users were skipped, each given as its `id` and time `until`."""
+    """Postpone missed calls of users who were skipped; each has its `id` and the time `until`."""
     transaction.connection.execute(_WAIT, {"calls": list(skipped), "now": transaction.now})
 
 
@@ -114,9 +114,9 @@ def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequen
     """Cancel, postpone, or leave to an operator the missed calls of users who may not be called.
 
     `unfit`: the missed calls, each with the rule against calling the user. Missed calls of users
-    who opted out or converted are cancelled, and so are missed calls that were reported twice.
-    Those that a calling rule holds back are postponed. All others are left to an operator, because
-    the user called and expects an answer.
+    who opted out or converted are cancelled, and so are missed calls that were reported twice. If a
+    calling rule excludes the user for a time, the missed call is postponed. All others are left to
+    an operator, because the user called and expects an answer.
     """
     until = transaction.now + settings.callback_retry
     if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
@@ -185,9 +185,9 @@ _HEAD = (
 
 @expression_cache
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select the next due missed calls, with each user judged by `policies`.
+    """Return the query for the next due missed calls, with each user judged by `policies`.
 
-    Reads the index ix_missed_calls_pending in order, and no further than the limit of one read.
+    It reads the index ix_missed_calls_pending in order, at most `due.AT_A_TIME` rows.
     """
     head = limited(_HEAD)
     return judged(head, policies, broken=_repeated(head))
@@ -195,7 +195,7 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 
 @expression_cache
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select the pending missed calls of the user in the SQL parameter `user`.
+    """Return the query for the pending missed calls of the user in the SQL parameter `user`.
 
     The user is judged by `policies` as if the missed calls were due now.
     """
@@ -220,10 +220,9 @@ def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 
 
 def _repeated(head: CTE) -> ColumnElement[str | None]:
-    """Return a SQL expression: the reason against a missed call that is stored twice, or null.
+    """Return a SQL expression: `followed_up` if another row of the same call has been, else null.
 
-    The dialer's webhook may report one call twice; the other row of the call has been followed up
-    (hazard C11).
+    The dialer's webhook may report one call twice (hazard C11).
     """
     again = aliased(MissedCall, name="again")
     repeated = exists(

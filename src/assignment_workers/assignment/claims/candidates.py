@@ -22,29 +22,30 @@ from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, Entry, Phone, Source
 
 INELIGIBLE_AT_MOST = 5_000
-"""Ineligible entries that one claim transaction at most removes or makes wait.
+"""Maximum number of ineligible entries that one claim transaction removes or makes wait.
 
-About 50 ms of work (benchmarks/claim.py).
+This number costs about 50 ms (benchmarks/claim.py).
 """
 
 
 UNKNOWN = "unknown"
 UNKNOWN_FOR = timedelta(minutes=1)
-"""Time that a user about whom the CRM has no usable facts waits, at the same position.
+"""Time that a user without usable CRM facts waits, without losing the position in the queue.
 
-The user is not removed, because nothing is known, and does not block the users behind.
+The user stays in the dialer queue, because missing facts prove nothing. Meanwhile, users with worse
+ranks can be claimed.
 """
 
 SIZES = (*(2**n for n in range(13)), INELIGIBLE_AT_MOST)
-"""Numbers of entries that one read may take.
+"""The possible values of the LIMIT of a read of entries.
 
-They are few, so that only a few different SQL statements exist and each is prepared once.
+There are only a few, so that only a few different SQL statements exist and each is prepared once.
 """
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A user who may be handed out now."""
+    """A user of a dialer queue who may be assigned now, with rank and score."""
 
     user_id: int
     rank: int
@@ -60,7 +61,7 @@ class Candidate:
 
 
 class Claimable(Protocol):
-    """A user who may be handed out now, whatever the source."""
+    """A user who may be assigned now, from a dialer queue, a callback or a missed call."""
 
     @property
     def user_id(self) -> int: ...
@@ -76,43 +77,44 @@ class Claimable(Protocol):
     def source_id(self) -> UUID | None: ...
     @property
     def details(self) -> Mapping[str, Any]:
-        """Return further details for the event that records the assignment."""
+        """Return further details of the event that records the user's assignment."""
 
 
 @dataclass
 class Head:
     """The best-ranked users of one dialer queue, read in batches only as far as requests need.
 
-    `ineligible` and `held_elsewhere` are users who were read and may not be handed out.
+    `ineligible` (by user, the broken rule), `resting` and `held_elsewhere` (users with an active
+    assignment) are users who were read and may not be assigned.
     """
 
     transaction: FencedTransaction
     policy: Policy
     generation: int
     wanted: int
-    """Minimum number of entries that the next read takes; it grows fourfold with each read."""
+    """Minimum number of entries that the next read takes; each read takes four times as many."""
     taken: set[int]
-    """Users assigned in this transaction; the claim's other sources of users share this set."""
+    """Ids of users assigned in this transaction, from any dialer queue, callback or missed call."""
     ineligible: dict[int, str] = field(default_factory=dict)
     resting: dict[int, tuple[str, datetime]] = field(default_factory=dict)
-    """By user who has to rest before being eligible: the broken rule, and the end of the rest."""
+    """By id of a user whom a rule excludes for a time: the rule's name, and the time's end."""
     held_elsewhere: list[int] = field(default_factory=list)
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1
     _unread: bool = False
-    """True if the next users need more phone numbers read than this transaction may read."""
+    """True if the next user's phone number is unread and this transaction may read no more."""
     _exhausted: bool = False
 
     @property
     def found_out(self) -> bool:
-        """True if entries of users were read who turned out to be ineligible, resting or held."""
+        """True if at least one user who was read is ineligible, resting or held by an agent."""
         return bool(self.ineligible or self.resting or self.held_elsewhere)
 
     def take(self, excluded: Collection[int]) -> Candidate | None:
-        """Take the best-ranked eligible user not in `excluded`; None when there is none.
+        """Return the best-ranked eligible user not in `excluded`; None if there is none.
 
-        Each user is taken only once. Raises `ClaimBudgetExceeded` when the search has to go on in
-        another transaction.
+        No user is returned twice. Raises `ClaimBudgetExceeded` when this transaction has read as
+        much as it may, so that the search has to continue in another transaction.
         """
         position = 0
         while True:
@@ -166,7 +168,11 @@ class Head:
 
 @cache
 def _head(size: int) -> Select[*tuple[Any, ...]]:
-    """Select the next `size` ready entries of a generation by rank, by the index on ready ones."""
+    """Select the next `size` ready entries of a generation in the order of rank.
+
+    SQL parameters: `generation`, and `after`, the rank after which to start. Index:
+    ix_entries_ready.
+    """
     return (
         select(Entry.user_id, Entry.rank, Entry.score)
         .where(
@@ -189,10 +195,11 @@ def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
     """Select the next `size` ready entries by rank, with the first rule that each user breaks.
 
     Index: ix_entries_ready of the generation's partition, read in order and no further than `size`.
-    The limit is fenced in a CTE, because otherwise the planner could join first and read the whole
-    partition. The limit is a literal in the statement, because a plan made without its value would
-    expect a tenth of the partition. Locks nothing: the lane's row lock keeps every other claim and
-    publish out. The index on active assignments shows the users whom another lane holds.
+    The limit is inside a MATERIALIZED CTE, because otherwise the planner could join first and read
+    the whole partition. The limit is a literal, because a plan made for an unknown limit would
+    expect to read a tenth of the partition. The statement locks no rows: the transaction has locked
+    the lane's row, so no other claim or publication of the lane runs. The column `held` shows users
+    whom an agent of another lane holds.
     """
     head = _head(size).cte("head").prefix_with("MATERIALIZED")
     held = exists(

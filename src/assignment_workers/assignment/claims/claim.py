@@ -1,8 +1,8 @@
 """Assign the best eligible user to each request, in one transaction for the whole list.
 
 Cost: a fixed number of statements for any number of requests; one more for each further batch of
-entries, read because those before were ineligible; and one for each batch of due callbacks. No cost
-grows with the size of the dialer queue.
+entries, which is read if the users of the previous batch were ineligible; and one for each batch of
+due callbacks. No cost grows with the size of the dialer queue.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def claim(
     Guarantees of this transaction: no user and no agent has two assignments, by the unique indexes
     on active assignments (guarantee 1); every assigned user meets the policy by facts read here
     (3); no eligible, unheld and better-ranked user is passed over, and due callbacks come first
-    (4); a request id that was answered before gets the same answer (5). A request needs another
-    transaction when its id occurs twice in the list, or when so many ineligible entries were taken
-    out that this transaction should commit before the search goes on. Errors of the database
-    propagate; then nothing is committed.
+    (4); a request id that was answered before gets the same answer (5). The answer is None if the
+    request's id occurs twice in the list, or if this transaction removed so many ineligible entries
+    that it should commit before the search continues. Errors of the database propagate; then
+    nothing is committed.
     """
     first: dict[str, ClaimRequest] = {}
     for request in requests:
@@ -98,12 +98,15 @@ def claim(
 
 @dataclass(frozen=True)
 class _Place:
-    """The state of a dialer queue as this transaction read it: paused, and its generation."""
+    """The state of a dialer queue as this transaction read it: paused; published generation."""
 
     paused: bool
     generation: int | None
     waited: bool = False
-    """True if a waiting user became due whom this transaction, of another lane, may not promote."""
+    """True if a user's wait in a queue of another lane is over, but the entry is still waiting.
+
+    Only a transaction that has locked that lane may make the entry ready.
+    """
 
 
 @dataclass
@@ -115,23 +118,23 @@ class _Claim:
     """The requests that have no stored answer, in order, each with the agent who makes it."""
     places: dict[str, _Place] = field(default_factory=dict)
     holds: dict[int, Held] = field(default_factory=dict)
-    """The active assignments, by agent, including those made in this transaction."""
+    """The active assignments of the requests' agents, by agent, including new ones."""
     on_break: dict[int, Session] = field(default_factory=dict)
-    """By agent set on break in this transaction, because offers lapsed: the agent's session."""
+    """By agent whom this transaction set on break after lapsed offers: the agent's session."""
     made: dict[ClaimRequest, NewAssignment] = field(default_factory=dict)
     due: list[DueKind] = field(default_factory=list)
-    """Those of callbacks and missed calls of which at least one is due, in order of precedence."""
+    """The kinds of calls (callbacks, missed calls) of which at least one is due, by precedence."""
     unfinished: bool = False
-    """True if more waiting users are due than one transaction makes ready.
+    """True if more waiting entries are due than one transaction may make ready.
 
-    The transaction then commits, and the requests are answered in the next one.
+    The transaction then commits, and the next transaction answers the requests.
     """
 
     def decide(self, places: Rows) -> dict[ClaimRequest, RequestAnswer]:
         """Decide, store and return the answer to each request.
 
-        `places`: the rows of the dialer queues' states. Requests that need another transaction are
-        absent from the result.
+        `places`: the rows of the query `_PLACES`, one for each dialer queue. Requests that need
+        another transaction are absent from the result.
         """
         self._see_places(places)
         if self.unfinished:
@@ -152,9 +155,10 @@ class _Claim:
         return answers
 
     def _see_places(self, rows: Rows) -> None:
-        """Take over the dialer queues' states from the rows, and act on what is due.
+        """Read the state of each dialer queue from the rows of the query `_PLACES`.
 
-        Lapsed assignments are ended, and users whose waiting time is over are made ready again.
+        Assignments whose lease is over are ended, and users whose waiting time is over are made
+        ready.
         """
         self.due = [
             kind
@@ -226,9 +230,9 @@ class _Claim:
     ) -> dict[ClaimRequest, RequestAnswer]:
         """Assign a user to each request, in order; return the answers.
 
-        A request gets a user with a due call, else the best user of the first of its dialer queues
-        that has one. `open_requests`: by request, the dialer queues that it may take from. Requests
-        that need another transaction are absent from the result.
+        A request gets a user with a due callback or missed call; otherwise the best user of the
+        first of its dialer queues that has one. `open_requests`: by request, the dialer queues from
+        which it may get a user. Requests that need another transaction are absent from the result.
         """
         answers: dict[ClaimRequest, RequestAnswer] = {}
         without: list[ClaimRequest] = []
@@ -349,9 +353,9 @@ class _Claim:
         return hold
 
     def _put_out(self, heads: Mapping[str, Head]) -> None:
-        """Remove the ineligible users that the search found, and let the resting ones wait.
+        """Remove the ineligible users that the search found, and make the resting users wait.
 
-        This precedes the storing of the new assignments, and so do the events about these users.
+        Events record both. These events come before the events of the new assignments.
         """
         for queue, head in heads.items():
             if head.found_out:
@@ -373,7 +377,7 @@ class _Claim:
                 entries.hold(self.transaction, head.held_elsewhere)
 
     def _store(self, answers: Mapping[ClaimRequest, RequestAnswer]) -> None:
-        """Store the new assignments, with entries and events, and every final answer."""
+        """Store the new assignments, with entries and events, and each answer that is final."""
         # An answer that asks for a retry is not stored, because the retry may have the same id.
         said = {
             request: answer
@@ -385,7 +389,7 @@ class _Claim:
     def _without(self, why: Why, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
         """Return the answer to a request for which none of the `allowed` dialer queues has a user.
 
-        `why` finds the reasons. `skipped`: True if the agent skipped users lately.
+        `why`: the object that finds the reasons. `skipped`: True if the agent skipped users lately.
         """
         queue = allowed[0] if len(allowed) == 1 else None
         places = {name: self.places.get(name, _Place(False, None)) for name in allowed}
@@ -400,7 +404,7 @@ class _Claim:
 
 
 def _passes(answer: RequestAnswer) -> bool:
-    """Return True if the same request may get another answer later."""
+    """Return True if the answer is temporary: the same request may get another answer later."""
     return answer.outcome == "unavailable" or (
         isinstance(answer, Refused) and answer.retry_after is not None
     )
@@ -434,7 +438,7 @@ _PLACES = select(
     Generation,
     (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),
 )
-"""Select the state of each dialer queue: paused, its generation, and whether anything is due.
+"""Select for each dialer queue: paused, its generation, and whether waits, leases or calls are due.
 
 Cost: two index probes for each dialer queue, and two more in all.
 """

@@ -22,17 +22,17 @@ from assignment_workers.policy.rules import RuleEffect
 from assignment_workers.schema.tables import Assignment, Entry
 
 RETRY_SECONDS = 30.0
-"""Seconds until a retry where no user becomes claimable sooner."""
+"""Longest time in seconds after which an agent who got no user is to ask again."""
 
 LOOKED_AT = 64
-"""Number of users of a pool, the best by score, who are judged to find why none is claimable.
+"""Number of users, those with the best scores, who are judged to find why none is claimable.
 
-Cost: one or two milliseconds.
+The users are those whose score row names the dialer queue. Cost: one or two milliseconds.
 """
 
 
 class QueueState(Protocol):
-    """The state of a dialer queue, as the claim read it."""
+    """The state of a dialer queue as the claim read it: paused; published generation's number."""
 
     @property
     def paused(self) -> bool: ...
@@ -41,7 +41,7 @@ class QueueState(Protocol):
 
 
 class Why:
-    """Finds the reason why no user of a dialer queue is claimable, once per transaction."""
+    """Finds the reason why no user of a dialer queue is claimable; reads each queue once."""
 
     def __init__(
         self, transaction: FencedTransaction, policies: Mapping[str, Policy], taken: Collection[int]
@@ -63,10 +63,11 @@ class Why:
         `rebuild_stale` (a user is eligible who is missing from the published generation: the next
         build includes them, or others before them if it has a size limit); `drained` (an operator
         drained it); the name of the resting rule that holds most users back, such as
-        `cooling_down`; `all_held`; `waiting` (skipped lately); `none_in_pool`; `none_eligible` (all
-        users of the pool have converted or are blocked). Only the first `LOOKED_AT` users of the
-        pool by score are judged: `explain --queue` judges all. Cost: two index reads for all of the
-        dialer queues, and for each dialer queue one read of `LOOKED_AT` users per transaction.
+        `cooling_down`; `all_held`; `waiting` (skipped lately); `none_in_pool` (no user's score row
+        names the dialer queue); `none_eligible` (all these users have converted or are blocked).
+        Only `LOOKED_AT` users, those with the best scores, are judged: `explain --queue` judges
+        all. Cost: two index reads for all of the dialer queues, and for each one read of
+        `LOOKED_AT` users per transaction.
         """
         generations = [each.generation for each in places.values() if each.generation is not None]
         waiting = _times(self.transaction, _WAITING, generations=generations)
@@ -90,7 +91,7 @@ class Why:
         return Empty(queue=queue, retry_after=min(max(seconds, 1.0), RETRY_SECONDS), why=why)
 
     def _stands(self, name: str, place: QueueState) -> dict[str, datetime | None]:
-        """Return the eligibility statuses of the pool's best users, the most frequent first.
+        """Return the eligibility statuses of the queue's best users, the most frequent first.
 
         The value of each status is the earliest time at which it ends; None: unknown.
         """
@@ -150,7 +151,7 @@ _WAITING = select(
     .where(Entry.generation_id == _generations.c.id, Entry.state == WAITING)
     .scalar_subquery(),
 )
-"""Select the earliest end of waiting in each generation; cost: one index probe for each."""
+"""Select, for each generation, the earliest end of an entry's wait; one index probe for each."""
 _HELD = (
     select(Assignment.queue, func.min(Assignment.lease_expires_at))
     .where(Assignment.state == ACTIVE, Assignment.queue == any_(bindparam("queues")))

@@ -1,7 +1,8 @@
 """The inbox: one answer for each request and each command, however often it arrives (guarantee 5).
 
-Requests have a table of their own, which agents and reports read. Every other message of the
-assignment queue is a row of `commands`, stored with its effect and read with the proof of the term.
+Answers to requests are rows of the table `requests`. Every other message of the assignment queue is
+a row of `commands`, stored in the transaction that carries out the command, and looked up in the
+round trip that proves the term, the sequencer's fencing token.
 """
 
 from __future__ import annotations
@@ -59,17 +60,17 @@ from assignment_workers.settings import Settings
 
 T = TypeVar("T")
 LONGEST_ID = 200
-"""Most characters that a command's id may have."""
+"""Maximum length of a command's id, in characters."""
 
 
 @dataclass(frozen=True)
 class CommandIdentity:
     """One message of the assignment queue that is not an agent's request.
 
-    `id` stays the same however often the message is delivered or sent again. `subject`: the state
-    that the command sets, in words; None where an older command can overwrite nothing. `position`:
-    the place of the command in the order in which the database first saw commands; None: the
-    database sees the command now.
+    `id` stays the same however often the message is delivered or sent again. `task`: the name of
+    the Celery task. `subject`: a text that names the state that the command sets; None if an older
+    command, carried out late, cannot overwrite a newer state. `position`: the number of the command
+    in the order in which the database first saw commands; None: the database sees the command now.
     """
 
     id: str
@@ -81,17 +82,17 @@ class CommandIdentity:
 def next_position(connection: Connection) -> int:
     """Take and return the next number of the sequence that orders commands.
 
-    Call this for a command that is about to be sent, so that the command keeps this position
-    however late it is carried out.
+    Call this before a command is sent. The command keeps this position, however late it is carried
+    out.
     """
     return int(connection.execute(select(COMMAND_POSITIONS.next_value())).scalar_one())
 
 
 def looking_for(command: CommandIdentity) -> Statement:
-    """Return the query whose rows `once` needs to tell whether the command was carried out before.
+    """Return the query whose rows the function `once` needs as its parameter `found`.
 
-    It finds the command's stored answer, and the latest position of a command that set the same
-    state.
+    The query selects the command's stored answer, and the latest position of a command that set the
+    same state.
     """
     return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
 
@@ -106,7 +107,7 @@ def once(
 
     `found`: the rows of the query `looking_for(command)`, read in this transaction. A command is
     refused as superseded, and recorded as a race, if a command that sets the same state and has a
-    later position was carried out. Refused too: a command whose id another task used. Cost: one
+    later position was carried out. A command whose id another task used is refused too. Cost: one
     row, written with the commit.
     """
     ((task, stored, latest),) = found
@@ -184,17 +185,20 @@ _STORE_COMMAND = insert(tables.Command).values(
 
 @dataclass(frozen=True)
 class Requester:
-    """The agent of a request, as read in this transaction."""
+    """The agent of a request, as read in this transaction.
+
+    `known`: the agent exists. `hold`: the agent's active assignment, if any.
+    """
 
     known: bool
     is_active: bool
     allowed: object
-    """`allowed_queues` as the dialer wrote it: a list of names, if the value is valid."""
+    """The agent's `allowed_queues` as the dialer wrote it; a valid value is a list of names."""
     hold: Held | None
     skipped: frozenset[int]
-    """Users whom the agent skipped lately and who therefore are not offered to this agent."""
+    """Ids of users whom the agent skipped lately; they are not assigned to this agent now."""
     session: Session | None = None
-    """The agent's session; None: the agent never stated a state and never let an offer lapse."""
+    """The agent's session; None: the agent never set a state and never let an offer lapse."""
     team: str | None = None
 
 
@@ -203,10 +207,10 @@ def look_up(
 ) -> dict[str, RequestAnswer | Requester]:
     """Return, by request id, the stored answer to the request, or the agent if there is none.
 
-    An assignment is returned with its present `state`; it may have ended since. A request id that
+    An assignment is returned with its present `state`, which may be an ended one. A request id that
     another agent used is refused. The request id of an assignment is known for as long as the
     assignment is stored, even after the answer was pruned. When an active assignment is returned
-    again, `asked_again_at` is set, because its agent knows of the assignment now. Cost: one
+    again, `asked_again_at` is set, as proof that its agent learned of the assignment. Cost: one
     statement with some index probes for each request; a second if some requests have assignments,
     and a third if some of these assignments are active.
     """
@@ -219,7 +223,8 @@ def asking(
 ) -> Statement:
     """Return the query for the requests' stored answers and their agents.
 
-    It can be sent in one round trip with other statements; `understood` interprets its rows.
+    The query can be sent in one round trip with other statements. The function `understood`
+    interprets its rows.
     """
     since = {"since": transaction.now - settings.skip_agent}
     if len(requests) == 1:
@@ -238,8 +243,8 @@ def understood(
 ) -> dict[str, RequestAnswer | Requester]:
     """Return, by request id, the stored answer to the request, or the agent if there is none.
 
-    `found`: the rows of the query that `asking` returned. The time is stored on each active
-    assignment that is returned again.
+    `found`: the rows of the query that `asking` returned. For each active assignment among the
+    answers, `asked_again_at` is set to the transaction's time.
     """
     shown = _shown(transaction, {row.given for row in found} | {row.hold for row in found})
     read = {
@@ -302,7 +307,7 @@ def _read(
 def answered(
     transaction: FencedTransaction, answers: Mapping[ClaimRequest, RequestAnswer]
 ) -> list[dict[str, Any]]:
-    """Return the rows with which the statement `STORE` stores these answers."""
+    """Return a row for each answer, for the parameter `answered` of the statement `STORE`."""
     return [
         {
             "request_id": request.request_id,
@@ -349,9 +354,9 @@ _SHOWN = select(*HELD_COLUMNS).where(
 def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
     """Select the stored answer and the agent of each request in the table `asked`.
 
-    Of an assignment only the id is read, because few requests have one. Rows of other tables are
-    looked up one by one, not joined: otherwise the planner might read all of a table while that
-    table is small, and cache the plan.
+    Of an assignment only the id is selected, because few requests have one. Assignments are looked
+    up by subqueries for each request, not joined: otherwise the planner might read the whole table
+    while the table is small, and cache the plan.
     """
     own = (
         select(Assignment.id, Assignment.agent_id)

@@ -1,6 +1,6 @@
 """New assignments, with their entries, events and answers, written by one statement.
 
-Each column of a new assignment is sent once, though three tables store it.
+The value of each column is sent to the database once, though up to three tables store it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from assignment_workers.schema.tables import Request as Kept
 
 @dataclass(frozen=True)
 class NewAssignment:
-    """An assignment that this transaction makes, with further values to store beside it."""
+    """An assignment that this transaction makes, with further values for its row and its event."""
 
     hold: Held
     score: int
     generation: int | None
     source_id: UUID | None
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Details of the event that records the assignment, besides rank and lease."""
+    """Further details of the event that records the assignment, besides rank and lease."""
 
 
 def store(
@@ -42,9 +42,9 @@ def store(
 ) -> None:
     """Store the new assignments, by request, with their entries, events and answers.
 
-    `said`: the answers to all other requests, which are stored too. The write is deferred to the
-    commit, so nothing in the rest of the transaction may read these rows. Cost: one statement, with
-    some index probes for each assignment, whatever the size of the dialer queue.
+    `said`: the answers to requests that got no new assignment; they are stored too. The write is
+    deferred to the commit, so nothing in the rest of the transaction may read these rows. Cost: one
+    statement, with some index probes for each assignment, whatever the size of the dialer queue.
     """
     others = idempotency.answered(transaction, said)
     if not new_assignments:
@@ -161,7 +161,8 @@ HOLD, PLACE, TELL = (
     _events.cte("told"),
 )
 KEEP = ANSWER.add_cte(HOLD, PLACE, TELL, nest_here=True)
-"""One statement that stores everything about new assignments, and the answers to all requests.
+"""One statement that stores new assignments with their entries and events, and all answers.
 
-For each new assignment it inserts the assignment and an event, and marks the user's entries held.
+For each row of the parameter `granted` it inserts an assignment, an event and an answer, and marks
+the user's entries held. For each row of the parameter `answered` it inserts an answer.
 """

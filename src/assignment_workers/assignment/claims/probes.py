@@ -1,4 +1,7 @@
-"""The plans of the rules that a dialer adds, as a claim would run them."""
+"""The plans of the rules that a dialer adds, as a claim would run them.
+
+The plans show whether a rule makes a claim read a whole table.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from assignment_workers.schema.dialer import UserCallScore
 
 @dataclass(frozen=True)
 class RulePlan:
-    """The plan of a rule: the tables that a claim would read whole, or why there is no plan."""
+    """The plan of a rule: the tables that a claim would scan whole, or the planner's error."""
 
     queue: str
     rule: str
@@ -32,9 +35,10 @@ class RulePlan:
 def plans(
     connection: Connection, policies: Mapping[str, Policy], now: datetime
 ) -> Iterator[RulePlan]:
-    """Yield the plan of each rule that is not ready-made, by dialer queue.
+    """Yield the plan of each rule that is not built into this package, by dialer queue.
 
-    Nothing is read but the statistics. The caller's transaction then uses indexes alone.
+    Each rule's query is explained, not run. For the rest of the caller's transaction, sequential
+    and bitmap scans are switched off.
     """
     connection.execute(_ONLY_BY_INDEX)
     for policy in policies.values():
@@ -55,7 +59,7 @@ def _plan(connection: Connection, policy: Policy, rule: Rule, now: datetime) -> 
 
 
 def _judged(rule: Rule) -> Select[*tuple[Any, ...]]:
-    """Select the verdict of the rule on the users of the SQL parameter `users`."""
+    """Select the verdict of the rule on each user in the SQL parameter `users`."""
     head = (
         select(func.unnest(bindparam("users", type_=ARRAY(BigInteger))).label("user_id"))
         .cte("head")
@@ -77,7 +81,7 @@ def _scans(plan: Mapping[str, Any]) -> Iterator[str]:
 
 
 class _Explained(Executable, ClauseElement):
-    """The statement `EXPLAIN` of a query."""
+    """The statement `EXPLAIN (FORMAT JSON)` of a query, as an SQLAlchemy element."""
 
     inherit_cache = False
 

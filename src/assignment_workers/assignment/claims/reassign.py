@@ -1,6 +1,6 @@
 """Commands of operators that end an assignment or give its user to another agent.
 
-Each records the operator and the reason.
+Each command records the operator and the reason.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def take_back(
 ) -> Finished | Refused:
     """End an assignment of any agent; its user is claimable at once, at the same position.
 
-    `by`: the operator who ends it; `why`: the reason. Repeating the command gets the same answer.
-    Refused: an unknown assignment, and one that has ended in another way.
+    `by`: the operator; `why`: the reason. Repeating the command gets the same answer. Refused: an
+    unknown assignment, and one that has ended in another way.
     """
     found = (
         transaction.connection.execute(NAMED, {"named": [assignment_id]}).mappings().one_or_none()
@@ -67,14 +67,14 @@ def reassign(
 ) -> RequestAnswer:
     """End an assignment and assign its user to the agent `agent_id`, in one transaction.
 
-    `by`: the operator who does so; `why`: the reason.
+    `by`: the operator; `why`: the reason.
 
-    The new assignment has a request id of its own, `reassigned-` and the id of the assignment that
-    ended, so repeating the command gets the same answer. Refused, with nothing changed: an
-    assignment that is unknown or not active; an agent who is unknown, inactive, not allowed the
-    dialer queue, turned away because of their state or session, or who holds a user; and a user who
-    may not be called any more by the current facts (guarantee 3). The order, a pause and a rest do
-    not matter, because the user is held already.
+    The request id of the new assignment is `reassigned-` and the id of the assignment that ended,
+    so repeating the command gets the same answer. Refused, with nothing changed: an assignment that
+    is unknown or not active; an agent who is unknown, inactive, not allowed the dialer queue,
+    turned away because of their state or session, or who holds a user; and a user who may not be
+    called any more by the current facts (guarantee 3). The user's rank, a pause of the dialer queue
+    and a resting time of the user are ignored, because the user is held already.
     """
     request = ClaimRequest(agent_id, f"reassigned-{assignment_id}", None, None, None)
     match idempotency.look_up(transaction, [request], settings)[request.request_id]:

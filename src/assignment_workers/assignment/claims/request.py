@@ -12,8 +12,8 @@ class ClaimRequest:
 
     `queue` None: any dialer queue that the agent is allowed, in the order of the policies.
     `deadline`: from this instant of the database's clock on, no user is assigned; None: no limit.
-    `sent_at`: the time of sending, and `sent_by`: the token that asks for the agent (None: the
-    agent's own), both for the records only.
+    `sent_at`: the time of sending. `sent_by`: the token that sent the request for the agent; None:
+    the agent's own token. Both are only recorded.
     """
 
     agent_id: int

@@ -39,31 +39,31 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 FAILURES = 2
-"""Number of failed reads in a row after which the circuit breaker opens: the CRM is not read."""
+"""Number of failed reads in a row after which the circuit breaker opens and stops further reads."""
 OPEN_SECONDS = 5.0
-"""Seconds that the circuit breaker stays open; then one read tries the CRM."""
+"""Seconds that the circuit breaker stays open; after that, one read tries the CRM."""
 BATCH = 10_000
-"""Number of rows that are in memory at a time while the whole CRM is read."""
+"""Number of rows in memory at a time while the whole CRM is read."""
 BATCH_SECONDS = 60.0
-"""Seconds that a read of the whole CRM waits at most for each batch of rows."""
+"""Maximum time in seconds that a read of the whole CRM waits for one batch of rows."""
 PROBE_SECONDS = 3.0
-"""Seconds that a job which reads the whole CRM waits at first to see if the CRM answers at all."""
+"""Maximum time in seconds that a job waits for a first answer, before it reads the whole CRM."""
 CHECK_SECONDS = 10.0
 CONNECTIONS = 4
 IDS = (1, 4, 16, 64, 256, 1024, 5_000)
 """The lengths of the lists of user ids with which the CRM is queried.
 
-A list is padded with its last id to the next length, so that only a few different statements exist.
+A shorter list is filled up with its last id, so that only a few different statements exist.
 """
 
 
 class Crm:
-    """An external CRM: a CRM in another database, which is only read and may be away at any time.
+    """A CRM in another database, which is only read and may be unavailable at any time.
 
-    Every read has a hard limit, whatever the server does: `timeout` for facts by user id, a minute
+    Every read has a time limit, whatever the server does: `timeout` for facts by user id, a minute
     per batch when the whole CRM is read. After `FAILURES` failed reads in a row, reads raise at
-    once for `OPEN_SECONDS`; then one read tries the CRM. All reads raise `CrmUnavailable`.
-    Thread-safe.
+    once for `OPEN_SECONDS`; then one read tries the CRM. All reads raise `CrmUnavailable`. `grace`:
+    the age up to which the mirror may stand in for the CRM. Thread-safe.
     """
 
     def __init__(
@@ -91,10 +91,11 @@ class Crm:
         self._queries = Queries(declared, folds=not is_postgres(url))
 
     def facts(self, users: Mapping[int, UserId], *, seconds: float | None = None) -> CrmFacts:
-        """Read the facts of these users with one statement; users who are not in the CRM have none.
+        """Read the facts of these users with one statement; users not in the CRM have no facts.
 
-        `users`: the CRM's id of each user, by our number. `seconds`: the limit for a job; None:
-        that of a claim, the CRM's `timeout`. Raises `CrmUnavailable`.
+        `users`: the CRM's id of each user, by the user's number in `assignment.user_ids`.
+        `seconds`: the time limit of a job's read; None: the limit of a claim, the CRM's `timeout`.
+        Raises `CrmUnavailable`.
         """
         own = list(users.values())
         if not own:
@@ -106,9 +107,9 @@ class Crm:
         return self._queries.facts_of(rows, {each: number for number, each in users.items()})
 
     def trouble(self) -> str | None:
-        """Return the reason why the CRM cannot be read now; None if it can.
+        """Return the reason why the CRM cannot be read now; None if it can be read.
 
-        Reads the CRM to find out, unless the circuit breaker is open.
+        Reads one row to find out, unless the circuit breaker is open.
         """
         try:
             self._probe()
@@ -122,9 +123,10 @@ class Crm:
         return bool(self._breaker.opened)
 
     def since(self, news: News, after: Position, *, limit: int) -> list[NewCrmRow]:
-        """Return at most `limit` rows of the table of `news` in the order of `created_at` and id.
+        """Return the next `limit` rows of a CRM table, in the order of `created_at` and id.
 
-        They are those that come after the position `after`, each with the CRM's id of its user.
+        `news`: the table. `after`: the position (time and id) after which to read. Each row has the
+        CRM's id of its user. Raises `CrmUnavailable`.
         """
         at, key = after
         query = self._queries.since(news, goes_on=key is not None)
@@ -138,14 +140,14 @@ class Crm:
             raise CrmUnavailable(str(error), retry_after=OPEN_SECONDS) from error
 
     def reader(self, table: str) -> RowReader:
-        """Return the conversion of the rows of a table that `everything` yields."""
+        """Return the converter for the rows of this CRM table."""
         return self._queries.readers[table]
 
     def everything(self) -> Iterator[tuple[str, list[tuple[Any, ...]], int]]:
-        """Yield the whole CRM as of one instant, table by table, in batches; the persons first.
+        """Yield the whole CRM as of one instant, in batches, table by table; the persons first.
 
-        A batch is the name of the table, its rows with the CRM's own ids of persons, and the number
-        of unreadable rows that were left out.
+        A batch is the name of the table, its rows with the CRM's ids of persons, and the number of
+        unreadable rows that were left out. Raises `CrmUnavailable`.
         """
         self._probe(PROBE_SECONDS)
         connection: Connection | None = None
@@ -171,10 +173,10 @@ class Crm:
         _drop(connection)
 
     def check(self) -> None:
-        """Check that the CRM can be read as configured, and raise an error of one line if not.
+        """Check that the CRM can be read as configured; raise an error of one line if not.
 
-        `UsageError` for an address that leads to no such database, `SchemaMismatch` for a missing
-        table or column, `CrmUnavailable` for a CRM that does not answer now.
+        `UsageError`: the address leads to no such database. `SchemaMismatch`: a table or column is
+        missing. `CrmUnavailable`: the CRM does not answer now.
         """
         try:
             lacking = self.lacking()
@@ -191,7 +193,7 @@ class Crm:
                 )
 
     def lacking(self) -> dict[str, list[str] | None]:
-        """Return the columns that the CRM's tables lack of those that are read, by table name.
+        """Return, by table name, the columns that are read and that the CRM's table lacks.
 
         The value None stands for a missing table or view. Raises `CrmUnavailable`.
         """
@@ -203,7 +205,7 @@ class Crm:
         return found
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections to the CRM."""
         self._quick.dispose()
         self._slow.dispose()
 
@@ -227,8 +229,8 @@ class Crm:
     def _read(self, what: Callable[[Connection], T], *, seconds: float | None = None) -> T:
         """Run the function `what`, which reads the CRM, within a time limit; return its result.
 
-        `seconds`: the limit, on a new connection. Without it, a connection of the pool is used, on
-        which the limit of a claim holds; the CRM's server enforces that limit too.
+        `seconds`: the limit; the function then gets a new connection. None: the limit of a claim,
+        on a connection of the pool; the CRM's server enforces this limit too.
         """
         engine = self._quick if seconds is None else self._slow
         if self._breaker.opened:
@@ -270,11 +272,11 @@ class Crm:
         *,
         used: Sequence[Connection] = (),
     ) -> T:
-        """Run the function in a new thread, and abandon the thread after this many seconds.
+        """Run the function `what` in a new thread, and abandon the thread after this many seconds.
 
-        `used`: connections to cut then. A database driver's own limit is not enough: some drivers
-        wait without end for a server that accepts a connection and sends nothing, or that stops in
-        the middle of an answer.
+        `used`: connections that are then cut. A database driver's time limit is not enough: some
+        drivers wait without end for a server that accepts a connection and sends nothing, or that
+        stops in the middle of an answer. Raises `CrmUnavailable`.
         """
         future: Future[T] = Future()
 
@@ -300,7 +302,8 @@ class Crm:
 class _Late(CrmUnavailable):
     """The CRM did not answer in time.
 
-    `left` is a future that is done once the thread that still waits for the answer has ended.
+    `left`: a future that is done when the abandoned thread, which still waits for the answer, has
+    ended.
     """
 
     def __init__(self, left: Future[Any], seconds: float) -> None:
@@ -309,13 +312,16 @@ class _Late(CrmUnavailable):
 
 
 def _drop(connection: Connection, _: object = None) -> None:
-    """Close a connection without resetting it, because its server might not answer."""
+    """Close a connection without a rollback on its server, which might not answer."""
     connection.invalidate()
     connection.close()
 
 
 def configured(settings: Settings) -> Crm | None:
-    """Return the external CRM of `settings`, if any. Raises `UsageError` for an unknown mapping."""
+    """Return the external CRM of `settings`; None if the CRM is in our own database.
+
+    Raises `UsageError` if `settings` name a mapping that the dialer does not have.
+    """
     declared = declared_facts(settings)
     if settings.crm_database_url is None:
         return None
@@ -325,9 +331,9 @@ def configured(settings: Settings) -> Crm | None:
 
 
 def declared_facts(settings: Settings) -> ExternalFacts:
-    """Return the tables that the loaded dialer reads from an external CRM.
+    """Return the tables and columns that the loaded dialer reads from an external CRM.
 
-    Raises `UsageError` for an unknown mapping.
+    Raises `UsageError` if `settings` name a mapping that the dialer does not have.
     """
     dialer = loaded()
     if settings.crm_mapping not in (DECLARED, *dialer.mappings):
@@ -339,7 +345,7 @@ def declared_facts(settings: Settings) -> ExternalFacts:
 
 
 def optional_columns(settings: Settings) -> dict[str, str]:
-    """Return the CRM's names of the optional columns that are configured, by our names.
+    """Return the configured optional columns of the CRM: the CRM's names by our names.
 
     Raises `UsageError` for an unusable setting.
     """
@@ -358,8 +364,8 @@ def optional_columns(settings: Settings) -> dict[str, str]:
 def checked(settings: Settings) -> Crm | None:
     """Return the external CRM of `settings` for a starting process, after a check of its tables.
 
-    None if the CRM is in our own database. Raises `UsageError` or `SchemaMismatch` for a CRM that
-    cannot be read as configured. A CRM that does not answer now is only logged.
+    None if the CRM is in our own database. Raises `UsageError` or `SchemaMismatch` if the CRM
+    cannot be read as configured. If the CRM does not answer now, only a warning is logged.
     """
     crm = configured(settings)
     if crm is not None:

@@ -1,7 +1,7 @@
 """Views of the CRM's tables in our own database, in the names and ids by which rules read them.
 
-They are needed where a person's id in the CRM is no integer, or where the CRM has other names of
-tables and columns. In them a person's id is our number, from `assignment.user_ids`.
+Views are needed where a person's id in the CRM is not an integer, or where the CRM has other names
+of tables and columns. In the views a person's id is the integer that `assignment.user_ids` assigns.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ from assignment_workers.settings import Settings
 log = structlog.get_logger()
 
 TRANSLATED: dict[str | None, str] = {CrmBase.metadata.schema: FACT_SCHEMA}
-"""The schema translation of an engine whose statements read the views."""
+"""SQLAlchemy's schema translation for an engine that reads the views in place of the tables."""
 _LOCK = 0x66616374
-"""The advisory lock of a transaction that replaces the views."""
+"""Key of the advisory lock that a transaction takes to replace the views."""
 
 _quote = postgresql.dialect().identifier_preparer.quote_identifier  # type: ignore[no-untyped-call]
 
 
 @cache
 def are_needed(dialer: Dialer) -> bool:
-    """Return True if the rules of the dialer cannot read the CRM's tables as they are."""
+    """Return True if the dialer's rules cannot read the CRM's tables directly.
+
+    That is so if the ids of persons are not integers, or a table or column has another name.
+    """
     return dialer.numbered is not None or any(
         each.of != each.name or any(ours != theirs for ours, theirs in each.columns.items())
         for each in dialer.sources()
@@ -48,26 +51,26 @@ def are_needed(dialer: Dialer) -> bool:
 
 
 def probe() -> TextClause:
-    """Return a statement that reads one person of a CRM in our own database."""
+    """Return a statement that reads the id of one person of a CRM in our own database."""
     schema = FACT_SCHEMA if are_needed(loaded()) else CrmBase.metadata.schema
     return text(f"SELECT id FROM {schema}.{CrmUser.__tablename__} LIMIT 1")  # noqa: S608
 
 
 def table_of(source: FactSource) -> str:
-    """Return the CRM's name of the table, with its schema, as SQL."""
+    """Return the quoted name of the table in the CRM, with its schema, as SQL."""
     schema, name = split_name(source.of)
     return f"{_quote(schema or 'crm')}.{_quote(name)}"
 
 
 def column_of(source: FactSource, name: str) -> str:
-    """Return the CRM's name of our column `name`, as SQL."""
+    """Return the quoted name in the CRM of the column that rules call `name`, as SQL."""
     return str(_quote(source.columns[name]))
 
 
 def queries(dialer: Dialer, *further: str) -> dict[str, str]:
-    """Return the query of each view that the dialer needs, by name; none if it needs no views.
+    """Return the query of each view that the dialer needs, by name; an empty dict if it needs none.
 
-    `further`: columns of persons that the settings name.
+    `further`: further columns of the table of persons, which the settings name.
     """
     if not are_needed(dialer):
         return {}
@@ -75,10 +78,9 @@ def queries(dialer: Dialer, *further: str) -> dict[str, str]:
 
 
 def persons_of(dialer: Dialer, news: News) -> str | None:
-    """Return the SQL of the CRM's own ids of persons in a table of `news`, with the rows' times.
+    """Return a SQL query for the CRM's ids of persons in a table, with the rows' creation times.
 
-    None if the table itself has no person's id, so that it names nobody beside the table of
-    persons.
+    `news`: the table. None if the table has no column with a person's id.
     """
     source = next(each for each in dialer.sources() if each.name == news.table)
     person, created_at = news.person.name, news.created_at.name
@@ -109,10 +111,10 @@ def _query(source: FactSource, numbered: str | None) -> str:
 
 
 def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
-    """Make the views that are missing or differ from these queries; return their names.
+    """Create the views that are missing or differ from these queries; return their names.
 
-    `wanted`: the queries by name. The caller commits. Raises `SchemaMismatch`, one line, for a role
-    that may not make the views, and for a table or column that the CRM does not have.
+    `wanted`: the queries by name. The caller commits. Raises `SchemaMismatch`, one line, if the
+    database role may not create the views, or if the CRM lacks a table or column.
     """
     if not wanted:
         return []
@@ -133,9 +135,9 @@ def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
 
 
 def prepare(connection: Connection, settings: Settings) -> None:
-    """Make the views that the loaded dialer needs to read a CRM in our own database, and commit.
+    """Create the views that the loaded dialer needs to read a CRM in our own database, and commit.
 
-    Raises `SchemaMismatch` if they cannot be made.
+    No effect with an external CRM. Raises `SchemaMismatch` if they cannot be created.
     """
     if settings.crm_database_url is None:
         make(connection, queries(loaded(), *optional_columns(settings).values()))
@@ -143,9 +145,9 @@ def prepare(connection: Connection, settings: Settings) -> None:
 
 
 def prepare_if_possible(connection: Connection, settings: Settings) -> None:
-    """Do what `prepare` does, but only log what prevents it.
+    """Call `prepare`, and only log a warning if the views cannot be created.
 
-    The CRM's tables may come later: the discovery of users makes the views then.
+    The CRM's tables may come later: the discovery of users creates the views then.
     """
     try:
         prepare(connection, settings)

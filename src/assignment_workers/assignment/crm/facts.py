@@ -58,9 +58,10 @@ If the id is None, the point lies before all rows with that `created_at`.
 
 @dataclass(frozen=True)
 class NewCrmRow:
-    """A new row of the CRM: its creation time, its own id, and its user's id.
+    """A new row of the CRM: its creation time, its id (`key`), and the id of its user.
 
-    From an external CRM the user's id is the CRM's own, else it is our number.
+    `user_id`: the CRM's id if the CRM is an external one; otherwise the user's number in
+    `assignment.user_ids`.
     """
 
     created_at: datetime
@@ -72,7 +73,7 @@ class NewCrmRow:
 class CrmFacts:
     """CRM facts of some users, in the form of SQL parameters.
 
-    `unreadable`: users whose facts in the CRM cannot be used, so that nothing is known about them.
+    `unreadable`: users whose facts in the CRM cannot be converted, so that no facts are known.
     """
 
     parameters: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -85,7 +86,7 @@ def parameter(table: str) -> str:
 
 
 def split_name(of: str) -> tuple[str | None, str]:
-    """Return the schema, if any, and the name of a table from the CRM's name of it."""
+    """Return the schema, if any, and the name of a table from its name in the CRM."""
     schema, dot, name = of.rpartition(".")
     return (schema if dot else None), name
 
@@ -93,7 +94,7 @@ def split_name(of: str) -> tuple[str | None, str]:
 class Queries:
     """The queries to an external CRM, in that CRM's table and column names.
 
-    Methods convert the rows of these queries to our facts.
+    Methods convert the rows of these queries to the names and types that rules use.
     """
 
     def __init__(self, declared: ExternalFacts, *, folds: bool) -> None:
@@ -123,7 +124,10 @@ class Queries:
             .select_from(self._joined())
             .where(user.in_(bindparam("users", expanding=True)))
         )
-        """Query for users with the rows of all tables that belong to them, read at one instant."""
+        """Query for users with their rows in all tables, read at one instant.
+
+        SQL parameter: `users`, the CRM's ids.
+        """
         self.probe = select(user).limit(1)
         self.everything = {
             each.name: select(*self._columns[each.name].values()) for each in declared.sources
@@ -134,9 +138,9 @@ class Queries:
     def _joined(self) -> FromClause:
         """Join the persons with all tables that belong to them.
 
-        Tables that lie on different ways would multiply each other's rows. So each way has a number
-        of its own, each person comes once with each number, and a table is joined only with the
-        numbers of the ways on which it lies.
+        Each table belongs to a person by a path of links. Tables on different paths would multiply
+        each other's rows, so each path has a number, each person comes once with each number, and a
+        table is joined only with the numbers of its paths.
         """
         linked = [(each, each.link) for each in self.declared.sources if each.link is not None]
         ways: dict[str, list[int]] = {each.name: [] for each, _ in linked}
@@ -172,10 +176,10 @@ class Queries:
         return found
 
     def since(self, news: News, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
-        """Return the query for the rows of the table of `news` in the order of `created_at` and id.
+        """Return the query for the rows of a CRM table in the order of `created_at` and id.
 
-        Its SQL parameters: the time `at`, the id `key` after which the rows with that time are read
-        if it `goes_on`, and the number of rows, `most`.
+        `news`: the table. SQL parameters: the time `at`; the id `key` after which rows with that
+        time are read, if `goes_on`; and the maximum number of rows, `most`.
         """
         if (news.name, goes_on) not in self._since:
             self._since[news.name, goes_on] = self._made(news, goes_on=goes_on)
@@ -200,7 +204,7 @@ class Queries:
         return self._columns[str(getattr(found.table, "name", ""))][str(found.name)]
 
     def _translated(self, joined: FromClause) -> FromClause:
-        """Return joined tables of ours in the CRM's names."""
+        """Return a join of our tables rewritten to the CRM's table and column names."""
 
         def replaced(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
             if isinstance(element, Column) and _is_of_crm(element.table):
@@ -212,7 +216,7 @@ class Queries:
         return cast("FromClause", replacement_traverse(joined, {}, replaced))
 
     def new_row(self, row: Row[*tuple[Any, ...]]) -> NewCrmRow:
-        """Return a row of the query `since`. Raises `Unreadable`."""
+        """Convert a row of the query `since`. Raises `Unreadable`."""
         at = instant(row.created_at)
         if at is None:
             raise Unreadable("a row was made at no time")
@@ -222,10 +226,10 @@ class Queries:
     def facts_of(
         self, found: Sequence[Row[*tuple[Any, ...]]], numbers: Mapping[UserId, int]
     ) -> CrmFacts:
-        """Return the facts in the rows of the query `facts`, each only once.
+        """Return the facts in the rows of the query `facts`, without repetitions.
 
-        `numbers`: our number of each user, by the CRM's id. A row of that join has a user and a row
-        of each table on one of the ways.
+        `numbers`: the number of each user in `assignment.user_ids`, by the CRM's id. Each row has a
+        person, and a row of each table on one path of links.
         """
         plan = []
         begin = 0

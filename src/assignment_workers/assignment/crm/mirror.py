@@ -45,15 +45,18 @@ from assignment_workers.policy.facts import FactSource
 from assignment_workers.schema.tables import CrmRead, Forgotten
 
 FRESH = timedelta(seconds=60)
-"""Age of the mirror (our copy of the external CRM) below which a job does not renew the mirror."""
+"""Age of the mirror (our copy of the external CRM) below which a job uses it without a renewal."""
 WAITED_FOR = timedelta(minutes=10)
-"""Time that a job waits while another process renews the mirror, our copy of the external CRM."""
+"""Maximum time that a job waits while another process renews the mirror."""
 READING = "crm.mirror"
 """Name of the job that copies the whole external CRM into the mirror."""
 
 
 def age(connection: Connection) -> timedelta | None:
-    """Return the time since the last copying of the external CRM began; None if there was none."""
+    """Return the age of the mirror, our copy of the external CRM; None if the CRM was never copied.
+
+    The age is counted from the beginning of the last copying.
+    """
     found: timedelta | None = connection.execute(
         select(func.clock_timestamp() - CrmRead.read_at)
     ).scalar_one_or_none()
@@ -61,15 +64,19 @@ def age(connection: Connection) -> timedelta | None:
 
 
 def forget(connection: Connection) -> None:
-    """Delete the record of the last copying of an external CRM, which is not used any more."""
+    """Delete the record of the last copying of an external CRM.
+
+    Call this when the external CRM is not used any more.
+    """
     connection.execute(delete(CrmRead))
 
 
 def freshen(engine: Engine, dialer: Dialer) -> None:
     """Copy all of an external CRM into the mirror, unless the mirror is younger than `FRESH`.
 
-    Jobs that judge all users call this first. Raises `CrmUnavailable`. If another process is
-    copying the CRM, the call waits for that process, at most `WAITED_FOR`.
+    No effect without an external CRM. Jobs that judge all users call this first. If another process
+    is copying the CRM, the call waits for that process, at most `WAITED_FOR`. Raises
+    `CrmUnavailable`.
     """
     crm = crm_of(engine)
     ends = time.monotonic() + WAITED_FOR.total_seconds()
@@ -90,9 +97,9 @@ def read_whole(work: Work, dialer: Dialer, crm: Crm) -> Counts:
     """Bring the mirror, our copy of the external CRM, up to date with the CRM as of one instant.
 
     The CRM is streamed into staging tables that nothing else reads, one batch per transaction. Then
-    one transaction, that of the job, writes the differences and deletes the rows that are gone, so
-    a reader sees the mirror either before or after. Rows that make no sense are left out and
-    counted as `unreadable`. A table that has become empty is taken for a fault of the CRM. Raises
+    the job's transaction writes the differences to the mirror and deletes the rows that are gone,
+    so a reader sees the mirror either before or after. Rows that cannot be converted are left out
+    and counted as `unreadable`. A table that has become empty counts as a fault of the CRM. Raises
     `CrmUnavailable`; then the mirror is unchanged. Memory: one batch. Cost: one pass over the CRM,
     and one over the mirror.
     """
@@ -145,9 +152,10 @@ def _numbered(
     name: str,
     batch: Sequence[tuple[Any, ...]],
 ) -> list[tuple[Any, ...]]:
-    """Return the rows with our numbers of persons; rows of persons without a number are left out.
+    """Return the rows with numbers of `assignment.user_ids` in place of the CRM's ids of persons.
 
-    Persons whose id is usable get a number, in the order in which the CRM made them.
+    Persons whose id can be used get a number, in the order in which the CRM created them. Rows of
+    persons without a number are left out.
     """
     reader = crm.reader(name)
     if name == USERS:
@@ -174,7 +182,10 @@ def _has_rows(connection: Connection, of: Table) -> bool:
 
 
 def _merge(connection: Connection, source: FactSource) -> int:
-    """Make a table of the mirror equal to its staging table; only rows that differ are written."""
+    """Make a table of the mirror equal to its staging table; return the number of changed rows.
+
+    Only rows that differ are written.
+    """
     mine, came = table_of(source), table_of(source, incoming=True)
     counted = {"preserve_rowcount": True}
     statements = _by_key(source, mine, came) if source.key else _by_row(mine, came)
@@ -197,7 +208,10 @@ def _by_key(source: FactSource, mine: Table, came: Table) -> list[Executable]:
 
 
 def _by_row(mine: Table, came: Table) -> list[Executable]:
-    """Return the statements for a table without a key, whose equal rows are counted off."""
+    """Return the statements that make `mine` equal to `came`, for tables without a key.
+
+    Equal rows are numbered, so that their number is made equal too.
+    """
     old, new = _counted_off(mine), _counted_off(came)
     same = and_(old.c.said == new.c.said, old.c.number == new.c.number)
     names = [each.name for each in came.columns]
@@ -207,7 +221,7 @@ def _by_row(mine: Table, came: Table) -> list[Executable]:
 
 
 def _counted_off(table: Table) -> Subquery:
-    """Select the rows of the table, each with its place, its text, and its number among equals."""
+    """Select the table's rows, each with its `ctid`, its text, and its number among equal rows."""
     said = cast_to(func.row(*table.columns), Text)
     number = func.row_number().over(partition_by=said)
     facts = (each.label(f"fact_{each.name}") for each in table.columns)
@@ -217,7 +231,7 @@ def _counted_off(table: Table) -> Subquery:
 
 
 _PLACE: ColumnClause[Any] = literal_column("ctid")
-"""The place of a row within its table."""
+"""The physical position of a row within its table."""
 
 
 def _store_read(connection: Connection, began: datetime, counts: Counts) -> None:

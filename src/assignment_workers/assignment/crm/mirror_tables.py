@@ -1,4 +1,7 @@
-"""The tables of the mirror, made from the facts that the dialer declares."""
+"""The tables of the mirror, made from the facts that the dialer declares.
+
+The mirror is the copy of an external CRM in our own database.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ from assignment_workers.schema.tables import CrmRead
 from assignment_workers.settings import Settings
 
 INCOMING = "incoming_"
-"""The prefix of the tables that a read fills; their rows replace those of the others when it is
-complete."""
+"""The prefix of the names of staging tables, which a read of the CRM fills.
+
+When the read is complete, their rows replace the rows of the mirror's tables.
+"""
 _LOCK = 0x6D697272
-"""The advisory lock of a transaction that makes the tables."""
+"""Key of the advisory lock that a transaction takes to create the tables."""
 
 _TEMPORARY = "pg_temp"
 
@@ -30,9 +35,9 @@ _quote = _dialect.identifier_preparer.quote
 
 
 def table_of(source: FactSource, *, incoming: bool = False) -> Table:
-    """Return the table of the mirror with the rows of this table of the CRM.
+    """Return the table of the mirror for this table of the CRM.
 
-    `incoming`: the table that a read fills, in place of the one that is read.
+    `incoming`: True for the staging table, which a read of the CRM fills.
     """
     metadata = MetaData(schema=MIRROR_SCHEMA, naming_convention=CrmBase.metadata.naming_convention)
     made = Table(
@@ -50,17 +55,17 @@ def table_of(source: FactSource, *, incoming: bool = False) -> Table:
 
 
 def prepare(connection: Connection, settings: Settings) -> None:
-    """Make the mirror's tables for the external CRM of `settings`, if any, and commit."""
+    """Create the mirror's tables for the external CRM of `settings`, if any, and commit."""
     if settings.crm_database_url is not None:
         make(connection, declared_facts(settings))
         connection.commit()
 
 
 def make(connection: Connection, declared: ExternalFacts) -> list[str]:
-    """Make the mirror's tables that are missing or differ from the declaration; return their names.
+    """Create the mirror's tables that are missing or differ from `declared`; return their names.
 
-    Tables that are not declared are dropped. A new table is empty until the next read, so after a
-    change the record of the last read is deleted. The caller commits.
+    Tables that are not declared are dropped. A new table is empty until the next read of the CRM,
+    so after a change the record of the last read is deleted. The caller commits.
     """
     if not _differing(connection, declared):
         return []
@@ -87,14 +92,14 @@ def make(connection: Connection, declared: ExternalFacts) -> list[str]:
 
 
 def stand_in(connection: Connection, declared: ExternalFacts) -> None:
-    """Let the statements of this connection read empty temporary tables in place of the CRM's."""
+    """Make the statements of this connection read empty temporary tables, not the CRM's tables."""
     for source in declared.sources:
         table_of(source).to_metadata(MetaData(), schema=_TEMPORARY).create(connection)
     connection.execution_options(schema_translate_map={CrmBase.metadata.schema: _TEMPORARY})
 
 
 def quoted(of: Table | Column[Any]) -> str:
-    """Return the name of a table of the mirror, with its schema, or of a column, as SQL."""
+    """Return the quoted name of a column, or of a table of the mirror with its schema, as SQL."""
     if isinstance(of, Table):
         return str(_dialect.identifier_preparer.format_table(of))
     return str(_quote(of.name))
@@ -103,7 +108,7 @@ def quoted(of: Table | Column[Any]) -> str:
 def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict[str, int]:
     """Delete a user's rows from the mirror; return their number, by table with its schema.
 
-    Tables and columns that the mirror does not have are passed over.
+    Tables that do not exist, or lack the columns that lead to the user, are left out.
     """
     there = {
         (name, column.partition(" ")[0])
@@ -121,7 +126,7 @@ def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict
 
 
 def _way(declared: ExternalFacts, source: FactSource) -> Iterator[tuple[str, str]]:
-    """Yield the columns on the way from this table to a person's id, each with its table."""
+    """Yield the columns that link this table to a person's id, each with its table, in order."""
     if source.name == USERS:
         yield USERS, "id"
     while source.link is not None:
@@ -133,7 +138,10 @@ def _way(declared: ExternalFacts, source: FactSource) -> Iterator[tuple[str, str
 
 
 def _of_user(way: Sequence[tuple[str, str]]) -> str:
-    """Return the condition of SQL that a row belongs to the user of the parameter `user`."""
+    """Return a SQL condition: a row belongs to the user in the SQL parameter `user`.
+
+    `way`: the columns that `_way` yields.
+    """
     (_, column), *further = way
     if not further:
         return f"{_quote(column)} = :user"
@@ -149,7 +157,7 @@ def _named(table: str) -> str:
 
 
 def _differing(connection: Connection, declared: ExternalFacts) -> list[str]:
-    """Return the names of the tables that are not, or should not be, in the mirror."""
+    """Return the names of the mirror's tables that are missing, undeclared or different."""
     wanted = {
         table.name: sorted(_described(table))
         for source in declared.sources
@@ -162,7 +170,7 @@ def _differing(connection: Connection, declared: ExternalFacts) -> list[str]:
 
 
 def _there(connection: Connection) -> dict[str, list[str]]:
-    """Return the sorted columns of each table of the mirror, as `_described` writes them."""
+    """Return the sorted columns of each existing table of the mirror, formatted by `_described`."""
     found = connection.execute(_THERE, {"schema": MIRROR_SCHEMA})
     return {row.name: sorted(row.columns) for row in found}
 
@@ -174,7 +182,7 @@ def _described(table: Table) -> Iterable[str]:
 
 
 def _roles(connection: Connection) -> tuple[str | None, list[tuple[str, str]]]:
-    """Return the role that is to own the tables, if any, and the roles that read them."""
+    """Return the role that owns the tables, if any, and the roles that read them, with rights."""
     asked = {"roles": [WORKER, GATEWAY, READER], "schema": MIRROR_SCHEMA}
     may_own = {row.name: row.may_own for row in connection.execute(_ROLES, asked)}
     owner = WORKER if may_own.get(WORKER) else None

@@ -1,10 +1,10 @@
 """The CRM's facts as one transaction reads them, wherever the CRM is.
 
-Each rule stays one SQL expression, and the facts are brought to it. If the CRM is the schema `crm`
-of our own database, statements read the facts directly. From an external CRM, a claim reads the
-facts of its users by id. They become parameters of the same statement, which replace the CRM's
-tables. Work on whole pools reads a mirror (`mirror`). The location of the CRM is an option of the
-engine, so every operation finds it by its connection.
+If the CRM is the schema `crm` of our own database, statements read its tables directly. From an
+external CRM, a claim reads the facts of its users by id. The facts become parameters of the same
+statement and replace the CRM's tables, so each rule is one SQL expression in both cases. Work on
+whole pools reads the mirror (`mirror`), our copy of the external CRM. The external CRM is an
+execution option of the engine, so every operation finds it by its connection.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from assignment_workers.schema.pipeline import Rows, Statement, expression_cache
 from assignment_workers.schema.tables import FACT_SCHEMA, CrmRead, Phone
 
 ELSEWHERE = "crm"
-"""Name of the execution option under which an engine carries its external CRM, a `Crm`."""
+"""Name of the execution option of an engine whose value is its external CRM, a `Crm`."""
 
 _MIRRORED = {"crm": MIRROR_SCHEMA}
 
@@ -56,10 +56,10 @@ _MIRRORED = {"crm": MIRROR_SCHEMA}
 class CrmReader:
     """The access of one transaction to the CRM, with a limit on the total time waited.
 
-    `waited` is the number of seconds that the reads took. Once it exceeds the CRM's timeout,
-    nothing more is read, so a transaction waits for an external CRM at most twice the timeout: in
-    reads that were answered, and in one last read that is not. A job that blocks no requests sets
-    `patience`, in seconds, in place of the timeout.
+    `waited` is the number of seconds that reads have taken so far. Once it exceeds the CRM's
+    timeout, nothing more is read, so a transaction waits for an external CRM at most twice the
+    timeout: for reads that are answered, and for a last one that is not. For a job that blocks no
+    requests, `patience`, in seconds, replaces the timeout.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class CrmReader:
     ) -> None:
         """Prepare the reader of a transaction.
 
-        `patience`: the most seconds that reads may take; None: those of a claim. `run` is the
-        function with which a fenced transaction runs statements. `stores` is False for a reader
-        that may not write: phone numbers that are read are then not stored.
+        `patience`: the maximum time in seconds that reads may take; None: the limit of a claim.
+        `run`: the function with which a fenced transaction runs statements. `stores`: False for a
+        reader that may not write; it does not store the phone numbers that it reads.
         """
         self._connection = connection
         self._run_in_turn = run
@@ -91,12 +91,12 @@ class CrmReader:
 
     @property
     def is_spent(self) -> bool:
-        """True if this transaction has waited for the CRM as long as it may: no more is read."""
+        """True if this transaction may not wait for the external CRM any longer."""
         return self._crm is not None and self.waited >= (self._patience or self._crm.timeout)
 
     @property
     def zones(self) -> frozenset[str]:
-        """The time zones that users are in, read once per transaction."""
+        """The time zones in which the users are, read once per transaction."""
         if self._zones is None:
             self._zones = frozenset(row.zone for row in self._run(phones.ZONES, {}))
         return self._zones
@@ -110,9 +110,9 @@ class CrmReader:
     ) -> Sequence[Row[*tuple[Any, ...]]]:
         """Run a query that refers to the CRM's tables; return its rows.
 
-        For an external CRM, the facts of `users` are read first and take the place of those tables.
-        `users`: the ids, or a query with the same parameters that selects them. Users whose facts
-        were not read or cannot be used are added to `unknown`. Raises `CrmUnavailable`.
+        For an external CRM, the facts of `users` are read first and replace those tables in the
+        query. `users`: the ids, or a query with the same parameters that selects them. Users whose
+        facts were not read or cannot be used are added to `unknown`. Raises `CrmUnavailable`.
         """
         return self._judge(statement, parameters, self._facts_for(users, parameters))
 
@@ -125,11 +125,11 @@ class CrmReader:
         policy: Policy,
         now: datetime,
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """Run a query that judges users by `policy` at `now`, for handing them out.
+        """Run a query that judges users by `policy` at `now`, before they are assigned.
 
         Parameters and errors are those of `judge`. If a user's phone number has changed in the CRM,
         the number is read and stored before the verdict, for at most `readable` users in the order
-        of the rows. The rows of further such users name the rule `NUMBER_UNREAD` as `broken`.
+        of the rows. In the rows of further such users, `broken` is the rule `NUMBER_UNREAD`.
         """
         facts = self._facts_for(users, parameters)
         if not self._stores:
@@ -156,11 +156,11 @@ class CrmReader:
         policy: Policy,
         now: datetime,
     ) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
-        """Judge as `judge_for_claim` does, but fall back on the mirror if the CRM cannot be read.
+        """Judge as `judge_for_claim` does, but use the mirror if the CRM cannot be read.
 
-        Returns the rows, and True if they are by facts of the CRM itself. The mirror is used if it
-        is younger than the configured grace; by its facts no user may be removed or reported as
-        ineligible. Raises `CrmUnavailable` if it is older.
+        Returns the rows, and True if they are by facts of the CRM itself. The mirror, our copy of
+        the CRM, is used if it is younger than the configured grace; by its facts no user may be
+        removed or reported as ineligible. Raises `CrmUnavailable` if it is older.
         """
         try:
             found = self.judge_for_claim(statement, parameters, users=users, policy=policy, now=now)
@@ -206,7 +206,7 @@ class CrmReader:
     def _said(
         self, policy: Policy, users: Sequence[int], known: tuple[Sequence[int], CrmFacts] | None
     ) -> list[dict[str, Any]]:
-        """Return the users' values in the CRM from which their phone numbers are read."""
+        """Return the CRM values of these users from which their phone numbers are read."""
         if known is None:
             statement, parameters = phones.said_of(policy.numbers, users)
             return [row._asdict() for row in self._run(statement, parameters)]
@@ -235,8 +235,8 @@ class CrmReader:
     ) -> Rows:
         """Run a query that reads CRM facts from its parameters; return its rows.
 
-        In a fenced transaction, hash and merge joins are allowed for this query only, because
-        parameters have no index to probe.
+        In a fenced transaction, hash and merge joins are switched on for this query only, because
+        parameters have no index.
         """
         if self._run_in_turn is None:
             return self._run(statement, parameters)
@@ -271,7 +271,10 @@ class CrmReader:
 
 
 def own_ids(connection: Connection, users: Sequence[int]) -> dict[int, UserId]:
-    """Return the CRM's id of each of these users who has one, by our number."""
+    """Return the CRM's id of each of these users, by the user's number in `assignment.user_ids`.
+
+    Users without an id are left out.
+    """
     found = user_ids.own(loaded(), connection, users)
     if loaded().numbered is None:
         return found
@@ -279,15 +282,15 @@ def own_ids(connection: Connection, users: Sequence[int]) -> dict[int, UserId]:
 
 
 def crm_of(connection: Connection | Engine) -> Crm | None:
-    """Return the external CRM of an engine; None if the CRM is in the schema `crm`."""
+    """Return the external CRM of an engine; None if the CRM is in our own database."""
     return cast("Crm | None", connection.get_execution_options().get(ELSEWHERE))
 
 
 def attach(engine: Engine, crm: Crm | None) -> None:
     """Make `engine` read CRM facts from this external CRM; None: from our own database.
 
-    Statements about all users read the mirror, our copy of the external CRM. Facts in our own
-    database are read through views where the loaded dialer needs them.
+    With an external CRM, statements about all users read the mirror, our copy of it. Without one,
+    facts are read through views if the loaded dialer needs views.
     """
     if crm is not None:
         engine.update_execution_options(**{ELSEWHERE: crm, "schema_translate_map": _MIRRORED})
@@ -296,7 +299,7 @@ def attach(engine: Engine, crm: Crm | None) -> None:
 
 
 def facts_schema(connection: Connection) -> str:
-    """Return the schema in which a CRM in our own database is read."""
+    """Return the schema in which a CRM in our own database is read: its tables or the views."""
     translated = connection.get_execution_options().get("schema_translate_map")
     return FACT_SCHEMA if translated == fact_views.TRANSLATED else str(CrmBase.metadata.schema)
 
@@ -328,7 +331,7 @@ def over_facts(
 def over_phones(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     """Rewrite a query to read users' phone numbers from the SQL parameter `phones`.
 
-    They are the phone numbers in normal form, otherwise read from their table.
+    The parameter replaces the table of phone numbers in E.164 form.
     """
     of = Phone.__table__
     source = rows("phones", **{each.name: each.type for each in of.c})

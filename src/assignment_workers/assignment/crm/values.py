@@ -24,14 +24,17 @@ class Unreadable(Exception):
 
 
 class RowReader:
-    """The conversion of the rows of a CRM's table, with its columns in the order of their types.
+    """The conversion of the rows of a CRM table; `columns` has the names in the order of a row.
 
-    Values are converted to plain values, as JSON and COPY take them. A person's id is the CRM's
-    own.
+    Values are converted to types that JSON and COPY accept. A person's id stays the CRM's id.
     """
 
     def __init__(self, source: FactSource, *, numbered: str | None, folds: bool) -> None:
-        """Prepare the conversion. `folds`: True for a server that compares texts without case."""
+        """Prepare the conversion.
+
+        `numbered`: the type of the CRM's ids of persons; None: integers. `folds`: True for a server
+        that compares texts without case.
+        """
         self.columns = tuple(source.types)
         self._converters = tuple(
             reader_of_ids(numbered)
@@ -43,7 +46,7 @@ class RowReader:
         self._key = [self.columns.index(name) for name in source.key]
 
     def read(self, row: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Return the converted row; None for one with a value that cannot be converted."""
+        """Return the converted row; None if a value of the row cannot be converted."""
         try:
             read = tuple(
                 None if value is None else convert(value)
@@ -57,13 +60,17 @@ class RowReader:
         return read
 
     def persons(self, rows: Iterable[tuple[Any, ...]]) -> set[UserId]:
-        """Return the CRM's ids of the persons in converted rows."""
+        """Return the CRM's ids of the persons that occur in converted rows."""
         return {row[place] for row in rows for place in self._persons if row[place] is not None}
 
     def with_numbers(
         self, row: tuple[Any, ...], numbers: Mapping[UserId, int]
     ) -> tuple[Any, ...] | None:
-        """Return a converted row with our numbers of persons; None if a person has no number."""
+        """Return a converted row with numbers in place of the CRM's ids of persons.
+
+        `numbers`: the number of each person in `assignment.user_ids`, by the CRM's id. None if a
+        person has no number.
+        """
         changed = list(row)
         for place in self._persons:
             number = numbers.get(row[place])
@@ -74,7 +81,10 @@ class RowReader:
 
 
 def reader_of_ids(numbered: str | None) -> Callable[[Any], UserId]:
-    """Return the function that reads a person's id in the CRM. It raises `Unreadable`."""
+    """Return the function that converts a person's id in the CRM; it raises `Unreadable`.
+
+    `numbered`: the type of the CRM's ids; None: integers.
+    """
     if numbered is None:
         return whole_number
     return _uuid if numbered == "uuid" else str
@@ -103,7 +113,7 @@ _TRUTHS |= {"0": False, "n": False, "no": False, "f": False, "false": False}
 
 
 def _truth(value: object) -> bool:
-    """Read a boolean from a boolean, 0 or 1, a bit, or a word for either."""
+    """Convert a boolean, 0 or 1, a bit, or a word such as `yes`. Raises `Unreadable`."""
     said = value
     if isinstance(value, bytes):
         said = int.from_bytes(value, "big")
@@ -114,7 +124,7 @@ def _truth(value: object) -> bool:
 
 
 def whole_number(value: object) -> int:
-    """Read a whole number of 64 bits. Raises `Unreadable`."""
+    """Convert a value to an integer of 64 bits. Raises `Unreadable`."""
     try:
         number = int(str(value))
     except (TypeError, ValueError):

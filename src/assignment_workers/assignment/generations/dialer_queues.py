@@ -11,10 +11,11 @@ from assignment_workers.schema.tables import Assignment, DialerQueue, Generation
 
 
 def store_names(connection: Connection, queues: Collection[str]) -> None:
-    """Store the names of the dialer's `queues`, and remove others that never had a user.
+    """Store the names of the dialer's `queues`, and delete unused rows with other names.
 
-    Idempotent; a process calls it before its first build or claim. Others that have a generation or
-    an assignment stay, for the records. The caller commits.
+    A row with another name stays if the queue has a generation or an assignment, because records
+    refer to the row. Idempotent; a process calls this before its first build or claim. The caller
+    commits.
     """
     stored = set(connection.execute(select(DialerQueue.name)).scalars())
     if missing := [{"name": name} for name in queues if name not in stored]:

@@ -17,11 +17,11 @@ from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.tables import DialerQueue, Entry, Generation
 
 DRAINED_AT_MOST = 5_000
-"""Number of users whom one transaction removes from a dialer queue: some 50 ms of work."""
+"""Maximum number of users whom one transaction removes from a dialer queue: about 50 ms of work."""
 
 
 def drainable(connection: Connection, queue: str) -> int:
-    """Count the users whom a drain of this dialer queue would remove: the claimable and waiting."""
+    """Count the users whom a drain of this dialer queue would remove: claimable and waiting."""
     return connection.execute(_COUNT, {"queue": queue}).scalar_one()
 
 
@@ -29,8 +29,9 @@ def drain(transaction: FencedTransaction, queue: str, *, by: str) -> Done | Refu
     """Remove up to `DRAINED_AT_MOST` claimable or waiting users from the dialer queue.
 
     Users whom an agent holds are untouched. The count `drained` of the answer is the number of
-    removed users; if it equals the limit, more may remain. `by`: the operator. The next build of a
-    generation includes all users again: pause the dialer queue if it is to stay empty.
+    removed users; if it equals the limit, more may remain. `by`: the operator. The next build of
+    the dialer queue includes all eligible users again: pause the queue if it is to stay empty.
+    Refused: an unknown dialer queue.
     """
     known = list(transaction.connection.execute(select(DialerQueue.name)).scalars())
     if queue not in known:

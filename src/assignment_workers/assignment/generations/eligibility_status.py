@@ -1,7 +1,7 @@
 """The eligibility status of users in a dialer queue, for `explain` and `empty`.
 
-A status is the name of a rule of the policy, or one of `EligibilityStatus`. The expressions are
-those of the claim and the build (`policy`): no rule exists twice.
+A status is the name of a rule that the user breaks, or one of `EligibilityStatus`. The SQL
+expressions of the rules are the policy's, which claims and builds use too.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ _MEANS: dict[str, str] = {
 
 
 def meanings(policy: Policy) -> dict[str, str]:
-    """Return the text that tells people what each eligibility status means, by status.
+    """Return an explanation of each eligibility status for people to read, by status.
 
-    With a size limit, the next build of the dialer queue may have no place for the user.
+    If the dialer queue has a size limit, the texts say that the next build may leave the user out.
     """
     if policy.limit is None:
         return dict(_MEANS)
@@ -93,11 +93,11 @@ def eligibility_status(
 ) -> Select[*tuple[Any, ...]]:
     """Select, for each `user_id` of `people`, the eligibility status and its end, if known.
 
-    The status is an `EligibilityStatus` or the first rule of the policy that the user breaks. Rows
-    include the user's entry, if any, and the further columns `rules`. SQL parameters: `generation`,
-    the published one or null; `taken`, users assigned in this transaction; and those of the policy.
-    Cost for each user: probes of the primary keys and of the index on active assignments, and the
-    cost of judging the user in a claim.
+    The status (column `stands`) is an `EligibilityStatus` or the first rule of the policy that the
+    user breaks; `free_at` is its end. Further columns: those of the user's entry, if any, and
+    `rules`. SQL parameters: `generation`, the published one or null; `taken`, users assigned in
+    this transaction; and those of the policy. Cost for each user: probes of the primary keys and of
+    the index on active assignments, and the cost of judging the user in a claim.
     """
     hold = aliased(Assignment)
     # A fence, because the planner overestimates the join with the entries, and would then judge
@@ -159,9 +159,9 @@ def eligibility_status(
 
 
 def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """Select the ids of the users of the policy's pool: of all, or of the `at_most` best by score.
+    """Select the ids of all users whose score row names the policy's dialer queue.
 
-    A pool is all users whose score row names the dialer queue.
+    `at_most`: only this number of users, those with the best scores; None: all of them.
     """
     found = select(UserCallScore.user_id).where(
         UserCallScore.current_queue_type == sql_text(policy.queue)
@@ -173,10 +173,11 @@ def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
 
 @expression_cache
 def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """Count the users of the policy's pool by eligibility status, with the status's earliest end.
+    """Count the users of the policy's dialer queue by eligibility status, with its earliest end.
 
-    `at_most`: only so many users, the best by score, are read, by the index on queue and score;
-    None: all. SQL parameters: those of `eligibility_status`.
+    Counted are users whose score row names the queue. `at_most`: only this number of users, those
+    with the best scores, by the index on queue and score; None: all. SQL parameters: those of
+    `eligibility_status`.
     """
     pool = members(policy, at_most).cte("pool").prefix_with("MATERIALIZED")
     each = eligibility_status(policy, pool).subquery("each")

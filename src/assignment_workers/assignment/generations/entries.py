@@ -1,7 +1,7 @@
 """Changes of users' entries in the published generations as holds begin and end.
 
-Every statement uses the primary key (generation, user) of the published generations. The cost
-depends on the users named, not on the size of the dialer queue.
+An entry is the position of a user in a generation. Every statement uses the primary key
+(generation, user). The cost depends on the users named, not on the size of the dialer queue.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ WAITING = sql_text(EntryState.WAITING)
 HELD = sql_text(EntryState.HELD)
 OUT = sql_text(EntryState.OUT)
 DRAINED_REASON = "drained"
-"""The reason of an entry that is out because an operator drained the dialer queue."""
+"""The value of an entry's `reason` after an operator drained the dialer queue."""
 
 
 def _still(state: EntryState) -> ColumnElement[bool]:
-    """Return a SQL condition on an entry's state that the planner cannot answer by an index.
+    """Return a SQL condition, true for entries in this state, for which no index can be used.
 
-    An index on the state would be scanned once for each user if the state was rare when statistics
-    were gathered; the primary key finds one entry.
+    The planner then finds the entry by its primary key. Otherwise it might scan an index on the
+    state once for each user, if few entries had the state when statistics were gathered.
     """
     return Entry.state.not_in([sql_text(other) for other in EntryState if other != state])
 
 
 def holding(user: ColumnElement[int]) -> Update:
-    """Build the update that marks the entries of users as held.
+    """Build the UPDATE that marks the ready and waiting entries of users as held.
 
     `user`: the column of a table or CTE that has the users' ids.
     """
@@ -103,8 +103,8 @@ SETTLE = (
 )
 """Update the entries of users whose assignments have ended.
 
-The SQL parameter `settled` has a row for each user, with the new state. A held entry gets that
-state. The state `out` is set whatever the entry's state is.
+The SQL parameter `settled` has a row for each user, with the new state. A held entry gets the new
+state. The state `out` is set whatever state the entry had before.
 """
 
 _leaves = rows(user_id=BigInteger(), reason=Text())
@@ -119,13 +119,14 @@ _LEAVE = (
 )
 
 PROMOTED_AT_MOST = 5_000
-"""Number of waiting entries that one transaction makes claimable: some 50 ms of work."""
+"""Maximum number of waiting entries that one transaction makes claimable: about 50 ms of work."""
 
 
 def promotion(at_most: int) -> Update:
-    """Build the update that makes users of a generation ready once their waiting time is over.
+    """Build the UPDATE that makes users of a generation ready once their waiting time is over.
 
-    It changes `at_most` entries, those first whose waiting time ended first.
+    It changes at most `at_most` entries, those first whose waiting time ended first. SQL
+    parameters: `generation` and `instant`, the present time.
     """
     due = (
         select(Entry.user_id)
@@ -193,11 +194,11 @@ _JUDGE_ANEW = (
 
 
 def judge_waiting_anew(transaction: FencedTransaction) -> None:
-    """Make users claimable again who wait because of a rule, now that the rules have changed.
+    """Make users claimable again who wait because of a rule, after the rules have changed.
 
-    The next claim judges them. Users whom an agent skipped or deferred go on waiting. At most
-    `PROMOTED_AT_MOST` users of each dialer queue, those first whose time comes first; an event
-    records each.
+    The next claim judges them by the new rules. Users whom an agent skipped or deferred continue to
+    wait. At most `PROMOTED_AT_MOST` users of each dialer queue are changed, those first whose
+    waiting time ends first. An event records each.
     """
     transaction.require_all_lanes()
     at = {"now": transaction.now}
@@ -224,11 +225,11 @@ _ALL_PUBLISHED = (
 
 
 def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
-    """Continue only if this transaction has locked every lane in which these users have entries.
+    """Ensure that this transaction has locked every lane in which these users have entries.
 
-    Raises `OtherLanes` otherwise, and the transaction is restarted with these lanes. No new entries
-    can appear meanwhile, because a publication locks every lane. Cost: nothing with one lane;
-    otherwise a primary-key probe for each user in each other lane's generation.
+    Raises `OtherLanes` if it has not, and the transaction is restarted with these lanes. No new
+    entries can appear meanwhile, because a publication locks every lane. Cost: nothing with one
+    lane; otherwise a primary-key probe for each user in each other lane's generation.
     """
     others = transaction.queues_of_other_lanes
     if others and users:
@@ -247,20 +248,23 @@ _PLACED = select(Generation.queue).where(
 
 
 def hold(transaction: FencedTransaction, users: Collection[int]) -> None:
-    """Mark the users' entries in every published generation as held: no agent is offered them."""
+    """Mark the entries of these users as held in every published generation.
+
+    No claim takes a user whose entry is held.
+    """
     need_places(transaction, users)
     transaction.connection.execute(_HOLD, {"held": [{"user_id": user} for user in users]})
 
 
 def give_back(transaction: FencedTransaction, users: Collection[int]) -> None:
-    """Make these users, whom an agent held, claimable again at their former positions."""
+    """Make these users, whose entries are held, claimable again at their former positions."""
     if users:
         need_places(transaction, users)
         transaction.connection.execute(_RETURN, {"rows": [{"user_id": user} for user in users]})
 
 
 def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -> int:
-    """Remove these users from the published generations; return the number of removed entries.
+    """Remove these users from all published generations; return the number of removed entries.
 
     `reason` is stored in each removed entry.
     """
@@ -270,9 +274,9 @@ def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -
 
 
 def promote(transaction: FencedTransaction, generation: int) -> bool:
-    """Make up to `PROMOTED_AT_MOST` users of the generation claimable whose waiting time is over.
+    """Make up to `PROMOTED_AT_MOST` users of the generation ready whose waiting time is over.
 
-    Returns True if more such users may remain, so that the claim should go on in another
+    Returns True if more such users may remain. The claim should then continue in another
     transaction.
     """
     parameters = {"generation": generation, "instant": transaction.now}
@@ -310,10 +314,10 @@ def put_off(
     generation: int,
     resting: dict[int, tuple[str, datetime]],
 ) -> None:
-    """Let these users of the generation wait at their positions, and record an event for each.
+    """Make these users of the generation wait at their positions, and record an event for each.
 
     `resting`: by user, the rule that the user breaks and the time until which the user waits.
-    Claims do not read waiting users, so these cost them nothing.
+    Claims do not read the entries of waiting users.
     """
     if not resting:
         return

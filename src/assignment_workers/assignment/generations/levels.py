@@ -12,7 +12,7 @@ from assignment_workers.settings import Settings
 
 
 def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None:
-    """Count a dialer queue's claimable users, up to `at_most`; None for a queue never built."""
+    """Count a dialer queue's claimable users, up to `at_most`; None if it was never built."""
     generation = connection.execute(
         select(Generation.id).where(Generation.queue == queue, Generation.state == PUBLISHED_STATE)
     ).scalar_one_or_none()
@@ -30,11 +30,12 @@ def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None
 
 
 def low(connection: Connection, queues: Collection[str], *, settings: Settings) -> list[str]:
-    """Return those of `queues` that need a new generation: few claimable users, no recent build.
+    """Return those of `queues` that need a new generation: few claimable users and no recent build.
 
-    The limits are those of `settings` for each dialer queue. Both conditions are read from the
-    database, so they survive a restart. A dialer queue that was never built needs one. An error
-    while counting is raised, because an unknown count is not zero (hazard A7).
+    The limits are `level_minimum` and `level_interval` of each dialer queue's settings. A dialer
+    queue that was never built needs a generation. All is read from the database, so a restart of
+    the process changes nothing. An error while counting is raised, because an unknown count is not
+    zero (hazard A7).
     """
     return [
         queue
@@ -62,7 +63,8 @@ def _built_lately(connection: Connection, queue: str, settings: Settings) -> boo
 def unpublished(connection: Connection) -> dict[int, str]:
     """Return the dialer queue of each generation that is built but not published, by its number.
 
-    The oldest generation comes first. Publish commands that Redis lost are sent again for these.
+    The oldest generation comes first. The caller sends a publish command for each again, because
+    Redis may have lost the first one.
     """
     rows = connection.execute(
         select(Generation.id, Generation.queue)

@@ -12,7 +12,7 @@ from assignment_workers.schema.tables import DialerQueue
 def pause(
     transaction: FencedTransaction, queue: str, *, by: str | None = None, why: str | None = None
 ) -> Done | Refused:
-    """Stop handing out users of the dialer queue from this commit on, until it is resumed.
+    """Stop handing out users of the dialer queue from this commit on, until the queue is resumed.
 
     `by`: the operator; `why`: the reason. Pausing again changes nothing. Refused: an unknown queue.
     """

@@ -1,7 +1,7 @@
 """Publish a generation: flip the pointer, and apply the changes since the build began.
 
-The cost depends on the holds, active and ended since the build began, not on the size of the
-generation.
+The cost depends on the number of assignments that are active or ended since the build began, not on
+the size of the generation.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from assignment_workers.schema.tables import (
 )
 
 LONGEST_TURN = timedelta(minutes=10)
-"""The longest time that a fenced transaction may take.
+"""Assumed maximum duration of a fenced transaction (one that proves the sequencer's term first).
 
-An assignment whose end a build did not see therefore ended at most this long before the build.
+If a build did not see the end of an assignment, the assignment therefore ended at most this long
+before the build began.
 """
 
 
 def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
-    """Make this generation the one that its dialer queue hands out, and retire the one before.
+    """Make claims take users from this generation, and retire the previous generation.
 
-    Users whom an agent holds are marked held in the new generation and keep their positions; users
-    whose call was completed since the build began are out; users who were skipped or deferred since
+    Users whom an agent holds are marked held in the new generation and keep their positions. Users
+    whose call was completed since the build began are out. Users who were skipped or deferred since
     then wait (guarantee 2). Publishing again changes nothing. Refused: an unknown number, and a
     generation that is not built or has failed. A generation that is older than the published one is
     marked failed, because the newer build wins.
@@ -93,10 +94,10 @@ def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
 def _bring_in(
     transaction: FencedTransaction, number: int, row: Row[*tuple[Any, ...]]
 ) -> dict[str, int]:
-    """Bring the new generation up to date with assignments; return the counts of changed entries.
+    """Apply assignments to the new generation's entries; return the counts of changed entries.
 
-    Its build saw neither the present assignments nor those that ended since it began. `row` is the
-    generation's row.
+    The build saw neither the assignments active now nor those that ended since it began. `row`: the
+    generation's row. Counts: `held`, `completed_since`, `skipped_since`.
     """
     since = {
         "generation": number,

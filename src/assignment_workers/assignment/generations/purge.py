@@ -53,16 +53,16 @@ from assignment_workers.settings import Settings
 
 LOCK_WAIT = timedelta(seconds=1)
 _ANOTHER_IS_AT_IT = LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTable
-"""Errors of dropping a generation's partition that mean that another process uses or drops it."""
+"""Errors that mean that another process reads or drops the same generation's partition."""
 
 
 def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
-    """Drop the entries of failed generations, and of those retired long enough ago.
+    """Drop the entries of failed generations, and of those retired for `generation_retention`.
 
     `connection` must be in autocommit. Each generation's partition is detached concurrently, which
     waits for its readers and blocks no other partition, and is then dropped. The wait is at most
-    `LOCK_WAIT`. If somebody reads for longer, a dump for example, the rest stays for the next run,
-    and the count `waiting` is 1. A detachment that such a wait or a dead process left pending is
+    `LOCK_WAIT`. If a reader, such as a dump, takes longer, the remaining generations stay for the
+    next run, and the count `waiting` is 1. A detachment that an earlier run left pending is
     finished first, because PostgreSQL allows only one pending detachment.
     """
     gone = connection.execute(
@@ -96,7 +96,7 @@ def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
 
 @contextmanager
 def _waiting_briefly(connection: Connection) -> Iterator[None]:
-    """Limit every wait for a lock inside the block to `LOCK_WAIT`."""
+    """Limit every wait for a lock inside the block to `LOCK_WAIT`; not on pooled connections."""
     if connection.info.get(POOLED):  # a pooled session serves another client a moment later
         yield
         return
@@ -133,15 +133,15 @@ _PENDING = text(
 def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     """Delete answers, job runs, events and dead letters older than their retention.
 
-    Texts and phone numbers of people are deleted after their own retention. Events are deleted in
-    the batches in which they were chained (`audit.cut`); events that are not chained yet stay.
+    Returns the number of deleted records by table. Typed texts and phone numbers are deleted after
+    a retention of their own (`forget_texts`). Events are deleted in the batches in which they were
+    chained (`audit.cut`); events that are not chained yet stay. Sessions of the dashboard are
+    deleted a day after their end.
 
-    Sessions of the dashboard are deleted a day after their end.
-
-    An answer is stored as long as its message could come again, so that a redelivered message is
-    never taken for new: until its deadline and its retention are over. While no sequencer leads, or
-    one has just begun to lead, answers stay, because messages taken by a killed sequencer wait in
-    Redis for the next one without a time limit. Assignments are never deleted.
+    An answer stays until `request_retention` after both the answer and its request's deadline, so
+    that a redelivered message is never taken for a new one. While no sequencer leads, or one has
+    just begun to lead, all answers stay, because messages taken by a killed sequencer wait in Redis
+    for the next sequencer without a time limit. Assignments are never deleted.
     """
     history = func.now() - settings.history_retention
     counts: Counts = {}
@@ -203,7 +203,11 @@ def forget_texts(connection: Connection, *, settings: Settings) -> Counts:
 
 @contextmanager
 def _purging(connection: Connection) -> Iterator[None]:
-    """Allow the deletion of events inside the block: under the purge's database role, if any."""
+    """Allow the deletion of events inside the block.
+
+    Uses the database role `assignment_purge` if it exists and may be used, and otherwise the
+    setting `assignment.purge`.
+    """
     if connection.execute(_HAS_ROLE).scalar_one():
         begin, end = "SET LOCAL ROLE assignment_purge", "RESET ROLE"
     else:
@@ -227,9 +231,10 @@ _SILENT = timedelta(minutes=1)
 
 
 def _behind(lanes: Sequence[str]) -> ColumnElement[bool]:
-    """Return a SQL condition: a sequencer of these lanes may yet receive very old messages.
+    """Return a SQL condition, true while a sequencer of these lanes may receive very old messages.
 
-    That is so while no sequencer leads a lane, and for `_SETTLED` after one has begun to lead.
+    That is while no sequencer leads one of the lanes, and for `_SETTLED` after a sequencer has
+    begun to lead.
     """
     signed = outerjoin(LaneTerm, SequencerSign, SequencerSign.lane == LaneTerm.lane)
     return (

@@ -1,7 +1,7 @@
 """Build a generation beside the published one; `publish` is a separate command.
 
-The build delays nothing: it fills a table that nothing reads yet. Only attaching the table as a
-partition locks `entries`, with a lock that neither reads nor writes wait for.
+A build delays no claim: it fills a table that nothing reads yet. Only attaching the table as a
+partition locks the table `entries`, with a lock that blocks neither reads nor writes.
 """
 
 from __future__ import annotations
@@ -59,17 +59,18 @@ def regenerate(
 ) -> tuple[int, int]:
     """Build a generation of the policy's dialer queue; return its number and its size.
 
-    `trigger`: the cause of the build, and `settings_version`: the version of the settings that made
-    the policy, for the record; claims judge by the version that is in force then. All users who
-    meet the policy now are in the generation, ranked, those whom an agent holds included; users who
-    were skipped lately or deferred wait. With a size limit, the generation has first the users who
-    can be called before the next build, by rank, and then others, by rank; those it has are ranked
-    by the policy's order alone. A failure leaves the published generation unchanged and marks the
-    new one failed; if the process dies, the next build marks it. Cost: one statement over the pool,
-    in the database; this process holds no row. The generation's row is committed at once, on
-    `work.side_connection`. An external CRM is read first: if it is away, the build fails, and
-    nobody is removed. Changed phone numbers are read first too, at most `phones.BEFORE_A_BUILD`
-    batches; a claim reads the remaining ones before it judges these users.
+    `trigger`: the cause of the build; `settings_version`: the version of the settings that the
+    policy was made from; both are only recorded. The generation has all users who meet the policy
+    now, ranked, including users whom an agent holds; users who were skipped lately or deferred
+    wait. With a size limit, users who can be called before the next build are chosen first, by
+    rank, then others, by rank; the chosen users are ranked together by the policy's order.
+
+    A failure leaves the published generation unchanged and marks the new one failed; if the process
+    dies, the next build marks it. Cost: one statement over the pool, in the database; this process
+    holds no row. The generation's row is committed at once, on `work.side_connection`. An external
+    CRM is read first: if it is unavailable, the build fails, and no user is removed. Changed phone
+    numbers are read first too, at most `phones.BEFORE_A_BUILD` batches; claims read the remaining
+    numbers.
     """
     _fail_abandoned(work.side_connection, policy.queue)
     number = _begin(work, policy.queue, trigger, settings_version)
@@ -151,7 +152,7 @@ def _filled(
 
 
 def partition(number: int) -> str:
-    """Return the name of the table with this generation's entries."""
+    """Return the name, with schema, of the table that has this generation's entries."""
     return f"assignment.entries_{number:d}"
 
 
@@ -174,9 +175,9 @@ def fail(connection: Connection, number: int, queue: str, now: datetime, error: 
 
 
 def _fail_abandoned(side_connection: Connection, queue: str) -> None:
-    """Mark generations of this dialer queue that are still being built as failed.
+    """Mark generations of this dialer queue whose build never finished as failed.
 
-    The processes that built them are dead, because the caller holds the lock of the job.
+    The processes that built them are dead, because the caller holds the lock of the build job.
     """
     dead = side_connection.execute(
         select(Generation.id, func.clock_timestamp()).where(
@@ -191,7 +192,7 @@ def _fail_abandoned(side_connection: Connection, queue: str) -> None:
 
 
 def _fill(chosen: Select[*tuple[Any, ...]], table_name: str) -> Insert:
-    """Build the statement that inserts the entries of the users in `chosen`."""
+    """Build the INSERT of the rows of `chosen`, which are entries, into the table `table_name`."""
     schema, _, name = table_name.partition(".")
     names = ["generation_id", "user_id", "rank", "score", "state", "available_from"]
     target = table(name, *(column(each) for each in names), schema=schema)
@@ -201,8 +202,8 @@ def _fill(chosen: Select[*tuple[Any, ...]], table_name: str) -> Insert:
 def _eligible(policy: Policy) -> Select[*tuple[Any, ...]]:
     """Select a ranked entry for every user who meets the policy, in the order of rank.
 
-    Users who were skipped lately or deferred wait. The query takes one pass over the pool and one
-    sort.
+    Entries of users who were skipped lately or deferred are waiting. The query reads the pool once
+    and sorts it once.
     """
     put_off = (
         select(Assignment.user_id, func.max(Assignment.put_off_until).label("until"))
@@ -228,10 +229,10 @@ def _eligible(policy: Policy) -> Select[*tuple[Any, ...]]:
 
 
 def _limited(policy: Policy, eligible: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """Select at most `limit` of the entries of `eligible`, ranked anew by the same order.
+    """Select at most `limit` of the entries of `eligible`, numbered from 1 again in the same order.
 
-    Users who can be called before the next build are chosen first, so that users who sleep for
-    hours cannot fill the generation. Cost: one more sort of the pool, of which `limit` are kept.
+    Users who can be called before the next build are chosen first, so that users who cannot be
+    called for hours do not fill the generation. Cost: one more sort of the pool.
     """
     each = eligible.order_by(None).add_columns(policy.callable_soon().label("in_hours")).subquery()
     found = each.c

@@ -29,7 +29,10 @@ from assignment_workers.schema.tables import AuditAnchor
 FORM = 1
 """Version of the format of a file to which the hash chains of events are exported."""
 COMPARED_AT_MOST = 1_000
-"""Number of events of a lane with a wrong digest that are compared to find reordered ones."""
+"""Maximum number of a lane's events with a wrong digest that are compared with one another.
+
+The comparison finds reordered events.
+"""
 
 
 class ChainFault(StrEnum):
@@ -42,7 +45,8 @@ class ChainFault(StrEnum):
     REORDERED = "reordered"
     """An event is at another position of the hash chain than when it was added."""
     ADDED = "added"
-    """An event that was never added to the hash chain is among those that were."""
+    """An event that was never added to the hash chain is in it, or has a position that is in use.
+    """
     CUT = "cut"
     """The first events of the hash chain are gone, and no purge recorded that it deleted them."""
     SHORTENED = "shortened"
@@ -96,10 +100,11 @@ class Checked(BaseModel):
 
 @dataclass
 class Chain:
-    """The checker of one lane's hash chain; events are added in the order in which they are stored.
+    """The checker of one lane's hash chain; events are added in the order in which they are read.
 
-    `anchor`: the point after which the chain begins. `report` is called with each fault. An event
-    whose predecessor was not added yet is checked once the predecessor is added.
+    `anchor`: the point after which the chain begins. `report` is called with each fault. If an
+    event's predecessor was not added yet, the event's digest is checked once the predecessor is
+    added.
     """
 
     lane: str
@@ -108,22 +113,23 @@ class Chain:
     head: ChainHead = field(init=False)
     count: int = 0
     _gaps: list[list[int]] = field(default_factory=list)
-    """The first and last position of each run of positions that were passed over."""
+    """The first and last position of each run of positions for which no event was added."""
     _unproved: dict[int, tuple[int, bytes, bytes]] = field(default_factory=dict)
-    """By position: event id, content and digest of each event whose predecessor is missing yet."""
+    """By position of an event whose predecessor was not added yet: its id, content and digest."""
     _ends: dict[int, bytes] = field(default_factory=dict)
-    """By position: the digest of each event that a missing event should follow."""
+    """By position: the digest of each event after which a gap begins."""
     _wrong: list[tuple[int, int, bytes, bytes, bytes]] = field(default_factory=list)
     """Events with a wrong digest: position, id, predecessor's digest, content, stored digest."""
 
     def __post_init__(self) -> None:
-        """Set the position from which the check starts to the anchor."""
+        """Set the position from which the check starts to that of the anchor."""
         self.head = self.anchor
 
     def add(self, position: int, event_id: int, said: bytes | None, digest: bytes) -> None:
         """Check the next event that was read from the chain.
 
-        `digest`: the stored digest. `said`: the event's content; None if the event is missing.
+        `position`: the event's number in the chain. `digest`: the stored digest. `said`: the
+        event's content; None if the event is missing.
         """
         if position <= self.head.position:
             self._late(position, event_id, said, digest)
@@ -245,9 +251,9 @@ def export(connection: Connection, write: Callable[[str], object], *, lane: str 
     """Export the hash chains of events as lines of JSON; return the number of events.
 
     `write` is called with each line. `lane`: the one lane to export; None: all. The first line has
-    the point at which each chain begins, the last line the end of each. The lines between them have
-    the events with their digests. Texts that people typed are not exported. Reads one snapshot;
-    memory is that of one batch.
+    the point at which each chain begins, the last line the end of each chain. The lines between
+    have the events with their digests. Texts that people typed are not exported. Reads one
+    snapshot; one batch of events is in memory at a time.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     made_at = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -272,9 +278,9 @@ def export(connection: Connection, write: Callable[[str], object], *, lane: str 
 
 
 def check_file(lines: Iterable[str]) -> Checked:
-    """Check the hash chains in an exported file, without a database. `lines`: those of the file.
+    """Check the hash chains in an exported file, without a database.
 
-    Memory: that of the faults that are found.
+    `lines`: the lines of the file. Memory grows with the number of faults, not with the file.
     """
     found = Checked()
     numbered = enumerate(lines, 1)
@@ -310,9 +316,9 @@ def check_file(lines: Iterable[str]) -> Checked:
 
 
 def _take(line: str, chains: Mapping[str, Chain]) -> _Last | None:
-    """Add the event in this line of an exported file to its chain; return None.
+    """Check the event in this line of an exported file, or return the parsed last line.
 
-    The last line of a file, which has no event, is parsed and returned.
+    Returns None for a line with an event. The last line of a file has the ends of the chains.
     """
     if line.startswith('{"heads"'):
         return _Last.model_validate_json(line)
@@ -326,7 +332,8 @@ def _take(line: str, chains: Mapping[str, Chain]) -> _Last | None:
 def _end(chain: Chain, given: _Given | None) -> None:
     """End the check of a chain of an exported file.
 
-    `given`: the end of the chain by the file's last line, with which it is compared.
+    `given`: the end of the chain according to the file's last line; it must equal the end that was
+    read. None: the file names no end.
     """
     if given is not None and given.position > chain.head.position:
         chain.report(
@@ -350,9 +357,9 @@ def _unreadable(number: int) -> str:
 def compare(connection: Connection, lines: Iterable[str]) -> list[ChainFinding]:
     """Check that the hash chains in the database continue those of an earlier export.
 
-    `lines`: those of the exported file. Finds faults that a check of the database alone cannot
-    find: events that were rewritten together with their digests, and a missing end. A chain whose
-    exported end was purged since cannot be compared.
+    `lines`: the lines of the exported file. Finds faults that a check of the database alone cannot
+    find: events that were rewritten together with their digests, and missing last events. A chain
+    whose exported end was purged since cannot be compared, and gets no finding.
     """
     last = deque(lines, maxlen=1)
     try:
@@ -382,8 +389,8 @@ def _compared(
 ) -> ChainFault | None:
     """Compare the end of a lane's chain in an earlier export with the chain in the database.
 
-    `then`: that end. `now`: the present ends, by lane. `anchor`: the point at which the chain
-    begins now. Returns the fault, or None.
+    `then`: the exported end. `now`: the present ends, by lane. `anchor`: the point at which the
+    chain begins now. Returns the fault, or None.
     """
     if now.get(lane, genesis(lane)).position < then.position:
         return ChainFault.SHORTENED

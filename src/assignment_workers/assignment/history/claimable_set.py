@@ -11,10 +11,10 @@ from datetime import datetime
 
 @dataclass(slots=True)
 class ClaimableSet:
-    """A published generation: the rank of every user who is not out of it, and the claimable users.
+    """A published generation: the ranks of users who are not out of it, and the claimable users.
 
-    `heap` and `waiting` may hold outdated elements, which are dropped when they reach the front, so
-    that no step costs more than the logarithm of the size.
+    `heap` (rank, user) and `waiting` may have outdated elements, which are dropped when they reach
+    the front, so that no step costs more than the logarithm of the size.
     """
 
     generation: int
@@ -25,7 +25,7 @@ class ClaimableSet:
     until: dict[int, datetime] = field(default_factory=dict)
     """By waiting user: the time from which the user is claimable.
 
-    Elements of `waiting` with another time are outdated.
+    Elements of `waiting` with a different time are outdated.
     """
 
     @classmethod
@@ -39,8 +39,8 @@ class ClaimableSet:
     ) -> ClaimableSet:
         """Build the set of a generation as of its publication.
 
-        `ranks`: by user. `held`: users whom an agent holds. `resting`: by user who has to wait, the
-        time from which the user is claimable.
+        `ranks`: the rank of each user, by id. `held`: users whom an agent holds. `resting`: by user
+        who has to wait, the time from which the user is claimable.
         """
         ready = ranks.keys() - held - resting.keys()
         heap = [(rank, user) for user, rank in ranks.items()]
@@ -51,7 +51,7 @@ class ClaimableSet:
         return cls(generation, ranks, ready, heap, waiting, until)
 
     def make_ready(self, user: int) -> None:
-        """Make the user claimable at the former position; no effect on a user who is out."""
+        """Make the user claimable with the former rank; no effect on a user who is out."""
         self.until.pop(user, None)
         if user in self.ranks and user not in self.ready:
             self.ready.add(user)
@@ -72,12 +72,12 @@ class ClaimableSet:
                 self.make_ready(user)
 
     def hold(self, user: int) -> None:
-        """Make the user unclaimable; the position remains."""
+        """Make the user unclaimable; the user's rank stays."""
         self.ready.discard(user)
         self.until.pop(user, None)
 
     def drop(self, user: int) -> None:
-        """Remove the user from the generation."""
+        """Remove the user from the generation, including the rank."""
         self.ready.discard(user)
         self.until.pop(user, None)
         self.ranks.pop(user, None)
@@ -85,7 +85,7 @@ class ClaimableSet:
     def passed_over(self, rank: int, not_for: Collection[int]) -> int | None:
         """Return the best claimable user with a better rank than `rank`; None if there is none.
 
-        `not_for`: users who are passed over rightly, because the agent skipped them.
+        `not_for`: users who are ignored, because the agent skipped them lately.
         """
         kept: list[tuple[int, int]] = []
         found = None

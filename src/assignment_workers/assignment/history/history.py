@@ -2,17 +2,18 @@
 
 Events of a lane are numbered in the order in which their transactions committed. So are the events
 of two lanes about one user, agent or dialer queue. One pass over the events therefore replays the
-run against a small model (`replay`). Then the rows have to agree with the events (`records`).
+run against a small model (`replay`). Then the tables' rows are compared with the events
+(`records`).
 
-Checked: one holder (guarantee 1); a rebuild publishes and does nothing else (2); every grant in the
-order of the published generation (4); one answer per request (5); answers that were true when they
-were given, as far as rows can show (6); leases and their ends (7); only the owner (8); terms one
-after another (9); callbacks with their completion (10); rows and events, both ways (11).
+Checked: one holder (guarantee 1); a rebuild changes no assignment (2); assignments in the order of
+the published generation (4); one answer per request (5); answers that were true when they were
+given, as far as rows can show (6); leases and their ends (7); changes only by the owner (8); terms
+one after another (9); callbacks with their completion (10); rows and events, both ways (11).
 
 Not checked: the facts of a claim (3), because the CRM keeps no history; the truth of 'empty'; the
 choice of one of several dialer queues for a request; due callbacks that were passed over, because
-others promise callbacks too; and the dialer's own tables, which others write too. The order is
-checked against generations whose entries still exist.
+other programs promise callbacks too; and the dialer's own tables, which other programs write too.
+The order is checked against generations whose entries still exist.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ from assignment_workers.settings import Settings
 def check(
     connection: Connection, *, dialer: Dialer, settings: Settings, bound: timedelta
 ) -> list[Breach]:
-    """Return the breaches in the whole history of this database; empty for a correct one.
+    """Return the breaches of guarantees in the recorded history; an empty list if there are none.
 
-    `dialer`: that of this process. `settings`: those of the environment; the operational ones are
-    those that were in force. `bound` is the longest time that an assignment may outlast its lease
-    while a sequencer leads. Events before `history_retention` are not replayed, because some may be
-    gone. Times that a step of the database's clock made ambiguous are not compared. Reads one
-    snapshot, so the system may be running; `connection` must not be in a transaction yet.
+    `dialer`: that of this process. `settings`: those of the environment; operational settings are
+    read as they were in force at each time. `bound`: the longest time that an assignment may
+    outlast its lease while a sequencer leads. Events before `history_retention` are not replayed,
+    because some may be deleted. Times that a step of the database's clock made ambiguous are not
+    compared. Reads one snapshot, so the system may be running; `connection` must not be in a
+    transaction yet.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     return judge(connection, dialer=dialer, settings=settings, bound=bound)
@@ -52,9 +54,9 @@ def check(
 def judge(
     connection: Connection, *, dialer: Dialer, settings: Settings, bound: timedelta
 ) -> list[Breach]:
-    """Return the breaches in the whole history, as the snapshot of the caller's transaction has it.
+    """Return the breaches of guarantees in the history, as the caller's transaction sees it.
 
-    `dialer`, `settings` and `bound`: as for `check`.
+    The transaction must be REPEATABLE READ. `dialer`, `settings` and `bound`: as for `check`.
     """
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     since = now - settings.history_retention
@@ -76,7 +78,7 @@ def judge(
 
 
 def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
-    """Yield the events from `since` on in their order; at most 10,000 rows are in memory."""
+    """Yield the events from `since` on, in their order; at most 10,000 rows are in memory."""
     rows = connection.execute(
         _FACTS, {"since": since}, execution_options={"stream_results": True, "yield_per": 10_000}
     )
@@ -117,10 +119,10 @@ def _what_stood(
 
 
 def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int, int] | None:
-    """Return the ranks of a generation by user; None if its order cannot be known.
+    """Return the ranks of a generation's users, by user; None if they cannot be known.
 
-    The order is unknown for a purged generation, and for one whose build may have missed events
-    before `since`.
+    That is so for a purged generation, and for one whose build began less than `LONGEST_TURN` after
+    `since`, because events before `since` may have influenced it.
     """
     parameters = {"generation": generation, "name": partition(generation)}
     begun = {"since": since + LONGEST_TURN}
@@ -131,9 +133,9 @@ def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int
 
 
 def _missed(connection: Connection, generation: int) -> dict[str, int]:
-    """Return the completed assignments that the generation's build did not see, each with its user.
+    """Return the completed assignments that the generation's build did not see: ids with users.
 
-    They ended too late for the build's snapshot.
+    They ended too late for the build's snapshot, and before the generation was published.
     """
     parameters = {"generation": generation, "longest": LONGEST_TURN}
     return {row.id: row.user_id for row in connection.execute(_MISSED, parameters)}

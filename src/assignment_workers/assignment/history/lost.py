@@ -1,7 +1,8 @@
 """Events that an old primary committed and that the database in its place lacks.
 
-A standby that is promoted without the last commits, or a restored backup, goes on from an earlier
-state. The old server, if it can still be read, has what was lost: every state change is an event.
+A standby that is promoted without the last commits, or a restored backup, continues from an earlier
+state. If the old server can still be read, its events show the lost changes, because every change
+of state is an event.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Event
 
 COMPARED = timedelta(hours=1)
-"""The time before the old server's last event from which on events are compared."""
+"""Default time before the old server's last event from which on events are compared."""
 
 
 class LostEvent(BaseModel):
@@ -37,11 +38,11 @@ class LostEvent(BaseModel):
 
 
 def lost(old: Connection, new: Connection, *, since: datetime | None = None) -> list[LostEvent]:
-    """Return the events that `old` has and `new` lacks, in their order.
+    """Return the events that `old` has and `new` lacks, in the order of their ids.
 
-    Events from `since` on are compared, unless set from an hour before the last event of `old` on.
-    Raises `UsageError` if the two have no event in common in that time: they are no two states of
-    one database, or they parted earlier.
+    Events from `since` on are compared; None: from an hour before the last event of `old` on.
+    Raises `UsageError` if the databases have no event in common in that time: they are not two
+    states of one database, or they differ from an earlier time on.
     """
     if since is None:
         newest: datetime | None = old.execute(select(func.max(Event.at))).scalar()

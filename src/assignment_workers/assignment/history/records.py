@@ -1,8 +1,9 @@
 """Queries for rows that disagree with the events, or with other rows.
 
-Each query returns one text column, with a row for each subject that breaks a guarantee. `:since` is
-the instant from which every event exists, `:answers_since` that of every answer. Each query is one
-or two hash joins over the stored records. This process holds only the breaches.
+Each query returns one text column, with a row for each subject that breaks a guarantee. The SQL
+parameter `:since` is the time from which on all events exist, `:answers_since` the time from which
+on all answers exist. Each query is one or two hash joins over the stored records. This process has
+only the breaches in memory.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 
 class Record(NamedTuple):
-    """A check of stored rows: a query that finds the subjects for which a guarantee is broken.
+    """A check of stored rows: a query that selects the subjects for which a guarantee is broken.
 
-    `what` completes a sentence about such a subject: what is wrong with it.
+    `guarantee`: its number. `what` is the predicate of a sentence whose subject the query selects,
+    such as "was made without an event".
     """
 
     guarantee: int
@@ -24,10 +26,10 @@ class Record(NamedTuple):
 
 
 def was_set_back(column: str) -> str:
-    """Return a SQL condition: the time in this column occurred twice.
+    """Return a SQL condition: the database's clock had the time in this column twice.
 
-    That happens when the database's clock is set back. The order of two such times is known only
-    from the numbers of their events.
+    That happens when the clock is set back. The order of two such times is known only from the ids
+    of their events.
     """
     return f"""EXISTS (SELECT 1 FROM assignment.events step WHERE step.kind = 'clock_stepped'
         AND (step.details->>'seconds')::float8 < 0 AND {column} BETWEEN step.at - interval '1 s'

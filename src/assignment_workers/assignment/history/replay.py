@@ -1,8 +1,8 @@
 """Replay a run, event by event, against a small model of it, and collect the breaches.
 
-The model holds the active assignments with their leases, the published generations, the paused
-dialer queues, and the claimable users with their ranks. The model does not use the database: facts
-in, breaches out.
+The model has the active assignments with their leases, the published generations, the paused dialer
+queues, and the claimable users with their ranks. The module does not use the database: its input
+are facts (recorded events), its output breaches of guarantees.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ class Fact(NamedTuple):
     reassigned_from: str | None = None
     """For an assignment that an operator moved to this agent: the assignment that it replaces."""
     source: str | None = None
-    """For a new assignment: `callback` or `missed_call`, its cause; None: the dialer queue."""
+    """For a new assignment: its cause, `callback` or `missed_call`; None: the dialer queue."""
     source_id: str | None = None
     scheduled_for: datetime | None = None
     kept_for: int | None = None
-    """The only agent who could have the user of a callback then; None: any agent."""
+    """For a callback: the only agent who could be assigned the user then; None: any agent."""
     state: str | None = None
     """For a change of an agent's state: the new state."""
     lane: str | None = None
-    """For the beginning of a sequencer's term: the lane that it leads; None: the default lane."""
+    """For the beginning of a sequencer's term: the lane that it leads; None: the default."""
 
     @property
     def is_dialers(self) -> bool:
-        """True if an adopted dialer made the change in a statement of its own, without a term."""
+        """True if an adopted dialer made the change by a SQL statement, without a sequencer."""
         return (self.request_id or "").startswith(MADE_BY_DIALER)
 
 
 @dataclass(frozen=True)
 class Breach:
-    """A broken guarantee, and the id of the event that breaks it.
+    """A broken guarantee (by number), and the id of the event that breaks it.
 
-    The id is 0 if a stored row, not an event, shows the breach.
+    The id is 0 if a stored row, not an event, shows the breach. `what`: a description.
     """
 
     guarantee: int
@@ -75,7 +75,7 @@ class Breach:
 
 @dataclass(slots=True)
 class ReplayedAssignment:
-    """An active assignment, as the replay of events knows it."""
+    """An active assignment in the model of the replay."""
 
     assignment: str
     agent: int
@@ -83,7 +83,7 @@ class ReplayedAssignment:
     lease_until: datetime
     queue: str | None = None
     accepted: bool = False
-    """False while the assignment is an offer."""
+    """False while the assignment is an offer that the agent has not accepted."""
 
 
 OUTSIDE_THE_LINE = {
@@ -93,19 +93,19 @@ OUTSIDE_THE_LINE = {
     EventKind.MISSED_CALL_FOR_OPERATOR,
     EventKind.RACE,
 }
-"""Kinds of events that may be recorded outside a fenced transaction, and so without a term.
+"""Kinds of events that may be recorded without a sequencer's term.
 
-They do not change which users are claimable.
+Other processes than the sequencer may record them. They do not change which users are claimable.
 """
 
 
 class Replay:
     """The replay of recorded events (facts) in the order of their ids, to find broken guarantees.
 
-    `breaches` are those found so far. `settings` are those in force at the first fact, and `later`
-    those of each change of settings, in order. `bound`
-    is the longest time that an assignment may outlast its lease while a sequencer leads. A fact
-    costs a few microseconds, whatever a generation's size.
+    `breaches`: the breaches found so far. `settings`: those in force at the first fact; `later`:
+    those after each change of settings, in order. `bound`: the longest time that an assignment may
+    outlast its lease while a sequencer leads. A fact costs a few microseconds, whatever a
+    generation's size.
     """
 
     def __init__(
@@ -120,13 +120,14 @@ class Replay:
         self._at: dict[str, datetime] = {}
         """By lane: the time of the lane's last transaction."""
         self._terms: dict[str, int] = {}
-        """By lane: the term of the sequencer that leads the lane."""
+        """By lane: the present term, the number of the sequencer that leads the lane."""
         self._lane_of: dict[int, str] = {}
         """By term: the lane that the term's sequencer leads."""
         self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
-        """By lane: periods from the last event of a term to the next term.
+        """By lane: periods in which the lane may have had no leader, or the clock was set forward.
 
-        The lane may have had no leader in such a period.
+        A period begins with the last event before a new term or a step of the clock, and ends with
+        it.
         """
         self._holds: dict[str, ReplayedAssignment] = {}
         self._by_user: dict[int, ReplayedAssignment] = {}
@@ -142,14 +143,14 @@ class Replay:
         self._resting: dict[int, datetime] = {}
         """By user: the time until which the user is offered to no agent."""
         self._completed: dict[int, str] = {}
-        """By user: their last completed assignment."""
+        """By user: the id of the last completed assignment."""
         self._released: dict[int, tuple[str, datetime]] = {}
-        """By user: the last assignment that ended without a call, and the time."""
+        """By user: id and end of the last assignment that ended without a call."""
         self._requests: set[str] = set()
         self._away: dict[int, str] = {}
-        """Agents on break or offline, with that state."""
+        """By agent who is on break or offline: that state."""
         self._done: set[str] = set()
-        """Callbacks and missed calls that have ended."""
+        """Ids of callbacks and missed calls that have ended."""
         self._tellers: dict[str, Callable[[Fact], None]] = {
             EventKind.ASSIGNED: self._assigned,
             EventKind.COMPLETED: self._was_completed,
@@ -195,33 +196,30 @@ class Replay:
         }
 
     def led(self, lane: str, terms: Collection[int]) -> None:
-        """Add terms that led this lane, some of them perhaps before the first fact."""
+        """Record that sequencers with these terms led the lane, before or after the first fact."""
         self._lane_of |= dict.fromkeys(terms, lane)
 
     def stood(self, hold: ReplayedAssignment) -> None:
-        """Add an assignment that was active when the first fact happened."""
+        """Add an active assignment to the model."""
         self._holds[hold.assignment] = hold
         self._by_user[hold.user] = self._by_agent[hold.agent] = hold
 
     def had_skipped(
         self, agent: int, user: int, at: datetime, until: datetime | None = None
     ) -> None:
-        """Add a skip of this user by this agent, at `at`, from before the first fact.
+        """Add a skip of this user by this agent at the time `at`.
 
-        `until`: the time before which no agent is offered the user.
+        `until`: the time before which no agent is offered the user; None: by the settings.
         """
         self._skipped.setdefault(agent, {})[user] = at
         self._resting[user] = until or at + self._settings.skip_everyone
 
     def had_deferred(self, user: int, until: datetime) -> None:
-        """Add a deferral of this user from before the first fact."""
+        """Add a deferral: no agent is offered this user before `until`."""
         self._resting[user] = until
 
     def had_published(self, queue: str, generation: int) -> None:
-        """Add a generation that was published already when the first fact happened.
-
-        The ranks of such a generation are unknown.
-        """
+        """Add a generation that was published before the first fact; its ranks are unknown."""
         self._published[queue] = generation
 
     def had_paused(self, queue: str) -> None:
@@ -229,7 +227,7 @@ class Replay:
         self._paused.add(queue)
 
     def apply(self, fact: Fact) -> None:
-        """Apply the next fact."""
+        """Apply the next fact to the model, and record the breaches that it shows."""
         teller = self._tellers.get(fact.kind)
         if teller is None:
             self._breach(11, fact, f"{fact.kind} is no kind of event")
@@ -246,8 +244,8 @@ class Replay:
     def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
         """Apply the publication of a generation with these ranks, by user.
 
-        `ranks` belongs to the claimable set from now on. `missed` are the completed assignments
-        that the generation's build did not see, each with its user.
+        `ranks` is modified later; the caller must not use it any more. `missed`: the completed
+        assignments that the generation's build did not see, each with its user.
         """
         self.apply(fact)
         if fact.queue is None or fact.generation_id is None:
@@ -272,8 +270,8 @@ class Replay:
     def _line(self, fact: Fact, term: int) -> None:
         """Check that the fact follows the earlier transactions of its lane.
 
-        The transactions of a lane must not overlap, and their terms must not decrease. No event of
-        any lane may come between the events of a publication.
+        The transactions of a lane must not overlap, and their terms must not decrease. Between the
+        events of one publication there must be no other event, of any lane.
         """
         if fact.kind == EventKind.TERM_BEGUN:
             self._lane_of[term] = fact.lane or DEFAULT_LANE
@@ -338,7 +336,7 @@ class Replay:
             claimable_set.hold(user)
 
     def _may_be_handed_out(self, fact: Fact, user: int, agent: int) -> None:
-        """Check that the agent is at work and the dialer queue is not paused.
+        """Check that the agent is neither on break nor offline, and the dialer queue is not paused.
 
         Assignments that an adopted dialer made itself are not checked, because it checks neither.
         """
@@ -376,7 +374,8 @@ class Replay:
     def _as_promised(self, fact: Fact, user: int, agent: int) -> None:
         """Check an assignment that was made for a callback or a missed call.
 
-        The call must be due and not have ended, and the user not be reserved for another agent.
+        The callback or missed call must be due and must not have ended. The user must not be
+        reserved for another agent, and the agent must not have skipped the user lately.
         """
         not_for = self._not_for(agent, fact.at)
         if user in not_for and not fact.is_dialers:
@@ -402,7 +401,7 @@ class Replay:
     def _leased(self, fact: Fact, earlier: datetime) -> datetime:
         """Return the end of the lease that the fact sets, and check that the lease is not too long.
 
-        A lease ends at most one full lease after the fact, or at `earlier` if that is later.
+        The lease may end at most one full lease after the fact, or at `earlier` if that is later.
         """
         latest = max(earlier, fact.at + self._settings.of(fact.queue or "").lease)
         if fact.lease_expires_at is None:
@@ -493,7 +492,11 @@ class Replay:
         return hold
 
     def _owned(self, fact: Fact) -> ReplayedAssignment | None:
-        """Return the active assignment that the fact is about, and check that the agent has it."""
+        """Return the active assignment that the fact is about; None if it is not active.
+
+        Checks that the fact names the assignment's agent and user, and is not too late after the
+        lease.
+        """
         hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
         if hold is None:
             self._breach(8, fact, f"assignment {fact.assignment_id} {fact.kind} while not active")
@@ -510,7 +513,7 @@ class Replay:
     def _due(self, hold: ReplayedAssignment) -> datetime:
         """Return the time by which the assignment must have ended if its lease is not renewed.
 
-        Assignments do not end while no sequencer leads their lane.
+        The time is later if no sequencer led the assignment's lane meanwhile.
         """
         due = hold.lease_until + self._bound
         for stopped, begun in self._silences.get(self._lanes.of(hold.queue), ()):
@@ -591,7 +594,7 @@ class Replay:
             self._away.pop(fact.agent_id, None)
 
     def _nothing(self, fact: Fact) -> None:
-        """Accept a fact that does not change the claimable users."""
+        """Ignore a fact of a kind that does not change the model."""
 
     def _breach(self, guarantee: int, fact: Fact, what: str) -> None:
         self.breaches.append(Breach(guarantee, fact.id, what))

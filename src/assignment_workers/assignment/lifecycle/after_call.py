@@ -20,10 +20,10 @@ from assignment_workers.schema.dialer import Callback, UserCallScore
 def score_row(
     transaction: FencedTransaction, hold: Held, outcome: Outcome, callback_at: datetime | None
 ) -> dict[str, Any]:
-    """Return the values with which the statement `score` updates a user's score after a call.
+    """Return the parameters with which the statement `score` updates a user's score after a call.
 
-    `hold`: the assignment of the call. A user without a score row gets one, as after a first call
-    (original-dialer section 4).
+    `hold`: the assignment of the call. `callback_at`: the time of a promised callback, if any. A
+    user without a score row gets one, with the score of a first call (original-dialer section 4).
     """
     return {
         "id": transaction.new_id(),
@@ -44,10 +44,10 @@ def score_row(
 def callback_row(
     transaction: FencedTransaction, hold: Held, outcome: Outcome, callback_at: datetime
 ) -> dict[str, Any]:
-    """Return the values with which the statement `PROMISE` stores a callback promised in a call.
+    """Return the parameters with which the statement `PROMISE` stores a promised callback.
 
-    `hold`: the assignment of the call; its id serves as the call session that the dialer's table
-    requires.
+    `hold`: the assignment of the call. Its id is stored as the id of the call session, a column
+    that the dialer's table requires.
     """
     return {
         "id": transaction.new_id(),
@@ -83,9 +83,9 @@ _called = insert_rows(
 def score(outcomes: Sequence[Outcome]) -> Insert:
     """Return the statement that inserts or updates the score rows of users after calls.
 
-    It reads no row before (hazard D5), and knows the dialer's `outcomes`. The rows must
-    be in the order of users, in which every job locks score rows, because two transactions could
-    otherwise deadlock.
+    The new score is computed in the statement from the stored one, without a read before (hazard
+    D5), by the dialer's `outcomes`. The rows must be ordered by user: every job locks score rows in
+    this order, so that no two transactions deadlock.
     """
     return _called.on_conflict_do_update(
         index_elements=[UserCallScore.user_id],
@@ -133,7 +133,8 @@ PROMISE = _promised.on_conflict_do_update(
         "updated_at": _promised.excluded.updated_at,
     },
 )
-"""Insert a promised callback for each user, or replace the user's pending one.
+"""Insert a promised callback for each user, or replace the user's pending callback.
 
-A user has one pending callback at most; another program may have inserted one in the meantime.
+A user has at most one pending callback, by a unique index. Another program may have inserted one
+since this transaction began.
 """

@@ -1,8 +1,8 @@
 """States of agents, and their effect on the agents' assignments.
 
-An offer that the agent has not accepted is released at once when the agent goes on break or
-offline. Accepted work stays with the agent: heartbeats keep it alive until it is finished or its
-lease expires.
+An offer (an assignment that is not accepted yet) is released at once when its agent goes on break
+or offline. An accepted assignment stays with the agent until it is finished or its lease expires;
+heartbeats extend the lease.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from assignment_workers.schema.tables import (
 )
 
 STALE = timedelta(minutes=5)
-"""Time without a sign of life after which an agent counts as stale, whatever state they stated."""
+"""Time without a sign of life after which an agent counts as stale, whatever the agent's state."""
 SESSION_ENDS = timedelta(hours=2)
 """Time without a sign of life of an agent after which the agent's session ends.
 
 Source: original-dialer section 6.
 """
 ENDED_AT_ONCE = 500
-"""Number of agents' sessions that one transaction ends at most."""
+"""Maximum number of agents' sessions that one transaction ends."""
 
 
 class AgentShown(BaseModel):
@@ -91,11 +91,12 @@ def state(
 ) -> Stated | Refused:
     """Set the agent's state to `becomes`; repeating the command changes nothing.
 
-    `by`: another person or job that sets the state; None: the agent. `sent_by`: the token that sent
-    the command for the agent, which is recorded with the events. A session begins with the
-    first state that is not offline, and ends with offline. Break and offline release an offer that
-    is not accepted. An agent with accepted work who states `available` or `wrap_up` is `on_call`.
-    `available` resets the count of lapsed offers. Refused: an unknown agent.
+    `by`: another person or job that sets the state; None: the agent. `why`: the reason. `sent_by`:
+    the token that sent the command for the agent, which is recorded with the events. A session
+    begins with the first state other than offline, and ends with offline. Break and offline release
+    an offer that is not accepted. If the agent has accepted an assignment, `available` and
+    `wrap_up` are stored as `on_call`. `available` resets the count of lapsed offers. Refused: an
+    unknown agent.
     """
     # otherwise another lane could offer a user to an agent who goes on break
     transaction.require_all_lanes()
@@ -120,11 +121,11 @@ def state(
 def end_sessions(
     transaction: FencedTransaction, agents: Sequence[int], *, silent_at: datetime
 ) -> Done:
-    """End the sessions of agents who show no sign of life, by setting them offline.
+    """Set these agents offline, which ends their sessions, unless they have shown a sign of life.
 
-    `agents`: those whom the function `silent` found at the time `silent_at`. An agent who has made
-    a request, a heartbeat or a command about an assignment since then keeps the session. The count
-    `ended` of the answer is the number of agents set offline.
+    `agents`: the result of the function `silent`, called at the time `silent_at`. An agent who has
+    made a request, a heartbeat or a command about an assignment since then keeps the session. The
+    count `ended` of the answer is the number of agents set offline.
     """
     transaction.require_all_lanes()
     parameters = {"before": transaction.now - SESSION_ENDS, "asked_since": silent_at}
@@ -141,16 +142,16 @@ def end_sessions(
 def silent(connection: Connection, now: datetime) -> list[int]:
     """Return the ids of agents without a sign of life for `SESSION_ENDS`, at most `ENDED_AT_ONCE`.
 
-    Signs of life are heartbeats, requests, stated states, commands about assignments, and an active
-    assignment. Cost: a read of the open sessions and, if some seem silent, of the answers to
-    requests of that time.
+    Signs of life are heartbeats, requests, changes of state, commands about assignments, and an
+    active assignment. Only agents with an open session are returned. Cost: a read of the open
+    sessions and, if some agents seem silent, of the answers to requests of that time.
     """
     before = now - SESSION_ENDS
     return list(connection.execute(_SILENT, {"before": before, "asked_since": before}).scalars())
 
 
 def shown(connection: Connection, agent: int) -> AgentShown | None:
-    """Return the agent's state and assignment, or None for an unknown agent."""
+    """Return the agent's state, session and assignment; None for an unknown agent."""
     rows = connection.execute(_SHOWN.where(Agent.id == agent), {"stale": STALE}).mappings().all()
     return AgentShown(**rows[0]) if rows else None
 
@@ -177,10 +178,11 @@ def _become(
     why: str | None,
     sender: str | None = None,
 ) -> list[UUID]:
-    """Store the new state of these agents and its effects; return the ids of released offers.
+    """Store the new state of these agents and release their offers if the state requires it.
 
-    `found`: the agents' rows as read in this transaction. `by`: the person or job that sets the
-    state; `why`: the reason, if any; `sender`: the token that sent the command for the agent.
+    Returns the ids of released offers. `found`: the agents' rows as read in this transaction. `by`:
+    the person or job that sets the state; `why`: the reason, if any; `sender`: the token that sent
+    the command for the agent.
     """
     rows = [
         {
@@ -211,7 +213,7 @@ def _become(
 def _session(
     row: Row[*tuple[object, ...]], becomes: AgentStatus, now: datetime
 ) -> dict[str, object]:
-    """Return the new values of the agent's session, which begins, continues or ends.
+    """Return the new values of the columns of an agent's session after a change of state.
 
     `row`: the agent's present values. `becomes`: the agent's new state.
     """

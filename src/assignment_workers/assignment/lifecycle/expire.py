@@ -1,7 +1,7 @@
 """Expire assignments: when a lease ends, the user is claimable again (guarantee 7).
 
-Heartbeats keep accepted work alive: the lease is counted from the last heartbeat that came within
-it. An offer that nobody accepted lapses, whatever else its agent does.
+Heartbeats extend the lease of an accepted assignment: the lease is counted from the agent's last
+heartbeat. They do not extend an offer (an assignment that its agent has not accepted).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from assignment_workers.settings import Settings
 
 @dataclass
 class Lapsed:
-    """The result of `expire`: the effects on assignments whose lease had ended.
+    """The result of `expire`: the assignments that it ended or extended.
 
-    `ended`: the ids of those that expired.
+    `ended`: the ids of the assignments that expired.
     """
 
     ended: set[UUID] = field(default_factory=set)
     kept: dict[UUID, datetime] = field(default_factory=dict)
-    """By assignment whose lease was extended, because its agent sent a heartbeat: the new end."""
+    """By id of an assignment whose lease a heartbeat extended: the new end of the lease."""
     on_break: dict[int, sessions.Session] = field(default_factory=dict)
-    """By agent who was set on break, because offers lapsed: the agent's session."""
+    """By agent who was set on break after lapsed offers: the agent's session."""
 
     def still(self, hold: Held) -> Held | None:
         """Return the assignment with its present lease, or None if it has expired."""
@@ -92,20 +92,22 @@ _EXPIRE = (
         Assignment.lease_expires_at,
     )
 )
-"""Expire assignments whose lease has ended and whose agent has sent no heartbeat since.
+"""Expire assignments whose lease has ended, or extend the lease if the agent sent a heartbeat.
 
-One statement decides and writes, so exactly the heartbeats that were committed before it count.
+A heartbeat extends only accepted assignments. The same statement reads the heartbeats and writes
+the assignments, so it counts all heartbeats that were committed before it began.
 """
 
 
 def expire(transaction: FencedTransaction, *, settings: Settings) -> Lapsed:
     """Expire every assignment whose lease has ended and whose agent has sent no heartbeat.
 
-    The users keep their positions in the dialer queue. Only the lanes that this transaction has
-    locked are handled; the sequencers of other lanes expire the assignments there. Runs every 30 s
-    and at the start of each claim that finds a lapsed lease, so that a lapsed assignment never
-    blocks a claim. An agent who lets several offers lapse in a row is set on break. Cost: that of
-    the lapsed assignments, by the index on leases.
+    If the agent of an accepted assignment has sent one, the lease is extended instead. The users of
+    expired assignments keep their positions in the dialer queue. Only assignments of the lanes that
+    this transaction has locked are handled. Runs every 30 s and at the start of each claim that
+    finds a lease that has ended, so that no such assignment blocks a claim. An agent who lets
+    several offers lapse in a row is set on break. Cost: that of the assignments found, by the index
+    on leases.
     """
     parameters = {
         "instant": transaction.now,

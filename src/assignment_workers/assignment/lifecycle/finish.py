@@ -52,13 +52,14 @@ def finish(
 ) -> list[Finished | Refused]:
     """Carry out the moves, as if one after the other; return an answer for each, in their order.
 
-    `outcomes`: those in force, by name; None: the dialer's, unchanged. `settings`: those in force,
-    whose limits replace those of the moves; None: the moves' own count.
+    A move is an agent's command about an assignment, such as completing it. `outcomes`: the
+    outcomes of calls in force, by name; None: the dialer's. `settings`: the settings in force,
+    whose limits replace the limits in the moves; None: the limits in the moves apply.
 
-    A move is an agent's command about an assignment, such as completing it. A move that comes after
-    the assignment has ended, or from another agent, is refused and recorded as a race (guarantee
-    8). A repeated move gets its earlier answer (5). A refused move changes nothing and does not
-    affect the others. Errors of the database propagate; then nothing is committed.
+    A move that comes after the assignment has ended, or from another agent, is refused and recorded
+    as a race (guarantee 8). A repeated move gets its earlier answer (5). A refused move changes
+    nothing and does not affect the other moves. Errors of the database propagate; then nothing is
+    committed.
     """
     named = [move.owner.assignment_id for move in moves]
     found: dict[UUID, _Found] = {}
@@ -94,42 +95,42 @@ class _Found:
     has_missed_calls: bool
     """True if the user has pending missed calls."""
     earlier: Sequence[str]
-    """The outcomes of the user's calls before this transaction."""
+    """The outcomes of the user's calls that were completed before this transaction."""
 
 
 @dataclass
 class _Finish:
     transaction: FencedTransaction
     found: dict[UUID, _Found]
-    """The assignments that the moves name, by id, as the moves so far have changed them."""
+    """The assignments that the moves name, by id, as the moves carried out so far left them."""
     outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
-    """The new values of the row of each changed assignment, by its id."""
+    """The new column values of each changed assignment, by the assignment's id."""
     places: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
     promises: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Changes of those callbacks for which the assignments were made."""
+    """Changes of callbacks that were the source of the assignments."""
     followed_up: list[int] = field(default_factory=list)
-    """Users who answered a call and have missed calls."""
+    """Ids of users who answered a call and have missed calls."""
     called_back: list[UUID] = field(default_factory=list)
     skipped_calls: list[dict[str, Any]] = field(default_factory=list)
     """Missed calls whose user was skipped or deferred."""
     perhaps_converted: dict[str, list[int]] = field(default_factory=dict)
     """By dialer queue: users to check for conversion once their assignments have ended."""
     unwilling: list[int] = field(default_factory=list)
-    """Users whose outcome is terminal: they are never offered again."""
+    """Ids of users whose call had a terminal outcome: they are never offered again."""
     closed: list[dict[str, Any]] = field(default_factory=list)
-    """Suppressions that close a dialer queue for a user."""
+    """Rows of suppressions, each of which closes a dialer queue for a user."""
     agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
     senders: dict[int, str] = field(default_factory=dict)
-    """By user: the token that sent the command for the agent who has the user."""
+    """By user whose assignment a move changes: the token that sent the command for the agent."""
 
     def carry_out(self, move: Move) -> Finished | Refused:
         """Decide one move (an agent's command about an assignment) and return its answer.
 
-        The changes are collected, and stored by `write`.
+        The changes are collected in this object, and stored by `write`.
         """
         if isinstance(move, Complete) and (wrong := _misused(move, self.outcomes)):
             return wrong
@@ -201,14 +202,14 @@ class _Finish:
             convert.remove_converted(self.transaction, policies[queue], users, policies=policies)
 
     def _attributed(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Return the event, with the token that sent the command which the event follows from."""
+        """Return the event; its details name the token that sent the agent's command, if any."""
         sender = self.senders.get(event.get("user_id", 0))
         if sender is None or event["kind"] == EventKind.RACE:  # a refused command has its own
             return event
         return event | {"details": {**event["details"], **sent_by(sender)}}
 
     def _owned(self, move: Move) -> Held | Finished | Refused:
-        """Return the active assignment of the move if its agent has it in the named version.
+        """Return the assignment if it is active, of the move's agent and in the named version.
 
         Otherwise returns the earlier answer, if the same move was carried out before, or a refusal.
         """
@@ -286,9 +287,10 @@ class _Finish:
         return Finished(outcome="completed", assignment=ended)
 
     def _put_off(self, move: Skip | Defer, hold: Held) -> Held | Refused:
-        """End the assignment `hold` without a call, and let its user wait.
+        """End the assignment `hold` without a call, and make its user wait.
 
-        Until the time that the move names, no agent is offered the user, nor the user's callback.
+        Before the time that the move names, no agent is offered the user or the user's callback.
+        Refused: a deferral with an invalid time.
         """
         if isinstance(move, Skip):
             until, why = self.transaction.now + move.everyone, None
@@ -357,9 +359,9 @@ class _Finish:
         return ended
 
     def _actions(self, move: Complete, hold: Held) -> list[str]:
-        """Return the tasks that the call's outcome asks other systems to do.
+        """Return the names of the tasks that the call's outcome asks other systems to do.
 
-        They read the tasks in the event of the completed call.
+        The event of the completed call stores the names, and the other systems read that event.
         """
         return self.outcomes[move.outcome].asks_for(
             earlier=self.found[hold.id].earlier.count(move.outcome),
@@ -427,7 +429,10 @@ class _Finish:
 
 
 def _limited(move: Move, found: _Found | None, given: Settings) -> Move:
-    """Return the move with the limits of the settings, for the dialer queue of its assignment."""
+    """Return the move with its limits replaced by those of the settings for the dialer queue.
+
+    The dialer queue is that of the assignment `found`; None: the general settings apply.
+    """
     settings = given if found is None else given.of(found.hold.queue)
     match move:
         case Complete():
@@ -456,7 +461,7 @@ def _write(dialer: Dialer) -> Insert:
 
 
 def _misused(move: Complete, outcomes: Mapping[str, Outcome]) -> Refused | None:
-    """Return the refusal of a move with an unknown outcome or unsuitable values, or None."""
+    """Return the refusal of a completion with an unknown outcome or unsuitable values, or None."""
     rule = outcomes.get(move.outcome)
     if rule is None:
         return Refused(

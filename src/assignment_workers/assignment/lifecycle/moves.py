@@ -1,7 +1,8 @@
 """The verbs of an agent: five that end an assignment, accepting it, and renewing its lease.
 
-Each is declared here once, by a function below the moves. To add a verb, declare it, give it its
-place in `AgentVerbs`, and let `finish` carry out its move if that is a new one.
+Each verb is declared once, by a function of this module, which returns a move: the class with the
+values that `finish` needs. To add a verb, declare it, add it to `AgentVerbs`, and, if it needs a
+new move, extend `finish`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from assignment_workers.schema.states import AssignmentState, EndedHow
 class Owner:
     """The assignment that an agent's command is about, and the agent.
 
-    `version`: that of the assignment which the agent knows; None: any version. `sent_by`: the token
-    that sent the command for the agent; None: the agent's own. It is recorded with the events.
+    `version`: the assignment's version as the agent knows it; None: any version. `sent_by`: the
+    token that sent the command for the agent; None: the agent's own token. `sent_by` is recorded
+    with the events.
     """
 
     assignment_id: UUID
@@ -46,9 +48,10 @@ class Complete:
 
     The assignment ends, the score and the time of the next call follow the outcome, a promised
     callback is stored, and the user leaves the published generations (guarantee 10). If the call
-    was made for a callback, that is marked as kept or cancelled, as the outcome says; if nobody
-    answered, the callback is tried again after `retry`, a limited number of times. Refused, with
-    nothing changed: an unknown outcome, and a callback time or notes that do not fit the outcome.
+    was made for a callback, the callback is marked as kept or cancelled, as the outcome says; if
+    nobody answered, the callback is tried again after `retry`, a limited number of times. Refused,
+    with nothing changed: an unknown outcome, and a callback time or notes that do not fit the
+    outcome.
     """
 
     owner: Owner
@@ -64,9 +67,9 @@ class Complete:
 
 @dataclass(frozen=True)
 class Skip:
-    """Skip the user, who is then not offered to any agent for a while, and longer not to this one.
+    """Skip the user, who is then offered to no agent for the time `everyone`.
 
-    `everyone` is the time for all agents; for this agent, the setting `skip_agent` applies.
+    This agent is not offered the user for the setting `skip_agent`, which is longer by default.
     """
 
     owner: Owner
@@ -81,8 +84,8 @@ class Skip:
 class Defer:
     """Defer the user: no agent is offered the user before `until`, or for `rest` from now.
 
-    Exactly one of `until` and `rest` is set. Afterwards the user may be offered to any agent, this
-    one included. Refused: a time that has passed, and one that is more than `most` from now.
+    Exactly one of `until` and `rest` is set. Afterwards the user may be offered to any agent,
+    including this one. Refused: a time that has passed, and one that is more than `most` from now.
     """
 
     owner: Owner
@@ -98,10 +101,10 @@ class Defer:
 
 @dataclass(frozen=True)
 class Close:
-    """Close this dialer queue for the user, until an operator lifts the suppression.
+    """Close the assignment's dialer queue for the user, until an operator lifts the suppression.
 
-    The user's pending callbacks are cancelled. A suppression of the kind `closed` stores the
-    closure; the policy reads it, so builds, claims and explanations apply it.
+    The user's pending callbacks are cancelled. The closure is stored as a suppression of the kind
+    `closed`; builds, claims and explanations apply it, because the policy has a rule for it.
     """
 
     owner: Owner
@@ -114,11 +117,11 @@ class Close:
 
 @dataclass(frozen=True)
 class Release:
-    """Give the user back without a call: claimable at once, by any agent, at the same position."""
+    """Release the user without a call: claimable at once, by any agent, at the same position."""
 
     owner: Owner
     by: str | None = None
-    """Person or program other than the agent that releases the user; None: the agent."""
+    """Person or program that releases the user in place of the agent; None: the agent."""
     why: str | None = None
 
     becomes = AssignmentState.RELEASED
@@ -128,10 +131,10 @@ class Release:
 
 @dataclass(frozen=True)
 class Accept:
-    """Accept the offer, which becomes work.
+    """Accept the offer.
 
-    The lease ends `lease` from now, or later if it did already. The version stays the same.
-    Repeating the move changes nothing.
+    The lease ends `lease` from now, or at its present end if that is later. The version stays the
+    same. Repeating the move changes nothing.
     """
 
     owner: Owner
@@ -146,8 +149,8 @@ class Accept:
 class Renew:
     """Renew the lease; an offer is accepted by the same move.
 
-    The lease ends `lease` from now, or later if it did already. The version stays the same, so that
-    a call that ends during a renewal is not refused because of it.
+    The lease ends `lease` from now, or at its present end if that is later. The version stays the
+    same, so that a command that crosses with a renewal is not refused because of it.
     """
 
     owner: Owner
@@ -162,7 +165,7 @@ Move = Complete | Skip | Defer | Close | Release | Accept | Renew
 
 AssignmentRef: TypeAlias = UUID | str
 AN_OUTCOME = "AN_OUTCOME_OF_A_CALL"
-"""Placeholder in an example, which the OpenAPI document replaces by an outcome of the dialer."""
+"""Placeholder in an example; the OpenAPI document replaces it by the name of an outcome."""
 OutcomeName = Annotated[str, Field(max_length=200, pattern=r"^[!-~]*$")]
 Notes = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00]*$")]
 Rest = Annotated[int, Field(ge=1, le=10 * 365 * 86_400, strict=True)]
@@ -313,17 +316,17 @@ def renew(
 
 
 class AgentVerbs:
-    """The verbs as methods of a client, which has a method `perform`."""
+    """Base class of clients: each verb is a method, which calls the client's method `perform`."""
 
     complete = complete
     skip = skip
     defer = defer
     close_user = close
-    """Not `close`, because that closes the client."""
+    """The verb `close`; the method has another name because `close` closes the client."""
     accept = accept
     release = release
     renew = renew
 
 
 VERBS: dict[str, AnyVerb] = {each.name: each for each in verbs_of(AgentVerbs)}
-"""Every verb, by the name that tasks, routes and commands have."""
+"""All verbs, by the name that Celery tasks, HTTP routes and CLI commands use."""

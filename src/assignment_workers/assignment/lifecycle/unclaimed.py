@@ -21,8 +21,9 @@ def release_unclaimed(
 
     `owner`: the assignment and the agent. `lease_expires_at`: the end of the lease as assigned. The
     assignment stays if its lease was renewed, if it has ended, or if the agent has made a request
-    since. The check and the release are one transaction: an agent who makes a request before it
-    keeps the assignment; one who does so after it gets another. The count `released` is 1 or 0.
+    since the claim. The check and the release are one transaction: an agent who makes a request
+    before it keeps the assignment; an agent who makes one after it gets another assignment. The
+    count `released` is 1 or 0.
     """
     parameters = {
         "assignment": owner.assignment_id,
@@ -52,5 +53,5 @@ _UNCLAIMED = select(
 )
 """Select true if the assignment is unchanged and its agent has made no request since the claim.
 
-Cost: primary keys, and the index on `answered_at` over the seconds since the claim.
+Cost: probes of primary keys, and a read of the index on `answered_at` from the claim on.
 """

@@ -1,8 +1,9 @@
 """A verb: a command of an agent about an assignment, from which every interface to it is made.
 
-`moves.py` declares the verbs. The Celery tasks, the routes of the gateway, the commands of the CLI
-and the methods of the Python clients are made from these declarations. This module and `moves.py`
-import neither SQLAlchemy nor Celery, because the clients and the help of the CLI import them.
+`moves.py` declares the verbs, such as `complete`. The Celery tasks, the routes of the gateway, the
+commands of the CLI and the methods of the Python clients are made from these declarations. This
+module and `moves.py` import neither SQLAlchemy nor Celery, because the clients and the CLI's help
+import them.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ M_co = TypeVar("M_co", covariant=True)
 T_co = TypeVar("T_co", covariant=True)
 
 _PLAIN = frozenset({str, int, NoneType})
-"""Types that JSON has; most arguments are of them."""
+"""Types of values that a message carries unchanged."""
 TIMEOUT = timedelta(seconds=10)
-"""The time that a client waits for an answer, unless its caller says another."""
+"""Default time that a client waits for an answer."""
 
 AgentId = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True, examples=[26])]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
@@ -47,17 +48,17 @@ Version = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 ASSIGNMENT = "assignment_id"
 AGENT = "agent_id"
 OWNER = (ASSIGNMENT, AGENT, "version")
-"""The parameters of every verb: the assignment, its agent, and the version that the agent knows."""
+"""Names of the parameters that every verb has: assignment, agent, and known version."""
 LIMITS, WAIT = "limits", "timeout"
-"""The parameters of a declaration that no message carries."""
+"""Names of the parameters of a verb's function that are not sent in a message."""
 
 
 class Limits(Protocol):
-    """The settings that decide what a verb does: how long a lease lasts, for example."""
+    """The settings that a verb applies, such as the duration of a lease."""
 
     @property
     def lease(self) -> timedelta:
-        """The duration of an accepted assignment without a sign of life."""
+        """The time that an accepted assignment lasts without a sign of life of its agent."""
 
     @property
     def skip_everyone(self) -> timedelta:
@@ -74,7 +75,7 @@ class Limits(Protocol):
 
 @dataclass(slots=True)
 class VerbCall:
-    """One call of a verb by a client: the arguments as JSON has them, and the longest wait."""
+    """One call of a verb by a client: the arguments as JSON values, and the maximum wait."""
 
     verb: str
     arguments: dict[str, Any]
@@ -82,17 +83,17 @@ class VerbCall:
 
     @property
     def own(self) -> dict[str, Any]:
-        """The arguments without the id of the assignment, which HTTP has in its path."""
+        """The arguments without `assignment_id`, which an HTTP request has in its path."""
         return {name: each for name, each in self.arguments.items() if name != ASSIGNMENT}
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument that one verb has beside the assignment, its agent and the version."""
+    """An argument that only one verb has, in addition to assignment, agent and version."""
 
     name: str
     annotation: Any
-    """The type with the validation, as pydantic reads it."""
+    """The type with pydantic's constraints, as annotated in the verb's function."""
     kind: type[int | str | datetime]
     required: bool
     default: Any
@@ -100,20 +101,20 @@ class Argument:
 
 
 class Performs(Protocol[T_co]):
-    """A client: it sends the call of a verb, and returns the answer or a coroutine for it."""
+    """A client that can send the call of a verb; returns the answer or a coroutine for it."""
 
     def perform(self, call: VerbCall, /) -> T_co:
-        """Send the call of a verb."""
+        """Send the call of a verb; return the answer, or a coroutine for it."""
 
 
 class Verb(Generic[P, M_co]):
     """A verb, made from the function that declares it.
 
     The function's parameters after `limits` are the signature of the client's method. `timeout` is
-    for the client alone; the others are the arguments of the task, the route and the CLI command,
-    with the validation and the descriptions that stand in their annotations. The first paragraph of
-    its docstring describes the verb everywhere. The function returns the move that `finish` carries
-    out.
+    used by the client only; the other parameters are the arguments of the task, the route and the
+    CLI command, with the validation and the descriptions of their annotations. The first paragraph
+    of the function's docstring describes the verb in all interfaces. The function returns the move
+    that `finish` carries out.
 
     As an attribute of a client's class, a verb is a method: mypy and editors see the declared
     signature, with the answer of that client (`FinishAnswer`, or a coroutine for it).
@@ -125,7 +126,7 @@ class Verb(Generic[P, M_co]):
         self._declared: Callable[..., M_co] = declared
         self.name = declared.__name__
         self.about = about
-        """The description of the arguments that only this verb has; None if it has none."""
+        """A description of the arguments that only this verb has; None if there are none."""
         self.description = (inspect.getdoc(declared) or "").partition("\n\n")[0]
         read = inspect.signature(declared)
         said = [each for name, each in read.parameters.items() if name != LIMITS]
@@ -137,7 +138,7 @@ class Verb(Generic[P, M_co]):
         }
         self._required = {each.name for each in said if each.default is Parameter.empty}
         self.names = tuple(name for name in self._unsaid if name != WAIT)
-        """The names of the arguments of a message, in the order of a positional call."""
+        """The names of the arguments of a message, in the order of positional arguments."""
         self.method = _method(self)
 
     @overload
@@ -148,9 +149,10 @@ class Verb(Generic[P, M_co]):
         return self.method if client is None else MethodType(self.method, client)
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> VerbCall:
-        """Return the call with these arguments. Raises TypeError as a call of the function would.
+        """Return the call with these arguments, converted to JSON values.
 
-        The values are not validated here, because the worker and the gateway do it.
+        Raises TypeError for arguments that do not fit the signature. The values are not validated
+        here, because the worker and the gateway validate them.
         """
         said: dict[str, Any] = dict(zip(self._positional, args, strict=False))
         given: dict[str, Any] = self._unsaid | said | kwargs
@@ -172,7 +174,7 @@ class Verb(Generic[P, M_co]):
         return VerbCall(self.name, given, timeout)
 
     def move(self, limits: Limits, arguments: Mapping[str, Any]) -> M_co:
-        """Return the move that these validated arguments ask for."""
+        """Return the move (the command for `finish`) that these validated arguments describe."""
         return self._declared(limits, **arguments)
 
     @cached_property
@@ -183,7 +185,7 @@ class Verb(Generic[P, M_co]):
 
     @cached_property
     def own(self) -> Sequence[Argument]:
-        """The arguments that only this verb has, in order."""
+        """The arguments that only this verb has, in the order of its signature."""
         return [
             Argument(
                 name,
@@ -199,7 +201,7 @@ class Verb(Generic[P, M_co]):
 
     @cached_property
     def model(self) -> type[BaseModel]:
-        """The arguments of a message as a model, which refuses any other argument."""
+        """A pydantic model of a message's arguments; it rejects unknown arguments."""
         fields: dict[str, Any] = {
             name: (kind, ... if name in self._required else self._unsaid[name])
             for name, kind in self.annotations.items()
@@ -207,7 +209,7 @@ class Verb(Generic[P, M_co]):
         return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
 
     def operation_signature(self, first: Parameter) -> Signature:
-        """Return the signature of an operation: `first`, then every argument of a message."""
+        """Return a signature with the parameter `first`, then every argument of a message."""
         return Signature(
             [
                 first,
@@ -230,17 +232,20 @@ AnyVerb: TypeAlias = Verb[..., Any]
 def verb(
     about: str | None = None,
 ) -> Callable[[Callable[Concatenate[Limits, P], M_co]], Verb[P, M_co]]:
-    """Declare a verb. `about` describes the arguments that only this verb has."""
+    """Return a decorator that makes a `Verb` of a function.
+
+    `about` describes the arguments that only this verb has.
+    """
     return lambda declared: Verb(declared, about)
 
 
 def verbs_of(client: type[Any]) -> Sequence[AnyVerb]:
-    """Return the verbs that are methods of a class of clients, in their order there."""
+    """Return the verbs that are attributes of a client's class, in the order of definition."""
     return [each for each in vars(client).values() if isinstance(each, Verb)]
 
 
 def _plain(kind: Any) -> type[int | str | datetime]:  # noqa: ANN401 - a type as it is annotated
-    """Return the type of an argument without its validation, and without None."""
+    """Return the plain type of an annotated argument, without its validation and without None."""
     if kind is AwareDatetime:
         return datetime
     if isinstance(kind, type) and issubclass(kind, int | str | datetime):
@@ -250,7 +255,7 @@ def _plain(kind: Any) -> type[int | str | datetime]:  # noqa: ANN401 - a type as
 
 
 def _method(made: AnyVerb) -> Callable[..., Any]:
-    """Return the function that is the method of the clients, with signature and documentation."""
+    """Return the method that clients have for this verb, with its signature and docstring."""
 
     def method(client: Performs[Any], /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         return client.perform(made.call(*args, **kwargs))

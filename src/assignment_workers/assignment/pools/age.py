@@ -16,18 +16,21 @@ from assignment_workers.schema.dialer import UserCallScore
 STEP = 5
 SINCE = timedelta(days=7)
 AT_A_TIME = 1_000
-"""Users whose scores one transaction raises; the end of a user's call waits milliseconds for it."""
+"""Number of users whose scores one transaction raises.
+
+An agent's completion of a call can wait for such a transaction, for milliseconds.
+"""
 
 
 def age_scores(work: Work, day: datetime, policies: Iterable[Policy]) -> Counts:
     """Add 5 to the scores of active users below 200, on the weekday of their creation.
 
-    Only users of dialer queues whose scores age by their policy, created a week before `day` or
+    Changed are only users of dialer queues whose policy has ageing, created a week before `day` or
     earlier. The job runs once per day, for `day`. Each transaction handles `AT_A_TIME` users, by
     id, and stores its progress, so a run after a failed one continues: no score is raised twice for
     one day, and a missed day is made up for (original-dialer section 5). Returns the counts `aged`,
-    the users of this run, and `through`, the id of the last one. Cost: one pass over the score rows
-    by the index on the user.
+    the number of users changed in this run, and `through`, the id of the last user. Cost: one pass
+    over the score rows by the index on the user.
     """
     through = work.reached("through")
     ageing = [sql_text(policy.queue) for policy in policies if policy.ages]

@@ -43,10 +43,13 @@ from assignment_workers.schema.tables import Assignment, AssignmentState
 
 ATTRIBUTED_FOR = timedelta(days=30)
 LONGER_THAN = timedelta(seconds=30)
-"""Length that a call must exceed for its agent to be credited with the user's conversion."""
+"""Duration that a call must exceed for its agent to be credited with the user's conversion."""
 
 AT_A_TIME = 1_000
-"""Converted users whom one command removes: other messages wait some tens of milliseconds."""
+"""Maximum number of converted users whom one command removes.
+
+Other messages of the assignment queue wait for the command, for some tens of milliseconds.
+"""
 
 _NOT_HELD = ~exists(
     select(1)
@@ -58,8 +61,8 @@ _NOT_HELD = ~exists(
 def converted(connection: Connection, policy: Policy, *, after: int, now: datetime) -> list[int]:
     """Return the ids of users of the policy's dialer queue who have reached the queue's goal.
 
-    At most `AT_A_TIME` ids above `after`, in order; an empty list is the end. Users whom an agent
-    holds are left out until their assignment ends.
+    The ids are above `after` and ascending, at most `AT_A_TIME`; an empty list is the end. Users
+    whom an agent holds are left out until their assignment ends.
     """
     return list(
         connection.execute(
@@ -84,10 +87,10 @@ def remove_converted(
 
     The CRM facts are read in this transaction. Each conversion is recorded once, however often the
     command arrives, because the user's score row changes its queue only once; a unique index on
-    user, dialer queue and episode also holds against other programs (hazard D13). The record has
-    the score before the change (D12) and the agents who spoke to the user, the latest of whom is
-    the primary agent. A user who now belongs to another dialer queue, of `policies`, moves there.
-    Users whom an agent holds, and users whose facts changed back, are left alone.
+    user, dialer queue and episode also prevents a second record by other programs (hazard D13). The
+    record has the score before the change (D12) and the agents who spoke to the user, the latest of
+    whom is the primary agent. A user whom the rules place in another queue of `policies` moves to
+    that queue. Users whom an agent holds, and users who no longer meet the goal, are left alone.
     """
     transaction.require_lanes(policy.queue)
     since = {"since": transaction.now - ATTRIBUTED_FOR}
@@ -126,7 +129,8 @@ def remove_converted(
 def _spoke(dialer: Dialer) -> ScalarSelect[Any]:
     """Select the agents who spoke to the user, the one with the latest call first.
 
-    The time that a user was held stands for the length of the call, which only the telephony knows.
+    The time for which the agent held the user is taken as the length of the call, because only the
+    telephony system knows the real length.
     """
     unanswered = [sql_text(each.name) for each in dialer.outcomes if not each.keeps]
     calls = (

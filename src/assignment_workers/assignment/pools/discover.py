@@ -1,8 +1,9 @@
 """Discovery of users for the pools: new users enter one, and misplaced users are moved.
 
-`policy.queues.queue_of` is the one rule for a user's pool. The job itself inserts the score row of
-a user without one. An existing row is changed by a command on the assignment queue, which judges
-the user again, so that nothing changes while an agent holds the user.
+A pool is the set of users whose score row names a dialer queue; `policy.queues.queue_of` is the one
+rule for a user's pool. The job `discover` inserts the score row of a user without one. An existing
+row is changed by a command on the assignment queue, which judges the user again, so that nothing
+changes while an agent holds the user.
 """
 
 from __future__ import annotations
@@ -59,23 +60,23 @@ from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
 
 OVERLAP = timedelta(minutes=10)
-"""Time before the last known CRM row that is read again, because a row may be committed late.
+"""Time before the last known CRM row that is read again, because rows may be committed late.
 
 The job `reconcile` finds rows that were committed even later.
 """
 AT_A_TIME = 1_000
-"""CRM rows, or users, that one transaction handles."""
+"""Maximum number of CRM rows or users that one transaction handles."""
 BATCHES_AT_MOST = 100
-"""Transactions of one run for one CRM table; the next run continues."""
+"""Maximum number of transactions of one run for one CRM table; the next run continues."""
 WINDOW = 10_000
-"""Users whom one query of the job `reconcile` judges: some hundred milliseconds."""
+"""Number of users whom one query of the job `reconcile` judges: a few hundred milliseconds."""
 WINDOWS_AT_MOST = 100
 
 RECONCILIATION = "reconciliation"
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 Send = Callable[[list[int]], None]
-"""Function that sends the command to move these users to the dialer queues where they belong."""
+"""Function that sends the command `assign_to_queue` for the users with these ids."""
 
 
 def discover(
@@ -86,14 +87,15 @@ def discover(
     *,
     randomness: Random,
 ) -> Counts:
-    """Give every new user of the CRM a score row, in the dialer queue where the user belongs.
+    """Insert a score row for every new user of the CRM, in the dialer queue where the user belongs.
 
-    Users with new rows in a table of the dialer's `news` who belong to another dialer queue are
-    passed to `send`. Each CRM table is read from `OVERLAP` before the last known row to the end, in
-    the order of `created_at` and id, and the progress is committed with the results, so no row is
-    missed. After `BATCHES_AT_MOST` transactions per table, the next run continues. A repeated run
-    changes nothing more. Raises `CrmUnavailable`; the committed part stays. `randomness` makes ids.
-    Returns counts: score rows `created`, users `sent`, and by name of the `news` the rows read.
+    Users with new rows in a CRM table who belong to another dialer queue than their score row says
+    are passed to `send`. The tables are the dialer's `news`. Each is read from `OVERLAP` before the
+    last known row to the end, in the order of `created_at` and id, and the progress is committed
+    with the results, so no row is missed. After `BATCHES_AT_MOST` transactions per table, the next
+    run continues. A repeated run changes nothing more. Raises `CrmUnavailable`; the committed part
+    stays. `randomness` makes ids. Returns counts: score rows `created`, users `sent`, and by name
+    of a CRM table the rows read.
     """
     counts = {"created": 0, "sent": 0, **{news.name: 0 for news in dialer.all_news}}
     run = _Run(work, dialer, tuple(policies.values()), send, randomness, counts)
@@ -105,13 +107,12 @@ def discover(
 def reconcile(work: Work, dialer: Dialer, policies: Mapping[str, Policy], send: Send) -> Counts:
     """Find users who are in a wrong dialer queue or in none, and `send` the command to move them.
 
-    The dialer queue is the one that a user's score row names; an unknown name counts as wrong
+    A user's dialer queue is the one that the score row names; an unknown name counts as wrong
     (hazard D1). Users whom an agent holds, who have converted or who are not in the CRM are left
-    alone. Users are read by id; a run reads `WINDOWS_AT_MOST`
-    times `WINDOW` users, and the next run continues. Returns counts: users `looked_at`, and users
-    with no dialer queue (`in_none`), a wrong one (`in_wrong`), or an unknown one (`other_word`).
-    Where the CRM's ids are no integers, also users whose id is unusable (`unfit`): they get no
-    number, and nobody is offered them.
+    alone. Users are read by id; a run reads `WINDOWS_AT_MOST` times `WINDOW` users, and the next
+    run continues. Returns counts: users `looked_at`, and users with no dialer queue (`in_none`), a
+    wrong one (`in_wrong`), or an unknown one (`other_word`). If the CRM's ids are not integers,
+    `unfit` counts users whose id cannot be used; they are never offered.
     """
     counts = {"looked_at": 0, "in_none": 0, "in_wrong": 0, "other_word": 0}
     after = int(_watermark(work.side_connection, RECONCILIATION).key or -1)
@@ -142,8 +143,8 @@ def assign_to_queue(
     """Move these users to the dialer queues where they belong, and record an event for each.
 
     The CRM facts are read in this transaction. A user without a score row gets one. Users who are
-    in the right dialer queue, whom an agent holds or who have converted are left alone. No inactive
-    score row is made active.
+    in the right dialer queue, whom an agent holds or who have converted are left alone. Inactive
+    score rows stay inactive.
     """
     # otherwise another lane could assign a user from the dialer queue that the user leaves
     transaction.require_all_lanes()
@@ -176,7 +177,7 @@ def assign_to_queue(
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of `discover`, and its results so far."""
+    """One run of the job `discover`, with its counts so far."""
 
     work: Work
     dialer: Dialer
@@ -186,7 +187,7 @@ class _Run:
     counts: Counts
 
     def sweep(self, news: News) -> None:
-        """Read a CRM table on from where the last run stopped, and place new users.
+        """Read a CRM table from where the last run stopped, and insert score rows for new users.
 
         Stops at the table's end or after `BATCHES_AT_MOST` transactions.
         """
@@ -291,10 +292,11 @@ def _wrong(
 def _number(
     connection: Connection, dialer: Dialer, news: News, since: datetime | None
 ) -> str | None:
-    """Give numbers to the persons in a CRM table of `news` who have none, and commit.
+    """Assign numbers to the persons in a CRM table who have none, and commit.
 
-    `since`: only those of rows created since. Returns the query of these persons; None for a CRM
-    whose ids are integers, and for a table that has no person's id.
+    `news`: the CRM table. `since`: only persons of rows created since then; None: all. Returns the
+    query that selects these persons; None for an external CRM, for a CRM whose ids are integers,
+    and for a table that has no person's id.
     """
     if dialer.numbered is None or crm_of(connection) is not None:
         return None
@@ -316,9 +318,10 @@ def _since(connection: Connection, news: News, after: Position) -> list[NewCrmRo
 
 
 def _users(connection: Connection, dialer: Dialer, found: Sequence[NewCrmRow]) -> set[int]:
-    """Return our numbers of the users of these rows; new users of an external CRM get one.
+    """Return the integer ids of the users of these rows.
 
-    Users whose id is unusable are left out.
+    If the CRM's own ids are not integers, new users of an external CRM get an integer id. Users
+    whose id cannot be used are left out.
     """
     ids = [each.user_id for each in found]
     if dialer.numbered is None or crm_of(connection) is None:
@@ -334,7 +337,7 @@ def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[An
 
 
 def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> None:
-    """Commit the results of a batch together with the progress (`values`) of the source."""
+    """Commit the counts of a batch and the progress (`values`) in the CRM table `source`."""
     work.side_connection.execute(
         update(Watermark).where(Watermark.source == source).values(**values)
     )
@@ -343,12 +346,12 @@ def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> 
 
 @dataclass(frozen=True)
 class _Standing:
-    """SQL expressions that compare a user's present dialer queue with the right one."""
+    """SQL expressions for a user's present dialer queue (`current`) and the right one (`place`)."""
 
     current: ColumnElement[str | None] | InstrumentedAttribute[str | None]
     place: ColumnElement[str | None]
     which: ColumnElement[str | None]
-    """The kind of error; null: the user is in the right dialer queue, or is to be left alone."""
+    """The kind of error; null: the user is in the right dialer queue or must not be moved."""
 
 
 def _standing(
@@ -418,9 +421,9 @@ _WINDOW = select(func.count(), func.max(_WINDOW_IDS.c.user_id)).select_from(_WIN
 
 @expression_cache
 def _misplaced(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select users with a wrong dialer queue whose ids are between `after` and `upto`.
+    """Select users with a wrong dialer queue or none whose ids are above `after`, up to `upto`.
 
-    These two are SQL parameters.
+    `after` and `upto` are SQL parameters.
     """
     stands = _standing(policies, CrmUser.id)
     return (
@@ -481,7 +484,7 @@ _MOVE = (
     .values(current_queue_type=_moves.c.place, updated_at=bindparam("now", type_=NaiveInstant))
     .returning(UserCallScore.user_id, _moves.c.before, _moves.c.place)
 )
-"""Update a score row's dialer queue, only if the row still is as it was judged.
+"""Update a score row's dialer queue, only if the queue is still the one that was judged.
 
-So no change that was made meanwhile is undone.
+A change that another program made since is therefore not undone.
 """

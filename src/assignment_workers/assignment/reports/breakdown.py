@@ -1,6 +1,6 @@
 """Service levels of a period by dialer queue, by agents' team, and by time. Reads only.
 
-Cost: that of the answers and assignments of the period, by the index on their time and by ids.
+Cost: a read of the answers and assignments of the period, by the index on their time and by ids.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ class Breakdown(BaseModel):
 
 
 def breakdown(connection: Connection, *, since: datetime, until: datetime) -> Breakdown:
-    """Count the assignments between `since` and `until` by dialer queue, team and part of time."""
+    """Return figures of the assignments from `since` to `until`, by queue, team and part of time.
+
+    Figures: counts, and the time from a request to its assignment. A period has `BARS` parts.
+    """
     parameters = {"since": since, "until": until, "length": (until - since) / BARS}
 
     def rows(query: str) -> list[Share]:
@@ -85,9 +88,9 @@ def parts(
     number: int = BARS,
     queue: str | None = None,
 ) -> list[Part]:
-    """Count the assignments between `since` and `until` in `number` equal parts of the time.
+    """Return figures of the assignments from `since` to `until`, in `number` equal parts of time.
 
-    `queue`: only those of this dialer queue.
+    `queue`: only assignments of this dialer queue; None: all.
     """
     parameters = {"since": since, "until": until, "length": (until - since) / number}
     query = _PARTS if queue is None else _PARTS_OF_QUEUE
@@ -100,7 +103,7 @@ def unanswered(
 ) -> list[UnansweredPart]:
     """Count the requests without a usable answer in `number` equal parts of the time.
 
-    They are those that the gateway and the clients counted; see `answer_counts`.
+    The counts are those of the gateway and the clients; see `answer_counts`.
     """
     parameters = {"since": since, "until": until, "length": (until - since) / number}
     parameters["lost"] = sorted({*LOST, AnswerKind.TOO_LATE})

@@ -1,7 +1,7 @@
 """Single items for operators: a dialer queue, a user, an agent, a job, a race. Reads only.
 
-Each query is bounded: it uses an index and reads no more than is named here. Ids and times only: no
-names, numbers or notes of people.
+Lists have a limit. Rows have ids and times but no names of people; only the details of events may
+have texts that people typed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import AgentStatus, Phone
 
 SAMPLED = 20_000
-"""Users of a dialer queue who are sampled to estimate how many each rule holds back.
+"""Number of a dialer queue's users who are sampled to estimate how many each rule excludes.
 
 All users of a smaller queue are counted.
 """
 LOOKED_BACK = 20_000
-"""Number of newest assignments, of all agents, among which those of one agent are searched."""
+"""Number of newest assignments, of all agents, among which one agent's assignments are searched."""
 
 
 USER_DIGITS = 18
@@ -49,7 +49,7 @@ AGENT_FILTERS = {
     "inactive": "NOT g.is_active",
     **{each.value: f"s.state = '{each.value}'" for each in AgentStatus},
 }
-"""The SQL condition of each filter of the list of agents."""
+"""The SQL condition of each filter of the list of agents, by the filter's name."""
 AGENT_ORDERS = {
     "hold": "a.id IS NULL, g.is_active DESC, g.id",
     "agent": "g.id",
@@ -58,14 +58,14 @@ AGENT_ORDERS = {
     "held": "a.claimed_at NULLS LAST, g.id",
     "lease": "a.lease_expires_at NULLS LAST, g.id",
 }
-"""The SQL order of each way in which the list of agents is sorted."""
+"""The SQL `ORDER BY` of each order of the list of agents, by the order's name."""
 
 
 @dataclass(frozen=True)
 class AgentList:
-    """A page of the list of agents: its filter, team, order and number.
+    """A page of the list of agents: its filter, team, order and page number.
 
-    `state` is one of `AGENT_FILTERS`, `sort` one of `AGENT_ORDERS`; `team` None: every team.
+    `state` is a key of `AGENT_FILTERS`, `sort` a key of `AGENT_ORDERS`; `team` None: every team.
     """
 
     state: str = "all"
@@ -75,13 +75,16 @@ class AgentList:
 
 
 class PoolFunnel(BaseModel):
-    """Number of users of a dialer queue's pool whom each rule holds back, and of eligible ones.
+    """Number of users of a dialer queue's pool whom each rule excludes, and of eligible users.
 
     A pool is all users whose score row names the dialer queue.
     """
 
     counts: dict[str, int]
-    """By name of a rule, in the order of the rules: users who break it first; and `eligible`."""
+    """By name of a rule, in the order of the rules: number of users who break it first.
+
+    The key `eligible` has the number of users who break no rule.
+    """
     is_estimate: bool
     pool: int
     """Number of users in the pool, counted or estimated."""
@@ -92,12 +95,12 @@ class AgentAnswer(BaseModel):
 
     at: datetime
     queue: str | None
-    """The dialer queue that the request named."""
+    """The dialer queue that the request named; None: any allowed one."""
     outcome: str
     user_id: UserId | None
-    """Of an assigned user."""
+    """The assigned user; None if no user was assigned."""
     why: str | None
-    """Of `empty`: the reason of each dialer queue; of a refusal: its code."""
+    """For the outcome `empty`: the reason of each dialer queue. For a refusal: its code."""
     reason: str | None
 
 
@@ -105,7 +108,7 @@ class RecentService(ServiceLevels):
     """The service levels of the last hour."""
 
     lost: int
-    """Number of assignments that an event records and that have no row."""
+    """Number of assignments that an event records but that have no row."""
 
 
 def answers_to(
@@ -117,9 +120,9 @@ def answers_to(
     until: datetime,
     at_most: int,
 ) -> list[AgentAnswer]:
-    """Return the newest answers to an agent's requests in a period, the oldest first.
+    """Return the newest `at_most` answers to an agent's requests in a period, the oldest first.
 
-    Cost: it reads the answers to all agents in the period.
+    Cost: a read of the answers to all agents in the period.
     """
     rows = connection.execute(
         _ANSWERS, {"agent": agent, "since": since, "until": until, "at_most": at_most}
@@ -129,9 +132,10 @@ def answers_to(
 
 
 def minutes(connection: Connection) -> list[Part]:
-    """Return, for each minute of the last hour, the number of assignments and the time they took.
+    """Return, for each minute of the last hour, the number of assignments and their times.
 
-    Covers the newest `NEWEST` answers to requests; a minute without any is absent.
+    The times are those from a request to its assignment. Only the newest `NEWEST` answers to
+    requests are read; a minute without an assignment is absent.
     """
     return [Part(**row) for row in rows_of(connection, _MINUTES)]
 
@@ -144,12 +148,12 @@ def service(connection: Connection) -> RecentService:
 
 
 def holds(connection: Connection, *, limit: int) -> list[Row]:
-    """Return active assignments, the one whose lease ends first coming first."""
+    """Return at most `limit` active assignments, ordered by the end of their leases."""
     return rows_of(connection, _HOLDS, limit=limit)
 
 
 def agents(connection: Connection, listed: AgentList) -> list[Row]:
-    """Return one page of agents. Each row has `total`, the number of agents of all its pages."""
+    """Return one page of agents. Each row has `total`, the number of agents on all pages."""
     query = _AGENTS.format(condition=AGENT_FILTERS[listed.state], order=AGENT_ORDERS[listed.sort])
     return rows_of(
         connection,
@@ -161,15 +165,15 @@ def agents(connection: Connection, listed: AgentList) -> list[Row]:
 
 
 def teams(connection: Connection) -> list[Row]:
-    """Return each team of agents: who works, and the calls of the last hour."""
+    """Return a row for each team of agents: numbers of agents, and calls of the last hour."""
     return rows_of(connection, _TEAMS)
 
 
 def call_centre(connection: Connection) -> Row:
-    """Return the promises that wait and the conversions of the last hour.
+    """Return one row with the pending callbacks and the conversions of the last hour.
 
-    `promised_at` is the time of the pending callback that was promised for the earliest time;
-    `promises` and `overdue` count up to `COUNTED_AT_MOST`.
+    `promised_at` is the earliest time of a pending callback; `promises` (pending callbacks) and
+    `overdue` (by ten minutes) count up to `COUNTED_AT_MOST`.
     """
     return rows_of(connection, _CALL_CENTRE)[0]
 
@@ -177,7 +181,7 @@ def call_centre(connection: Connection) -> Row:
 def find(
     connection: Connection, dialer: Dialer, said: str, numbers: Sequence[str] = ()
 ) -> list[Row]:
-    """Return what a search text names: a user, an agent, an assignment. Each has `kind` and `id`.
+    """Return the users, agents and assignments that a search text names, each as `kind` and `id`.
 
     `said`: the CRM's id of a user, `agent` and a number, the id of an assignment or of a request.
     `numbers`: phone numbers in E.164, by which users are found as well. Cost: a few index probes.
@@ -220,107 +224,109 @@ def _number(said: str, digits: int) -> int:
 
 
 def agent_counts(connection: Connection) -> Row:
-    """Count the agents who are active, who hold a user, who are idle, and those in each state."""
+    """Return one row with the numbers of agents: all, active, with a user, idle, in each state."""
     return rows_of(connection, _AGENT_COUNTS)[0]
 
 
 def agent(connection: Connection, agent_id: int) -> Row | None:
-    """Return one agent; None if there is none."""
+    """Return one agent's row; None if the agent does not exist."""
     return next(iter(rows_of(connection, _AGENT, agent=agent_id)), None)
 
 
 def agent_assignments(connection: Connection, agent_id: int, *, limit: int) -> list[Row]:
-    """Return the agent's assignments among the newest `LOOKED_BACK`, the newest first."""
+    """Return the agent's assignments among the newest `LOOKED_BACK` of all agents, newest first."""
     return rows_of(connection, _AGENT_ASSIGNMENTS, agent=agent_id, limit=limit)
 
 
 def assignment(connection: Connection, assignment_id: UUID) -> Row | None:
-    """Return one assignment; None if there is none."""
+    """Return one assignment's row; None if the assignment does not exist."""
     return next(iter(rows_of(connection, _ASSIGNMENT, assignment=assignment_id)), None)
 
 
 def user(connection: Connection, user_id: int) -> Row | None:
-    """Return a user's score row; None if there is none."""
+    """Return a user's score row; None if the user has none."""
     return next(iter(rows_of(connection, _USER, user=user_id)), None)
 
 
 def user_places(connection: Connection, user_id: int) -> list[Row]:
-    """Return the user's entries in the published generations."""
+    """Return the user's entries (rank and state) in the published generations, by dialer queue."""
     return rows_of(connection, _USER_PLACES, user=user_id)
 
 
 def user_assignments(connection: Connection, user_id: int, *, limit: int) -> list[Row]:
-    """Return the user's assignments, the newest first."""
+    """Return at most `limit` assignments of the user, the newest first."""
     return rows_of(connection, _USER_ASSIGNMENTS, user=user_id, limit=limit)
 
 
 def user_events(connection: Connection, user_id: int, *, limit: int) -> list[Row]:
-    """Return the user's events, the newest first."""
+    """Return at most `limit` events of the user, the newest first."""
     return rows_of(connection, _USER_EVENTS, user=user_id, limit=limit)
 
 
 def assignment_events(connection: Connection, assignment_id: UUID, user_id: int) -> list[Row]:
-    """Return the events of an assignment of the user, the newest first."""
+    """Return the newest 100 events of an assignment of the user, the newest first."""
     return rows_of(connection, _ASSIGNMENT_EVENTS, assignment=assignment_id, user=user_id)
 
 
 def head(connection: Connection, generation: int, *, limit: int) -> list[Row]:
-    """Return the claimable entries of a generation with the best ranks, the next to be claimed."""
+    """Return the claimable entries of a generation with the best ranks, in the order of rank."""
     return rows_of(connection, _HEAD, generation=generation, limit=limit)
 
 
 def waiting(connection: Connection, generation: int, *, limit: int) -> list[Row]:
-    """Return the waiting entries of a generation; the first to become claimable comes first."""
+    """Return the waiting entries of a generation, ordered by the end of their wait."""
     return rows_of(connection, _WAITING, generation=generation, limit=limit)
 
 
 def longest(connection: Connection, queue: str, *, limit: int) -> list[Row]:
     """Return the claimable users of the dialer queue whose last call was longest ago.
 
-    Only the first `SAMPLED` claimable users are considered.
+    For a user without a call, the creation of the score row counts. Only the first `SAMPLED`
+    claimable users by rank are considered.
     """
     return rows_of(connection, _LONGEST, queue=queue, limit=limit)
 
 
 def drains(connection: Connection, queue: str) -> list[Row]:
-    """Count events about the dialer queue's users in the last hour, by kind, reason and outcome."""
+    """Count events about the dialer queue's users in the last hour, by kind, reason, outcome."""
     return rows_of(connection, _DRAINS, queue=queue)
 
 
 def generations(connection: Connection, queue: str, *, limit: int) -> list[Row]:
-    """Return the dialer queue's generations, the newest first."""
+    """Return at most `limit` generations of the dialer queue, the newest first."""
     return rows_of(connection, _GENERATIONS, queue=queue, limit=limit)
 
 
 def job_runs(connection: Connection, job: str, *, limit: int) -> list[Row]:
-    """Return a job's runs, the newest first."""
+    """Return at most `limit` runs of the job, the newest first."""
     return rows_of(connection, _JOB_RUNS, job=job, limit=limit)
 
 
 def races(connection: Connection, *, limit: int) -> list[Row]:
-    """Return the events of conflicts between two writers (races), the newest first."""
+    """Return at most `limit` events of races (conflicts between two writers), the newest first."""
     return rows_of(connection, _RACES, limit=limit)
 
 
 def event(connection: Connection, number: int) -> Row | None:
-    """Return one event; None if there is none."""
+    """Return one event's row by its id; None if it does not exist."""
     return next(iter(rows_of(connection, _EVENT, number=number)), None)
 
 
 def actions(connection: Connection, *, limit: int) -> list[Row]:
-    """Return operators' actions, the newest first."""
+    """Return at most `limit` actions of operators, the newest first."""
     return rows_of(connection, _ACTIONS, limit=limit)
 
 
 def action(connection: Connection, number: int) -> Row | None:
-    """Return one operator's action; None if there is none."""
+    """Return the row of one operator's action by its number; None if it does not exist."""
     return next(iter(rows_of(connection, _ACTION, number=number)), None)
 
 
 def funnel(connection: Connection, policy: Policy, now: datetime) -> PoolFunnel:
-    """Count the users in the pool of the policy's dialer queue by the first rule that each breaks.
+    """Count the users of the policy's dialer queue by the first rule that each of them breaks.
 
-    Reads at most about `SAMPLED` score rows, sampled by pages all over the table, and scales up.
+    Reads about `SAMPLED` score rows at most, from pages all over the table, and scales the counts
+    up.
     """
     rows = float(connection.execute(text(_SCORE_ROWS)).scalar_one())
     share = min(1.0, SAMPLED / rows) if rows > 0 else 1.0

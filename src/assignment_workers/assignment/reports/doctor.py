@@ -32,14 +32,17 @@ from assignment_workers.schema import tables
 from assignment_workers.schema.tables import Assignment, Entry
 
 NEWEST = 20_000
-"""Number of newest records that a check reads.
+"""Maximum number of newest records that a check reads.
 
-At 100 claims a second, so many are made between two scheduled runs.
+At 100 claims a second, this covers the time between two scheduled runs.
 """
 APART = frozenset({2, 9})
-"""The guarantees that keep rebuilds and claims apart."""
+"""The numbers of the guarantees that rebuilds disturb no claim and that there is one writer."""
 HEAD = 100
-"""Number of claimable entries, the best by rank, that are checked for having been passed over."""
+"""Number of best-ranked claimable entries of a generation that a check reads.
+
+The check finds users who were passed over by claims.
+"""
 
 
 class CheckResult(BaseModel):
@@ -61,7 +64,9 @@ class CheckResult(BaseModel):
 class Check:
     """A check of a guarantee: a query that returns a line of text for each breach.
 
-    `cost` describes the most that the query reads, however large the tables are.
+    `guarantee`: its number; None: a check of the system's state. `cost` describes the maximum that
+    the query reads, however large the tables are. `repairable`: the function `repair` corrects
+    breaches.
     """
 
     name: str
@@ -73,8 +78,8 @@ class Check:
     def bounded(self, outcomes: Sequence[Outcome]) -> TextClause:
         """Return the query, limited to a hundred breaches, with its SQL parameters set.
 
-        `outcomes`: those of the dialer. `newest` is the number of newest records that the query
-        reads. `promising` are the outcomes after which a user has a callback, `terminal` those
+        `outcomes`: the dialer's outcomes of calls. The parameters: `newest`, the number of newest
+        records to read; `promising`, the outcomes that need a callback; `terminal`, the outcomes
         after which a user is never offered again.
         """
         values = {
@@ -90,8 +95,8 @@ class Check:
 def examine(connection: Connection, dialer: Dialer) -> list[CheckResult]:
     """Run every check of the guarantees, and return the results.
 
-    All checks read one snapshot, so that none sees half a transaction. The cost of each is limited,
-    because old records are not read; `history.check` reads the whole history.
+    All checks read one snapshot. The cost of each is limited, because old records are not read;
+    `history.check` reads the whole history.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     findings = []
@@ -113,7 +118,7 @@ def examine(connection: Connection, dialer: Dialer) -> list[CheckResult]:
 
 
 def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
-    """Store these results of the checks in place of the earlier ones. The caller commits."""
+    """Replace the stored results of the checks by these results. The caller commits."""
     connection.execute(delete(tables.Finding))
     connection.execute(
         insert(tables.Finding).values(examined_at=func.clock_timestamp()),
@@ -122,10 +127,10 @@ def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
 
 
 def interleavings(findings: Iterable[CheckResult | Broken]) -> int:
-    """Return how often a rebuild and a claim got into each other's way, by these findings.
+    """Return the number of breaches of guarantees 2 and 9 among these results.
 
-    These are the breaches of the guarantees that a rebuild disturbs nothing and that there is one
-    writer.
+    Guarantee 2: a rebuild disturbs no assignment. Guarantee 9: a replaced sequencer commits
+    nothing.
     """
     return sum(each.count for each in findings if not each.ok and each.guarantee in APART)
 
@@ -133,8 +138,8 @@ def interleavings(findings: Iterable[CheckResult | Broken]) -> int:
 def repair(transaction: FencedTransaction) -> Done:
     """Correct the entries of the published generations by the active assignments.
 
-    Entries of users whom an agent holds are marked held; other entries that are marked held are
-    given back. The answer has both counts. No assignment changes.
+    Entries of users whom an agent holds are marked held; other entries that are marked held become
+    ready. The answer has the counts `marked_held` and `given_back`. No assignment changes.
     """
     transaction.require_all_lanes()
     marked = transaction.connection.execute(_MARK_HELD)

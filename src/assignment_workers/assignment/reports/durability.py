@@ -9,20 +9,20 @@ from sqlalchemy import Connection, text
 
 
 class Commits(StrEnum):
-    """The servers whose disk has a change at the moment when an agent is answered."""
+    """The servers that have a change on disk at the time when an agent gets the answer."""
 
     ALONE = "alone"
-    """The primary's disk; no standby is connected or named."""
+    """The primary only; no standby is connected or named."""
     ASYNCHRONOUS = "asynchronous"
-    """The primary's disk; standbys get the commit later, and may lack it when promoted."""
+    """The primary only; standbys get the commit later, and may lack it when promoted."""
     SYNCHRONOUS = "synchronous"
-    """The primary and a standby."""
+    """The primary and at least one standby."""
     WAITING = "waiting"
-    """None: commits wait for a standby that is not connected."""
+    """No answer is sent: commits wait for a standby that is not connected."""
     UNSAFE = "unsafe"
-    """Perhaps none: `synchronous_commit` lets an answer go before its commit is on any disk."""
+    """Perhaps no server: with `synchronous_commit` off, an answer may precede its commit."""
     UNKNOWN = "unknown"
-    """The database role may not see the standbys."""
+    """Unknown: the database role may not see the standbys."""
 
 
 class Durability(BaseModel):
@@ -33,7 +33,7 @@ class Durability(BaseModel):
 
 
 def durability(connection: Connection) -> Durability:
-    """Return what the commits of this session's database wait for."""
+    """Return the servers that commits in this session's database wait for."""
     row = connection.execute(_SETTINGS).one()
     commits = _commits(
         commit=row.commit,

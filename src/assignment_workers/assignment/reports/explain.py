@@ -1,6 +1,6 @@
 """Explain whether a user is offered, and the rules that hold back a dialer queue. Reads only.
 
-Users are judged by the expressions of the claim and the build, at a given instant.
+Users are judged at a given time, by the SQL expressions that claims and builds use.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ from assignment_workers.schema.tables import (
 from assignment_workers.settings import Settings
 
 EXPLAINED_AT_MOST = 200_000
-"""Users of a dialer queue who are judged to count whom each rule holds back: about two seconds."""
+"""Maximum number of a dialer queue's users who are judged for a funnel: about two seconds."""
 AHEAD_AT_MOST = 100_000
 EVENTS = 10
 
@@ -80,7 +80,7 @@ DUE = "due"
 
 
 def instant(connection: Connection) -> datetime:
-    """Return the present time by the database's clock."""
+    """Return the present time of the database's clock."""
     now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     return now
 
@@ -95,10 +95,10 @@ def explain(
 ) -> Explanation | None:
     """Explain, rule by rule, whether the user is offered to agents at `now`.
 
-    `settings`: those in force, of which `policies` are made. Returns None for an unknown user. The
-    user's facts are read from the CRM; raises
-    `CrmUnavailable` if that is impossible. Cost: judging one user, and counting the users ahead in
-    each dialer queue, up to a limit.
+    `settings`: the settings in force, from which `policies` were made. Returns None for an unknown
+    user. The user's facts are read from the CRM; raises `CrmUnavailable` if that is impossible.
+    Cost: judging one user, and counting the users with better ranks in each dialer queue, up to a
+    limit.
     """
     crm_reader = CrmReader(connection, stores=False)
     known = crm_reader.judge(_FACTS, {"user": user}, users=[user])
@@ -142,11 +142,10 @@ def funnel(
     now: datetime,
     at_most: int | None = EXPLAINED_AT_MOST,
 ) -> Funnel:
-    """Count the users of the policy's dialer queue whom each rule holds back, and those claimable.
+    """Count the users of the policy's dialer queue whom each rule excludes, and claimable ones.
 
-    `settings`: those in force. `at_most`: only so many users, the first by score, are judged; None:
-    all. Cost: one pass over
-    these users, in the database.
+    `settings`: the settings in force. `at_most`: only this number of users, those with the best
+    scores, are judged; None: all. Cost: one pass over these users, in the database.
     """
     place = _place(connection, policy.queue)
     zones = CrmReader(connection).zones if policy.hours is not None else ()
@@ -185,7 +184,7 @@ def _due(
     settings: Settings,
     now: datetime,
 ) -> Iterator[PromiseFound]:
-    """Yield the user's pending callbacks and missed calls, each with the reason against it, if any.
+    """Yield the user's pending callbacks and missed calls, each with the first obstacle or `due`.
 
     They are judged by the same SQL expressions as in a claim.
     """

@@ -1,8 +1,8 @@
 """The figures that operators watch, read from the database. Reads only.
 
-Each query has a bound on its cost, whatever the tables' size: it uses an index over the last
-minutes or hour, or reads only the newest `NEWEST` rows, or stops counting at a number that is named
-beside it. A display of a figure is to name the bound.
+The cost of each query has a bound, whatever the tables' size: it uses an index over the last
+minutes or hour, or reads only the newest `NEWEST` rows, or stops counting at a constant of this
+module. A display of a figure must name the bound.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from assignment_workers.assignment.reports.status import (
 from assignment_workers.schema.tables import AssignmentState
 
 NEWEST = 50_000
-"""Number of newest answers, races and ended assignments that are read for the figures."""
+"""Maximum number of newest answers, races and ended assignments that are read for the figures."""
 COUNTED_AT_MOST = 10_000
 """Number at which the counting of dead letters, assignments and quarantined users stops."""
 RUNS = 200
-"""Number of newest runs of each job that are read for the figures."""
+"""Maximum number of newest runs of each job that are read for the figures."""
 
 
 class QueueFigures(QueueStatus):
@@ -44,7 +44,7 @@ class QueueFigures(QueueStatus):
     quarantined: int
     """Number of users of the dialer queue who are quarantined until an operator releases them."""
     runway_minutes: float | None
-    """Minutes that the claimable users last at the rate of the last hour; None without claims."""
+    """Minutes until no user is claimable, at the last hour's rate; None without claims."""
 
 
 class JobFigures(BaseModel):
@@ -137,8 +137,8 @@ def figures(
     """Read all figures for monitoring.
 
     `application`: the configured PostgreSQL application name, by which the sequencers' connections
-    are found. `queues`: the dialer queues of the dialer. The figures are read in several
-    transactions and may be milliseconds apart.
+    are found. `queues`: the names of the dialer's queues. The figures are read in several
+    transactions, so they may be of slightly different times.
     """
     crm = crm_status(connection)
 

@@ -1,6 +1,6 @@
 """Service levels over a period, from the records. Reads only.
 
-Cost: that of the answers, assignments and races of the period, each by an index on its time.
+Cost: a read of the answers, assignments and races of the period, each by an index on its time.
 """
 
 from __future__ import annotations

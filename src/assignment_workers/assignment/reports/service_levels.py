@@ -1,14 +1,14 @@
 """The success rate and the availability of a period, from the records and the counted answers.
 
-The gateway and the clients count each request by the answer that its caller got; the records have
-what was committed. A request that both saw is counted once:
+The gateway and the clients count each request by the answer that its caller got; the database has a
+record of each answer that was committed. A request that was counted and recorded counts once:
 
-- A recorded answer of a kind is taken to be one of the counted answers of that kind. Only the
-  surplus comes from a caller that counts nothing, such as another Celery program.
-- A request that was counted without an answer may have been answered later in the records: such a
-  surplus is taken to be that request, and counts as unanswered.
+- Recorded answers of a kind are taken to be the counted answers of that kind. Only the surplus
+  comes from callers that count nothing, such as other Celery programs.
+- A request that was counted without an answer may have a recorded answer that came later. So a
+  surplus of records is first taken to be such requests, which count as unanswered.
 
-Reads only. Cost: that of the answers of the period, by the index on their time.
+Reads only. Cost: a read of the answers of the period, by the index on their time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from assignment_workers.assignment.answer_counts import LOST, RULES, USEFUL
 from assignment_workers.schema.tables import AnswerKind
 
 AVAILABLE_FROM = 0.5
-"""The share of a minute's requests that must be answered usefully for it to count as available."""
+"""Minimum share of useful answers among a minute's requests for the minute to be available."""
 _EXPLAINED = (
     AnswerKind.TOO_LATE,
     AnswerKind.FAILED,
@@ -37,7 +37,7 @@ _EXPLAINED = (
     AnswerKind.RULED,
     AnswerKind.MISTAKE,
 )
-"""The order in which surplus records are taken to be answers that their callers never got."""
+"""The order in which kinds of surplus records are taken to be late answers to counted requests."""
 
 
 class Unseen(BaseModel):
@@ -95,7 +95,7 @@ class _Minute:
     counted: Counter[AnswerKind] = field(default_factory=Counter)
 
     def is_available(self) -> bool | None:
-        """Return True if enough requests were answered usefully; None if there was no request."""
+        """Return True if enough of the minute's requests had useful answers; None: no request."""
         # A request may be counted and recorded on either side of a full minute.
         useful = max(_sum(self.records, USEFUL), _sum(self.counted, USEFUL))
         bad = {AnswerKind.TOO_LATE, *LOST}
@@ -109,8 +109,8 @@ def service_levels(
 ) -> ServiceLevels:
     """Compute the success rate and the availability from `since` until `until`.
 
-    `newest`: the most recorded answers that are read, the newest ones; None: all. Counted answers
-    are those of the whole minutes of the period.
+    `newest`: the maximum number of recorded answers that are read, the newest ones; None: all.
+    Counted answers are those of the whole minutes of the period.
     """
     period = {"since": since, "until": until, "newest": newest, "rules": sorted(RULES)}
     minutes: dict[datetime, _Minute] = defaultdict(_Minute)
@@ -151,7 +151,7 @@ def service_levels(
 
 
 def unseen(figures: Unseen) -> list[str]:
-    """Describe, in sentences, the requests that the figures leave out; empty if there are none."""
+    """Return sentences about the requests that the figures leave out; an empty list if none."""
     told = []
     if figures.requests:
         told.append(
@@ -172,7 +172,11 @@ def unseen(figures: Unseen) -> list[str]:
 def combined(
     records: Mapping[AnswerKind, int], counted: Mapping[AnswerKind, int]
 ) -> tuple[Counter[AnswerKind], int]:
-    """Count the requests by kind, each once, and those that only the database recorded."""
+    """Return the number of requests of each kind, and the number that only the database recorded.
+
+    `records`: recorded answers by kind. `counted`: requests counted by the gateway and the clients.
+    A request that occurs in both counts once.
+    """
     surplus = {kind: max(0, records.get(kind, 0) - counted.get(kind, 0)) for kind in _EXPLAINED}
     for kind, count in _explained(surplus, _sum(counted, LOST)).items():
         surplus[kind] -= count
@@ -181,7 +185,10 @@ def combined(
 
 
 def _explained(surplus: Mapping[AnswerKind, int], lost: int) -> dict[AnswerKind, int]:
-    """Return how many records of each kind are answers to the `lost` requests, which came late."""
+    """Return, by kind, the number of surplus records taken to be late answers to `lost` requests.
+
+    `surplus`: the records by kind that no counted answer matches.
+    """
     explained = {}
     for kind in _EXPLAINED:
         explained[kind] = min(lost, surplus[kind])

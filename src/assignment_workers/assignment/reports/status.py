@@ -1,7 +1,7 @@
 """The current status for operators: dialer queues, holds, jobs, the sequencer. Reads only.
 
-Each query has a bound on its cost: counts of entries use partial indexes and stop at
-`COUNTED_AT_MOST`.
+Counts of entries use partial indexes and stop at `COUNTED_AT_MOST`. Callbacks, missed calls, dead
+letters and the answers of the last hour are counted completely.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ from assignment_workers.settings import Settings
 COUNTED_AT_MOST = 100_000
 OVERDUE = timedelta(minutes=10)
 SILENT_SECONDS = 4.5
-"""Seconds without a turn after which a leader counts as silent. A leader probes every 2 seconds."""
+"""Seconds without a transaction after which a leading sequencer counts as silent.
+
+A leading sequencer probes the assignment queue every 2 seconds.
+"""
 
 
 class QueueStatus(BaseModel):
@@ -179,7 +182,7 @@ class Status(BaseModel):
     To see them, the role needs `pg_read_all_stats`.
     """
     durability: Durability
-    """The servers that have a commit when its answer is sent."""
+    """The servers that have a commit on disk when its answer is sent."""
     calling_hours: str
     calling_rules: str
     settings_version: int | None
@@ -240,9 +243,10 @@ def status(
 
 
 def crm_status(connection: Connection) -> CrmStatus:
-    """Return the status of the CRM, after a read that tests it. Call this first in a transaction.
+    """Return the status of the CRM, after a read that tests it.
 
-    The wait for an external CRM is that of a claim.
+    Call this first in a transaction, because a failed read rolls the transaction back. The wait for
+    an external CRM is limited as for a claim.
     """
     crm = crm_of(connection)
     if crm is not None:
@@ -268,9 +272,9 @@ def sequencer_statuses(
 ) -> list[SequencerStatus]:
     """Return the leader and the number of standbys of each lane, the default lane first.
 
-    They are found by the connections that each sequencer keeps for its lane's lock. `application`:
-    the configured PostgreSQL application name, with which the names of these connections begin.
-    `queues`: the dialer queues of the dialer.
+    Sequencers are found by the connections that they keep for their lane's lock. `application`: the
+    configured PostgreSQL application name, with which the names of these connections begin.
+    `queues`: the names of the dialer's queues.
     """
     rows = {row.lane: row for row in connection.execute(_LANES)}
     names = set(connection.execute(_SEQUENCERS, {"prefix": f"{application} %"}).scalars())
@@ -314,7 +318,7 @@ def _sequencer(
 
 
 def queue_statuses(connection: Connection, queues: Iterable[str]) -> list[QueueStatus]:
-    """Return the status of each dialer queue: the `queues` of the dialer first, in their order."""
+    """Return the status of each stored dialer queue, those of `queues` first, in their order."""
     order = [*queues]
     rows = sorted(
         connection.execute(_QUEUES).mappings().all(),
@@ -344,7 +348,7 @@ def _count(connection: Connection, generation: int | None, state: object) -> int
 
 
 def job_statuses(connection: Connection) -> list[LastJobRun]:
-    """Return the last run of each job, for each dialer queue if the job has one."""
+    """Return the last run of each job; of a job that runs per dialer queue, the last for each."""
     rows = connection.execute(
         select(
             JobRun.job,
