@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 from assignment_workers.assignment.answers import Assigned, RequestAnswer
 from assignment_workers.assignment.claims.claim import claim
 from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete, Owner
 from assignment_workers.assignment.transaction import FencedTransaction
@@ -34,14 +35,21 @@ AGENTS = max(LISTS)
 
 
 def measure(
-    on: Engine, size: int, turns: int, settings: Settings, *, label: str = ""
+    on: Engine,
+    size: int,
+    turns: int,
+    settings: Settings,
+    *,
+    crm: Crm | None = None,
+    label: str = "",
 ) -> list[float]:
     """The seconds of each of so many turns that answer `size` requests.
 
-    `label` begins their ids: who measures twice on one database gives another each time.
+    `crm`: the CRM if it is in another database. `label` begins their ids: who measures twice on one
+    database gives another each time.
     """
     seconds: list[float] = []
-    sequence = line(on)
+    sequence = line(on, crm)
     for number in range(turns + 5):
         asked = [
             ClaimRequest(agent, f"{label}{size}-{number}-{agent}", "unsigned_users", None, None)

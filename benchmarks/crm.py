@@ -33,7 +33,7 @@ from sqlalchemy.types import BigInteger, TypeEngine
 from assignment_workers.assignment import jobs
 from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.mirror import READING, read_whole
-from assignment_workers.assignment.crm.reader import attach
+from assignment_workers.assignment.crm.reader import use_fact_schema
 from assignment_workers.assignment.jobs import Job
 from assignment_workers.dialers.claims import dialer
 from assignment_workers.schema.base import CrmBase
@@ -103,16 +103,16 @@ def main() -> None:
         own = make_url(at.database_url).set(database="crm_elsewhere")
         addresses = [own.render_as_string(hide_password=False), *given.also]
         build_and_publish(here, UNSIGNED_USERS, settings)
-        ways: list[tuple[str, Engine]] = [("here", here)]
+        ways: list[tuple[str, Engine, Crm | None]] = [("here", here, None)]
         mirrors: list[list[object]] = []
         for url in addresses:
             fill(here, url)
             crm = Crm(url, dialer.external_facts("original", {}), timeout=timedelta(seconds=5))
             opened.callback(crm.close)
             on = opened.enter_context(engine(at.database_url, pool_size=4))
-            attach(on, crm)
+            use_fact_schema(on, dialer, crm)
             name = f"elsewhere, {make_url(url).get_backend_name()}"
-            ways.append((name, on))
+            ways.append((name, on, crm))
             # An empty mirror, then one in which nothing differs.
             with here.begin() as connection:
                 connection.execute(text("TRUNCATE crm_mirror.users, crm_mirror.claims"))
@@ -123,16 +123,18 @@ def main() -> None:
     show("The mirror, seconds for 100,000 users", ["CRM", "all new", "nothing changed"], mirrors)
 
 
-def turns(ways: Sequence[tuple[str, Engine]], given: argparse.Namespace) -> list[list[object]]:
+def turns(
+    ways: Sequence[tuple[str, Engine, Crm | None]], given: argparse.Namespace
+) -> list[list[object]]:
     """By way and size of list: the turns of all rounds, each of which goes through all the ways."""
     settings = Settings.from_environment({})
     rows: list[list[object]] = []
     for size in LISTS:
-        seconds: dict[str, list[float]] = {name: [] for name, _ in ways}
+        seconds: dict[str, list[float]] = {name: [] for name, _, _ in ways}
         for number in range(given.rounds):
-            for name, on in ways:
+            for name, on, crm in ways:
                 label = f"{name}-{number}-"
-                seconds[name] += measure(on, size, given.turns, settings, label=label)
+                seconds[name] += measure(on, size, given.turns, settings, crm=crm, label=label)
         rows += [[name, size, *milliseconds(found)] for name, found in seconds.items()]
     return rows
 

@@ -18,6 +18,8 @@ from rich.table import Table
 from sqlalchemy import Engine, event, text
 
 from assignment_workers.assignment import jobs
+from assignment_workers.assignment.crm.external_crm import Crm
+from assignment_workers.assignment.crm.reader import use_fact_schema
 from assignment_workers.assignment.generations.publish import publish
 from assignment_workers.assignment.generations.regenerate import regenerate
 from assignment_workers.devstack import demo, postgres, server, valkey
@@ -128,17 +130,23 @@ PLAIN = (
 )
 
 
-def line(on: Engine) -> TransactionRunner:
-    """The assignment queue's side of the database, under a term of its own."""
+def line(on: Engine, crm: Crm | None = None) -> TransactionRunner:
+    """The assignment queue's side of the database, under a term of its own.
+
+    `crm`: the CRM if it is in another database.
+    """
     with on.begin() as connection:
         raised = text("UPDATE assignment.sequencer SET term = term + 1 RETURNING term")
         return TransactionRunner(
-            for_turns(on), dialer=loaded(), term=connection.execute(raised).scalar_one()
+            for_turns(on, crm),
+            dialer=loaded(),
+            crm=crm,
+            term=connection.execute(raised).scalar_one(),
         )
 
 
 @cache
-def for_turns(on: Engine) -> Engine:
+def for_turns(on: Engine, crm: Crm | None = None) -> Engine:
     """An engine as a sequencer has it, one for as long as the other one is in use."""
     made = connect(
         on.url.render_as_string(hide_password=False),
@@ -147,6 +155,7 @@ def for_turns(on: Engine) -> Engine:
         pool_size=2,
         index_plans_only=True,
     )
+    use_fact_schema(made, loaded(), crm)
     event.listen(on, "engine_disposed", lambda _: made.dispose())
     return made
 
@@ -156,7 +165,7 @@ def build(on: Engine, policy: Policy, settings: Settings) -> int:
 
     def work(given: jobs.Work) -> jobs.Counts:
         limited = replace(policy, limit=settings.queue_limit)
-        number, _ = regenerate(given, loaded(), limited, trigger="hand")
+        number, _ = regenerate(given, loaded(), None, limited, trigger="hand")
         return {"generation": number}
 
     return jobs.run(on, jobs.Job("queue.regenerate", "hand", policy.queue), work).counts[

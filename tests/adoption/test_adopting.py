@@ -65,7 +65,7 @@ def test_compare_says_whom_one_side_only_would_offer_and_by_which_rule(
     dialer(empty_database_url)
     engine = create_engine(driver_url(empty_database_url))
     with engine.connect() as connection:
-        found = compare(connection, now=datetime.now(UTC))
+        found = compare(connection, None, now=datetime.now(UTC))
     engine.dispose()
     rules = {(each.only, each.first): each.rule for each in found}
     assert [(each.queue, each.users) for each in found] == [("unsigned_users", 1)] * 5
@@ -91,7 +91,7 @@ def test_whoever_may_only_read_can_look_compare_and_plan(
 def test_compare_needs_the_dialers_tables(database_url: str) -> None:
     engine = create_engine(driver_url(database_url))
     with engine.connect() as connection, pytest.raises(UsageError, match="nothing to compare"):
-        compare(connection, now=datetime.now(UTC))
+        compare(connection, None, now=datetime.now(UTC))
     engine.dispose()
 
 

@@ -94,7 +94,7 @@ def test_a_dialer_in_another_schema_is_taken_over_served_and_given_back(
         world = World(engine)
         with engine.connect() as connection:
             migrations.check(connection)
-            assert inspect(connection).is_ours
+            assert inspect(connection, None).is_ours
             connection.rollback()
             assert [each for each in examine(connection, loaded()) if not each.ok] == []
         engine.dispose()

@@ -114,10 +114,12 @@ def test_a_dialer_full_of_dirt_is_taken_over_worked_on_and_given_back(
     assert rows(url, "SELECT count(*) > 0 FROM agents WHERE NOT isfinite(created_at)") == [(True,)]
     assert inspected(url).obstacles == ()
     with looked_at(url) as connection:
-        found = {(each.queue, each.only) for each in compare(connection, now=datetime.now(UTC))}
+        found = {
+            (each.queue, each.only) for each in compare(connection, None, now=datetime.now(UTC))
+        }
         assert found >= {(queue, "theirs") for queue in BOTH}, "the CRM knows nobody yet"
         connection.rollback()
-        assert "-- 3. switch" in plan(connection, url)
+        assert "-- 3. switch" in plan(connection, None, url)
     moved(url, batch=15)
     check(url)
     assert rows(
@@ -230,16 +232,17 @@ def _jobs(world: World) -> None:
     found: list[int] = []
     work: dict[str, Any] = {
         "phones.read": lambda given: phones.read(given, numbers),
-        "missed_calls.match": lambda given: match(given, loaded(), world.settings),
+        "missed_calls.match": lambda given: match(given, loaded(), None, world.settings),
         "queue.discover": partial(
             discover,
             dialer=loaded(),
+            crm=None,
             policies=world.policies,
             send=found.extend,
             randomness=Random(1),
         ),
         "queue.reconcile": partial(
-            reconcile, dialer=loaded(), policies=world.policies, send=found.extend
+            reconcile, dialer=loaded(), crm=None, policies=world.policies, send=found.extend
         ),
         "queue.clean_conversions": clean,
         "scores.age": lambda given: age_scores(

@@ -26,7 +26,7 @@ OF_OURS = {"agents", "user_call_scores", "callbacks", "missed_calls", "conversio
 def inspected(url: str) -> Inspection:
     engine = create_engine(driver_url(url))
     with engine.connect() as connection:
-        found = inspect(connection)
+        found = inspect(connection, None)
     engine.dispose()
     return found
 

@@ -319,7 +319,7 @@ def test_a_dry_run_says_every_statement_with_rows_and_locks_and_changes_nothing(
     before = rows(url, catalogue)
     engine = create_engine(driver_url(url))
     with engine.connect() as connection:
-        said = plan(connection, url)
+        said = plan(connection, None, url)
     assert rows(url, catalogue) == before
     places = [
         said.index(f"-- {number}. {step}")
@@ -332,5 +332,5 @@ def test_a_dry_run_says_every_statement_with_rows_and_locks_and_changes_nothing(
     assert "ALTER TABLE public.agents ALTER COLUMN updated_at SET DEFAULT now();" in said
     moved(url)
     with engine.connect() as connection:
-        assert plan(connection, url) == ""
+        assert plan(connection, None, url) == ""
     engine.dispose()

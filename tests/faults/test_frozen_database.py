@@ -88,7 +88,8 @@ def test_nobody_takes_over_while_commits_wait_for_a_standby_and_everybody_says_s
                 with stack.connection() as connection:
                     found = status(
                         connection,
-                        dialer=loaded(),
+                        loaded(),
+                        None,
                         application=APPLICATION,
                         settings=Settings.from_environment({}),
                     )

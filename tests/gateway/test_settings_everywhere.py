@@ -91,6 +91,7 @@ def building(stack: Stack) -> Iterator[list[int]]:
         number, _ = regenerate(
             given,
             loaded(),
+            None,
             policies_of(loaded(), settings)[UNSIGNED],
             trigger="hand",
             settings_version=version_of(settings),

@@ -711,7 +711,7 @@ class Machine(RuleBasedStateMachine):
 
     def _match(self, work: Work) -> Counts:
         at = Work(work.connection, work.side_connection, self.world.now, work.job, work.number)
-        return missed_calls.match(at, loaded(), self.world.settings)
+        return missed_calls.match(at, loaded(), None, self.world.settings)
 
     @rule()
     def restart(self) -> None:
@@ -733,7 +733,13 @@ class Machine(RuleBasedStateMachine):
         dialer, world = self.dialer, self.world
         with world.engine.connect() as connection:
             found = explain(
-                connection, user, policies=world.policies, settings=world.settings, now=world.now
+                connection,
+                loaded(),
+                None,
+                user,
+                policies=world.policies,
+                settings=world.settings,
+                now=world.now,
             )
             counted = funnel(
                 connection, world.policies[queue], settings=world.settings, now=world.now

@@ -12,7 +12,6 @@ from uuid import UUID
 from sqlalchemy import text
 
 from assignment_workers.assignment.crm import fact_views
-from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.dialer import Dialer
 from assignment_workers.schema.tables import FACT_SCHEMA
 from tests.model.rules import Facts, Person
@@ -164,7 +163,7 @@ def _prepare(name: str) -> Callable[[World], None]:
         with world.engine.begin() as connection:
             connection.exec_driver_sql(script.replace("%", "%%"))
             fact_views.make(connection, fact_views.queries(DIALERS[name]))
-        attach(world.engine, None)
+        world.read_crm(None)
 
     return prepare
 

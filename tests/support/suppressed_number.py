@@ -17,6 +17,7 @@ from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.jobs import Counts, Job
 from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.suppressions import SuppressionTerms, do_not_contact, lift
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import Phone, SuppressionKind
@@ -59,7 +60,13 @@ def write(world: World, texts: Mapping[int, str | None]) -> None:
 def why(world: World, user: int) -> str:
     with world.engine.connect() as connection:
         found = explain(
-            connection, user, policies=world.policies, settings=world.settings, now=world.now
+            connection,
+            loaded(),
+            world.external_crm,
+            user,
+            policies=world.policies,
+            settings=world.settings,
+            now=world.now,
         )
     assert found is not None
     return next(each.why for each in found.queues if each.queue == UNSIGNED)
@@ -88,7 +95,7 @@ def broken(world: World, users: Iterable[int]) -> list[tuple[int, str]]:
     )
     asked = list(users)
     with world.engine.connect() as connection:
-        found = CrmReader(connection, stores=False).judge_for_claim(
+        found = CrmReader(connection, loaded(), world.external_crm, stores=False).judge_for_claim(
             judged, {"users": asked}, users=asked, policy=policy, now=world.now
         )
     return [(row.user_id, row.broken) for row in found]

@@ -23,6 +23,8 @@ from assignment_workers.assignment.answers import (
 from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claims.claim import claim
 from assignment_workers.assignment.claims.request import ClaimRequest
+from assignment_workers.assignment.crm.external_crm import Crm
+from assignment_workers.assignment.crm.reader import use_fact_schema
 from assignment_workers.assignment.generations.publish import publish
 from assignment_workers.assignment.generations.regenerate import regenerate
 from assignment_workers.assignment.jobs import Counts, Job, Work
@@ -130,6 +132,9 @@ class World:
     def __init__(self, engine: Engine, crm: OtherCrm | None = None) -> None:
         self.engine = engine
         self.crm = crm
+        """The CRM's rows, in a database of its own or in this one."""
+        self.external_crm: Crm | None = None
+        """The access to a CRM in another database; see `read_crm`."""
         self.settings = Settings.from_environment({})
         self.randomness = Random(7)
         self.term = 1
@@ -283,9 +288,18 @@ class World:
     def transaction(self) -> Iterator[FencedTransaction]:
         """A turn of the real line, at the world's instant."""
         with TransactionRunner(
-            self.engine, dialer=loaded(), term=self.term, term_id=self.term_id
+            self.engine,
+            dialer=loaded(),
+            crm=self.external_crm,
+            term=self.term,
+            term_id=self.term_id,
         ).transaction() as transaction:
             yield replace(transaction, now=self.now, randomness=self.randomness)
+
+    def read_crm(self, crm: Crm | None) -> None:
+        """Read the CRM through this access from now on; None: in the world's database."""
+        self.external_crm = crm
+        use_fact_schema(self.engine, loaded(), crm)
 
     def run(
         self,
@@ -305,6 +319,7 @@ class World:
             number, size = regenerate(
                 replace(given, now=self.now),
                 loaded(),
+                self.external_crm,
                 self.policies[queue],
                 trigger="hand",
             )

@@ -39,9 +39,9 @@ from sqlalchemy.sql.visitors import replacement_traverse
 
 from assignment_workers.adoption.sources import found_sources
 from assignment_workers.assignment.crm.external_crm import BATCH_SECONDS, Crm
-from assignment_workers.assignment.crm.reader import crm_of, over_facts, own_ids
+from assignment_workers.assignment.crm.reader import over_facts, own_ids
 from assignment_workers.errors import UsageError
-from assignment_workers.policy.process_dialer import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import Base, sql_text
 from assignment_workers.schema.crm import CrmUser
@@ -67,14 +67,13 @@ class Compared:
     first: int
 
 
-def compare(connection: Connection, *, now: datetime) -> list[Compared]:
+def compare(connection: Connection, crm: Crm | None, *, now: datetime) -> list[Compared]:
     """Return the differences at `now`, counted in the database.
 
     A deployed row is offered if it is pending or assigned. From an external CRM, the facts of
     `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if the dialer's queue tables,
     the score table or the CRM's users do not exist, and `CrmUnavailable`.
     """
-    crm = crm_of(connection)
     sources = found_sources(connection)
     if not sources:
         raise UsageError("nothing to compare with: the dialer's own queue tables are not there")
@@ -110,7 +109,8 @@ def _compared(
     for users in (None,) if crm is None else _batches(connection, name):
         given: dict[str, Any] = {"now": now, "users": users}
         if crm is not None and users is not None:
-            given |= crm.facts(own_ids(connection, users), seconds=BATCH_SECONDS).parameters
+            ids = own_ids(loaded(), connection, users)
+            given |= crm.facts(ids, seconds=BATCH_SECONDS).parameters
         for only, statement in _statements(policy, name, by_user=users is not None).items():
             counted = statement
             if crm is not None:

@@ -29,15 +29,16 @@ from assignment_workers.adoption.shapes import (
 )
 from assignment_workers.adoption.waits import open_transactions
 from assignment_workers.assignment.crm.external_crm import Crm
-from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.schema.crm import OPTIONAL, CrmUser
 from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.migrate import OUR_VIEW, head
 
 
-def inspect(connection: Connection) -> Inspection:
+def inspect(connection: Connection, crm: Crm | None) -> Inspection:
     """Inspect the database, in the connection's transaction. A read-only role is enough.
+
+    `crm`: the external CRM; None if the CRM is in this database.
 
     Blockers are counted by one scan of a queue table per kind, and by one scan of each shared
     table.
@@ -48,7 +49,7 @@ def inspect(connection: Connection) -> Inspection:
         _dialer_table(table, relations.get(table.name)) for table in Agent.metadata.sorted_tables
     ]
     tables += [_other(name, relations.get(name)) for name in OTHERS]
-    tables += _crm(connection)
+    tables += _crm(connection, crm)
     live = {
         each.table: relations[each.table]
         for each in tables
@@ -220,13 +221,12 @@ def _other(name: str, found: Found | None) -> Inspected:
     return Inspected(name, TableVerdict.HYBRID, needed=False, differences=differences)
 
 
-def _crm(connection: Connection) -> Iterable[Inspected]:
+def _crm(connection: Connection, crm: Crm | None) -> Iterable[Inspected]:
     """Inspect the CRM's tables or views that are read. Additional columns do no harm.
 
     No table is needed in this database, because the CRM may be external. Then the tables of the
     external CRM are inspected, under the names in its mapping.
     """
-    crm = crm_of(connection)
     if crm is not None:
         yield from _crm_elsewhere(crm)
         return

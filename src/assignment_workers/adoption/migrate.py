@@ -82,7 +82,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
     """
     with opened(database_url) as engine, telling_of_waits(database_url, tell):
         with engine.connect() as connection:
-            refuse(read_schema(connection))
+            refuse(read_schema(connection, None))
         expand(engine, database_url, tell, settings=settings)
         patiently(lambda: renew_views(engine), seconds=TRY_SECONDS)
         with engine.connect() as connection:
@@ -172,7 +172,7 @@ def additions(connection: Connection) -> Iterator[str]:
     An added column without a default may be null, because existing rows have no value for it.
     """
     dialect = connection.dialect
-    for table in read_schema(connection).tables:
+    for table in read_schema(connection, None).tables:
         model = Agent.metadata.tables.get(f"public.{table.table}")
         if model is None or table.verdict is TableVerdict.ABSENT:
             continue

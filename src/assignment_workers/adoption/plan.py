@@ -24,18 +24,19 @@ from assignment_workers.adoption.migrate import (
 )
 from assignment_workers.adoption.shapes import KEPT
 from assignment_workers.adoption.sources import SourceTable, found_sources
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.dialer_schema import in_schema, schema_of
 
 
-def plan(connection: Connection, database_url: str) -> str:
+def plan(connection: Connection, crm: Crm | None, database_url: str) -> str:
     """Return the steps as SQL with comments. Empty if there is nothing to do. Changes nothing.
 
     Rows are counted by reading the queue tables once. The plan assumes the next free number for a
     generation. Raises `SchemaMismatch` for a table that is of neither schema.
     """
-    report = inspect(connection)
+    report = inspect(connection, crm)
     if any(each.needed and each.verdict is TableVerdict.UNKNOWN for each in report.tables):
         refuse(report)
     lines = list(_expand(connection, database_url))

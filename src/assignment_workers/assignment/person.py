@@ -19,7 +19,8 @@ from sqlalchemy.exc import DBAPIError
 
 from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.crm import mirror_tables
-from assignment_workers.assignment.crm.reader import crm_of, facts_schema
+from assignment_workers.assignment.crm.external_crm import Crm
+from assignment_workers.assignment.crm.reader import facts_schema
 from assignment_workers.assignment.rows import Row, rows_of
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.errors import UsageError
@@ -152,7 +153,9 @@ def export(connection: Connection, dialer: Dialer, user_id: int, reader: Reader)
     return user_ids.shown(dialer, connection, Stored(user_id=user_id, at=at, tables=tables))
 
 
-def forget(connection: Connection, dialer: Dialer, user_id: int, reader: Reader) -> dict[str, int]:
+def forget(
+    connection: Connection, dialer: Dialer, crm: Crm | None, user_id: int, reader: Reader
+) -> dict[str, int]:
     """Erase the texts and phone numbers of the user; return the number of changed rows by table.
 
     Before the call, the caller ensures that no agent holds the user and that the user is
@@ -177,7 +180,6 @@ def forget(connection: Connection, dialer: Dialer, user_id: int, reader: Reader)
     for table in _kept_by_adoption(connection):
         delete = text(f'DELETE FROM public."{table}" WHERE user_id = :user')  # noqa: S608
         counts[table] = connection.execute(delete, parameters).rowcount
-    crm = crm_of(connection)
     declared = dialer.external_facts(DECLARED, {}) if crm is None else crm.declared
     counts |= mirror_tables.erase(connection, declared, user_id)
     return {name: count for name, count in counts.items() if count}

@@ -118,6 +118,11 @@ def store(connection: Connection, parameters: Mapping[str, Any]) -> None:
     connection.execute(STORE_ZONES, parameters)
 
 
+def zones(connection: Connection) -> frozenset[str]:
+    """Return the names of the time zones in which the users are; a few."""
+    return frozenset(connection.execute(ZONES).scalars())
+
+
 def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, ...]], Said]:
     """Return a query for these users' numbers, countries and time zones, with its parameters.
 

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import ClauseElement, Connection
 
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.identity import new_id
@@ -135,6 +136,8 @@ class FencedTransaction:
     randomness: Random = field(default_factory=Random)
     races: list[dict[str, Any]] = field(default_factory=list)
     """The events of races recorded in this transaction; they are logged after the commit."""
+    crm: Crm | None = None
+    """The external CRM; None if the CRM is in our own database."""
     lanes: Lanes = ONE_LANE
     locked: frozenset[str] = frozenset({DEFAULT_LANE})
     """The lanes whose rows this transaction has locked."""
@@ -184,7 +187,7 @@ class FencedTransaction:
     @cached_property
     def crm_reader(self) -> CrmReader:
         """The reader of the CRM in this transaction."""
-        return CrmReader(self.connection, run=self.run)
+        return CrmReader(self.connection, self.dialer, self.crm, run=self.run)
 
     def run(self, *asks: Statement) -> list[Rows]:
         """Execute the statements `asks` in one round trip; return the rows of each statement."""

@@ -105,10 +105,10 @@ def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
             warnings += unknown_values(connection, loaded())
             idle = unserved(connection, policies)
             if given.crm_database_url is None:
-                fact_views.prepare(connection, given)
+                fact_views.prepare(connection, loaded(), given)
                 need_crm(connection)
             else:
-                mirror_tables.stand_in(connection, declared_facts(given))
+                mirror_tables.stand_in(connection, declared_facts(loaded(), given))
             found = list(plans(connection, policies, instant(connection)))
     except (DatabaseUnavailable, SchemaMismatch) as error:
         return [], [*warnings, f"the rules were not tried: {error}"]
@@ -125,7 +125,7 @@ def _of_external_crm(path: Path, given: Settings) -> list[str]:
 
     Raises `UsageError` for a table or a column that the external CRM does not have.
     """
-    crm = configured(given)
+    crm = configured(loaded(), given)
     if crm is None:
         return []
     try:

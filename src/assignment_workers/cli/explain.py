@@ -21,7 +21,7 @@ from assignment_workers.assignment.reports.explanation import (
 from assignment_workers.assignment.settings_versions import current
 from assignment_workers.cli.servers import (
     COMMAND_AT_MOST,
-    database,
+    database_and_crm,
     need_queue,
     settings,
     user_id,
@@ -62,7 +62,8 @@ def explain(
     given = settings()
     named = None if user is None else user_id(user)
     found: Explanation | Funnel | None
-    with database(patience=WHOLE_AT_MOST if whole else COMMAND_AT_MOST) as connection:
+    patience = WHOLE_AT_MOST if whole else COMMAND_AT_MOST
+    with database_and_crm(patience=patience) as (connection, crm):
         in_force = current(connection, loaded(), given)
         policies = policies_of(loaded(), in_force)
         now = instant(connection)
@@ -71,7 +72,15 @@ def explain(
             found = user_ids.shown(
                 loaded(),
                 connection,
-                explain_user(connection, number, policies=policies, settings=in_force, now=now),
+                explain_user(
+                    connection,
+                    loaded(),
+                    crm,
+                    number,
+                    policies=policies,
+                    settings=in_force,
+                    now=now,
+                ),
             )
         else:
             found = explain_queue(

@@ -32,7 +32,15 @@ from assignment_workers.assignment.reports.status import (
 from assignment_workers.assignment.reports.status import status as read_status
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.operator_actions import OptionalWhy, operator_name, recorded
-from assignment_workers.cli.servers import client, database, known, need_crm, need_queue, settings
+from assignment_workers.cli.servers import (
+    client,
+    database,
+    database_and_crm,
+    known,
+    need_crm,
+    need_queue,
+    settings,
+)
 from assignment_workers.cli.show import (
     AsJson,
     as_json,
@@ -277,10 +285,8 @@ def _status(health: Health, given: Settings) -> Status | None:
         complain(f"the database cannot be reached: PostgreSQL {NO_ANSWER}")
         return None
     try:
-        with database(patience=STATUS_AT_MOST) as connection:
-            found = read_status(
-                connection, application=APPLICATION, settings=given, dialer=loaded()
-            )
+        with database_and_crm(patience=STATUS_AT_MOST) as (connection, crm):
+            found = read_status(connection, loaded(), crm, application=APPLICATION, settings=given)
             return user_ids.shown(loaded(), connection, found)
     except (DatabaseUnavailable, SchemaMismatch) as error:
         complain(str(error))

@@ -12,7 +12,14 @@ from assignment_workers.assignment.lanes import lanes_of
 from assignment_workers.assignment.suppressions import FORGOTTEN
 from assignment_workers.cli.agent import line
 from assignment_workers.cli.operator_actions import Why, operator_name, recorded
-from assignment_workers.cli.servers import client, database, reader, resolved, user_id
+from assignment_workers.cli.servers import (
+    client,
+    database,
+    database_and_crm,
+    reader,
+    resolved,
+    user_id,
+)
 from assignment_workers.cli.show import AsJson, as_json, complain
 from assignment_workers.client import commands
 from assignment_workers.client.erasing import forget_results_at
@@ -66,7 +73,7 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
             told(answer)
             complain(line(answer))
             return 2 if isinstance(answer, Refused) else 1
-        with database() as connection:
+        with database_and_crm() as (connection, crm):
             number = user_ids.number_of(loaded(), connection, named)
             held = person.is_held(connection, number)
             if held is not None:
@@ -74,7 +81,7 @@ def forget(user: User, why: Why = "a request for erasure") -> int:
                 complain(f"user {user} is held by agent {held}: release the assignment first")
                 return 1
             known = person.find(connection, loaded(), number, reader())
-            counts = person.forget(connection, loaded(), number, reader())
+            counts = person.forget(connection, loaded(), crm, number, reader())
             connection.commit()
         counts["results"] = forget_results_at(resolved().redis_url, known)
         told(Done())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Annotated
 
 import typer
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from assignment_workers.adoption.compare import compare as read_differences
 from assignment_workers.adoption.duration import expected_seconds
@@ -16,9 +18,11 @@ from assignment_workers.adoption.migrate import migrate as adopt
 from assignment_workers.adoption.plan import plan
 from assignment_workers.adoption.rollback import rollback as roll_back
 from assignment_workers.assignment.crm import fact_views, mirror_tables
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.reports.explain import instant
-from assignment_workers.cli.servers import database, with_database
+from assignment_workers.cli.servers import database, database_and_crm, with_database
 from assignment_workers.cli.show import AsJson, as_json, as_table, waiting
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.engine import direct_url
 from assignment_workers.schema.roles import GATEWAY, READER, ROLES, WORKER, ungranted
@@ -48,15 +52,21 @@ def inspect(json: AsJson = False) -> int:
     Nothing is changed; a role that may only read is enough. The exit code is 1 if the schema
     differs from the schema of this version.
     """
-    with database(checked=False, patience=INSPECT_AT_MOST) as connection:
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        with waiting(expected_seconds(connection, "inspect")):
-            found = read_schema(connection)
+    with _read_only() as (connection, crm), waiting(expected_seconds(connection, "inspect")):
+        found = read_schema(connection, crm)
     if json:
         as_json(found.as_json())
     else:
         _show(found)
     return 0 if found.is_ours else 1
+
+
+@contextmanager
+def _read_only() -> Iterator[tuple[Connection, Crm | None]]:
+    """Yield a connection in a read-only transaction with one snapshot, and the external CRM."""
+    with database_and_crm(checked=False, patience=INSPECT_AT_MOST) as (connection, crm):
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        yield connection, crm
 
 
 def _show(found: Inspection) -> None:
@@ -104,10 +114,11 @@ def migrate(
     """
     url = direct_url(with_database())
     if dry_run:
-        with database(checked=False, patience=INSPECT_AT_MOST) as connection:
-            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-            with waiting(expected_seconds(connection, "migrate --dry-run")):
-                sql = plan(connection, url)
+        with (
+            _read_only() as (connection, crm),
+            waiting(expected_seconds(connection, "migrate --dry-run")),
+        ):
+            sql = plan(connection, crm, url)
         typer.echo(sql or f"nothing is missing: the schema is at revision {migrations.head()}")
         return 0
     with database(checked=False) as connection:
@@ -115,8 +126,8 @@ def migrate(
     with waiting(seconds, note="; the dialer goes on meanwhile"):
         reached = adopt(url, settings=with_database(), tell=_tell)
     with database(checked=False) as connection:
-        fact_views.prepare(connection, with_database())
-        mirror_tables.prepare(connection, with_database())
+        fact_views.prepare(connection, loaded(), with_database())
+        mirror_tables.prepare(connection, loaded(), with_database())
     typer.echo(f"the schema is at revision {reached}")
     if roles:
         apply_roles(url, passwords=_passwords(with_database()))
@@ -155,10 +166,8 @@ def compare(json: AsJson = False) -> int:
     Nothing is changed. This works before the switch only, because it needs the dialer's own
     tables.
     """
-    with database(checked=False, patience=INSPECT_AT_MOST) as connection:
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        with waiting(expected_seconds(connection, "compare")):
-            found = read_differences(connection, now=instant(connection))
+    with _read_only() as (connection, crm), waiting(expected_seconds(connection, "compare")):
+        found = read_differences(connection, crm, now=instant(connection))
     if json:
         as_json(found)
         return 0

@@ -16,8 +16,8 @@ from assignment_workers.addresses import shown
 from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import fact_views
-from assignment_workers.assignment.crm.external_crm import configured
-from assignment_workers.assignment.crm.reader import attach, crm_of
+from assignment_workers.assignment.crm.external_crm import Crm, configured
+from assignment_workers.assignment.crm.reader import use_fact_schema
 from assignment_workers.assignment.lanes import checked_lanes, lanes_of
 from assignment_workers.dialer.loading import load
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
@@ -132,15 +132,15 @@ def need_crm(connection: Connection) -> None:
 
     An external CRM is not read: its process does so.
     """
-    if crm_of(connection) is None:
-        connection.execute(fact_views.probe())
+    if settings().crm_database_url is None:
+        connection.execute(fact_views.probe(loaded()))
         connection.rollback()
 
 
 def _prepare(connection: Connection, given: Settings) -> None:
     """Make the views of the CRM's tables, if they can be made: a command may need none of them."""
     try:
-        fact_views.prepare(connection, given)
+        fact_views.prepare(connection, loaded(), given)
     except SchemaMismatch:
         connection.rollback()
 
@@ -152,9 +152,22 @@ def database(
     checked: bool = True,
     patience: timedelta = COMMAND_AT_MOST,
 ) -> Iterator[Connection]:
-    """Yield a connection to the database on which no statement lasts longer than `patience`.
+    """Yield the connection of `database_and_crm`."""
+    with database_and_crm(at, checked=checked, patience=patience) as (connection, _):
+        yield connection
 
-    `at`: the settings with its address; None: those of the environment or of the running stack.
+
+@contextmanager
+def database_and_crm(
+    at: Settings | None = None,
+    *,
+    checked: bool = True,
+    patience: timedelta = COMMAND_AT_MOST,
+) -> Iterator[tuple[Connection, Crm | None]]:
+    """Yield a connection to the database and the external CRM, if any.
+
+    No statement on the connection lasts longer than `patience`. `at`: the settings with the
+    database's address; None: those of the environment or of the running stack.
     Raises `DatabaseUnavailable`. If `checked`, raises `SchemaMismatch` for a schema of another
     version, and for tables of the CRM that are not there.
     """
@@ -165,15 +178,15 @@ def database(
         statement_timeout=patience,
         pool_size=1,
     )
-    crm = configured(at)
-    attach(made, crm)
+    crm = configured(loaded(), at)
+    use_fact_schema(made, loaded(), crm)
     try:
         with made.connect() as connection:
             if checked:
                 migrate.check(connection)
                 connection.rollback()
                 _prepare(connection, at)
-            yield connection
+            yield connection, crm
     except (OperationalError, ProgrammingError) as error:
         if isinstance(error.orig, InsufficientPrivilege):
             denied = str(error.orig).splitlines()[0]

@@ -68,12 +68,13 @@ def up(
     from assignment_workers.cli.servers import settings
     from assignment_workers.devstack import up as devstack
     from assignment_workers.dialer.loading import is_packaged
+    from assignment_workers.policy.process_dialer import loaded
     from assignment_workers.schema import migrate
 
     given = settings()
     for untested in versions.untested():
         typer.echo(f"warning: {untested}", err=True)
-    checked(given)
+    checked(loaded(), given)
     # Another CRM would not know the demo's users, another dialer would have no queue for them.
     demo = demo and given.crm_database_url is None and is_packaged(given)
     steps = devstack.Steps(

@@ -17,6 +17,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from assignment_workers.assignment.answer_counts import AnswerTally
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.lanes import checked_lanes
 from assignment_workers.client import AsyncClient
 from assignment_workers.client.wire.redis_clients import redis_client
@@ -56,18 +57,24 @@ from assignment_workers.traces import NO_TRACES, Tracing
 
 
 def create_app(
-    settings: Settings, engine: Engine, *, tokens: bool, tracing: Tracing = NO_TRACES
+    settings: Settings,
+    engine: Engine,
+    *,
+    crm: Crm | None = None,
+    tokens: bool,
+    tracing: Tracing = NO_TRACES,
 ) -> FastAPI:
     """Return the gateway on this database and the Redis of `settings`.
 
-    Without `tokens` every caller may do everything.
+    `crm`: the external CRM; None if the CRM is in that database. Without `tokens` every caller may
+    do everything.
     """
     origins = Origins.of(
         settings.allowed_hosts, settings.gateway_origins, listens=settings.gateway_host
     )
     metrics = Metrics()
     lanes = checked_lanes(settings, loaded().policies)
-    read_cache = ReadCache(engine, lanes)
+    read_cache = ReadCache(engine, crm, lanes)
     health = SystemHealth(settings, engine)
     metrics.registry.register(StoredFigures(read_cache, lambda: health.latest))
     access = AccessLog(engine, lambda: datetime.now(UTC))
@@ -99,6 +106,7 @@ def create_app(
         metrics.streams.set_function(lambda: live.readers)
         app.state.gateway = Gateway(
             engine,
+            crm,
             CommandDispatcher(client, metrics, abandoned),
             callers,
             live,

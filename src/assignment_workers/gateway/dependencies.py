@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment import user_ids
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.errors import CrmUnavailable, UsageError
 from assignment_workers.gateway.auth.callers import ACTING, OPERATING, WATCHING, Caller, Callers
 from assignment_workers.gateway.bodies import ActBody
@@ -54,6 +55,8 @@ class Gateway:
     """The parts of the gateway that the routes use, such as the client and the database."""
 
     engine: Engine
+    crm: Crm | None
+    """The external CRM; None if the CRM is in our own database."""
     dispatcher: CommandDispatcher
     callers: Callers
     live: Live

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from assignment_workers.assignment import user_ids
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.reports.figures import Figures, figures
 from assignment_workers.errors import CrmUnavailable
@@ -41,6 +42,8 @@ class ReadCache:
     """
 
     engine: Engine
+    crm: Crm | None = None
+    """The external CRM; None if the CRM is in our own database."""
     lanes: Lanes = ONE_LANE
     clock: Callable[[], float] = time.monotonic
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
@@ -57,7 +60,7 @@ class ReadCache:
         return self.read(
             "figures",
             lambda each: figures(
-                each, application=APPLICATION, queues=loaded().policies, lanes=self.lanes
+                each, loaded(), self.crm, application=APPLICATION, lanes=self.lanes
             ),
         )
 

@@ -18,7 +18,7 @@ from assignment_workers.assignment import settings_versions
 from assignment_workers.assignment.calling import numbers_of
 from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import checked
-from assignment_workers.assignment.crm.reader import attach
+from assignment_workers.assignment.crm.reader import use_fact_schema
 from assignment_workers.assignment.suppressions import check_key
 from assignment_workers.errors import UsageError
 from assignment_workers.gateway.app import create_app
@@ -61,13 +61,14 @@ def serve(settings: Settings, tracing: Tracing = NO_TRACES) -> int:
             check_key(connection, numbers_of(settings).reader)
             settings_versions.tell_ignored(connection, loaded(), settings)
             connection.rollback()
-            fact_views.prepare_if_possible(connection, settings)
+            fact_views.prepare_if_possible(connection, loaded(), settings)
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
-    attach(engine, checked(settings))
+    crm = checked(loaded(), settings)
+    use_fact_schema(engine, loaded(), crm)
     if not tokens:
         log.warning("tokens_off", why="every program on this machine may do everything")
-    app = create_app(settings, engine, tokens=tokens, tracing=tracing)
+    app = create_app(settings, engine, crm=crm, tokens=tokens, tracing=tracing)
     server = _Server(
         uvicorn.Config(
             app,

@@ -19,7 +19,6 @@ from assignment_workers.health.monitor import HealthMonitor
 from assignment_workers.health.readings import NO_ANSWER, Readings
 from assignment_workers.health.signs import AnswerCounts, LifeSigns
 from assignment_workers.schema.deadline import hang_up
-from assignment_workers.schema.engine import REFUSE
 from assignment_workers.settings import Settings
 
 STALE = timedelta(seconds=10)
@@ -40,7 +39,7 @@ class DatabaseGuard:
         self._in_use: set[psycopg.Connection[Any]] = set()
         self._lock = threading.Lock()
         self._is_down = False
-        engine.update_execution_options(**{REFUSE: self._refuse})
+        event.listen(engine, "do_connect", self._refuse, insert=True)  # before it is tried
         event.listen(engine, "checkout", self._taken)
         event.listen(engine, "checkin", self._returned)
 
@@ -54,7 +53,7 @@ class DatabaseGuard:
                 hang_up(each)
             self._engine.dispose()
 
-    def _refuse(self) -> None:
+    def _refuse(self, *_: object) -> None:
         if self._is_down:
             raise psycopg.OperationalError("PostgreSQL does not answer")
 

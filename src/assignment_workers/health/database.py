@@ -5,7 +5,7 @@ Sessions that exist may go on while new connections are refused, so an open sess
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, Engine, Interval, bindparam, text
@@ -23,6 +23,7 @@ from assignment_workers.health.readings import (
     NotRead,
     QueueFacts,
 )
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.retry import one_line
 from assignment_workers.sequencer.term import APPLICATION
@@ -35,12 +36,11 @@ RUNS = 50
 
 
 def reader(
-    database_url: str, lanes: Lanes, queues: Collection[str], *, own_crm: bool
+    database_url: str, lanes: Lanes, dialer: Dialer, *, own_crm: bool
 ) -> Callable[[], DatabaseFacts]:
     """Return a function that reads PostgreSQL; it raises `NotRead`.
 
-    `queues`: the dialer queues of the dialer. `own_crm`: the CRM is the schema `crm` of this
-    database, and is read too.
+    `own_crm`: the CRM is in this database, and is read too.
     """
     engine = connect(
         database_url, name="assignment-workers health", statement_timeout=STATEMENT, pool_size=1
@@ -48,7 +48,7 @@ def reader(
 
     def read() -> DatabaseFacts:
         try:
-            return _facts(engine, lanes, queues, own_crm=own_crm)
+            return _facts(engine, lanes, dialer, own_crm=own_crm)
         except DBAPIError as error:
             raise NotRead(trouble_of(error)) from error
         except SQLAlchemyError as error:
@@ -94,23 +94,21 @@ _BY_WORDS = {
 }
 
 
-def _facts(
-    engine: Engine, lanes: Lanes, queues: Collection[str], *, own_crm: bool
-) -> DatabaseFacts:
+def _facts(engine: Engine, lanes: Lanes, dialer: Dialer, *, own_crm: bool) -> DatabaseFacts:
     with engine.connect() as connection:
         now, read_only = connection.execute(_NOW).one()
         return DatabaseFacts(
             now=now,
             read_only=read_only,
             lanes=sequencer_statuses(
-                connection, application=APPLICATION, lanes=lanes, queues=queues
+                connection, application=APPLICATION, lanes=lanes, queues=dialer.policies
             ),
             queues=[QueueFacts(**row) for row in connection.execute(_QUEUES).mappings()],
             jobs=[JobFacts(**row) for row in connection.execute(_JOBS).mappings()],
             **_tokens(connection),
             audit_lag=_audit_lag(connection),
             mirror_age=None if own_crm else connection.execute(_MIRROR).scalar_one_or_none(),
-            crm_trouble=_crm_trouble(connection) if own_crm else None,
+            crm_trouble=_crm_trouble(connection, dialer) if own_crm else None,
         )
 
 
@@ -127,10 +125,10 @@ def _audit_lag(connection: Connection) -> timedelta | None:
     return timedelta(seconds=lag_seconds(connection))
 
 
-def _crm_trouble(connection: Connection) -> str | None:
+def _crm_trouble(connection: Connection, dialer: Dialer) -> str | None:
     """Return the reason why the schema `crm` cannot be read. The last step on the connection."""
     try:
-        connection.execute(fact_views.probe())
+        connection.execute(fact_views.probe(dialer))
     except DBAPIError as error:
         if error.connection_invalidated:
             raise

@@ -29,7 +29,7 @@ class Inputs:
 
     def __init__(self, settings: Settings) -> None:
         lanes, dialer_queues = lanes_of(settings), tuple(loaded().policies)
-        crm = configured(settings)
+        crm = configured(loaded(), settings)
         broker_url = settings.broker_url or settings.redis_url
         is_rabbitmq = broker_url is not None and broker_url.startswith("amqp")
         self.installation = Installation(
@@ -42,7 +42,7 @@ class Inputs:
         queues = (*lanes.celery_queues, *OTHER_QUEUES)
         self._database = InputReader(
             "postgresql",
-            database.reader(settings.database, lanes, dialer_queues, own_crm=crm is None),
+            database.reader(settings.database, lanes, loaded(), own_crm=crm is None),
         )
         self._broker = InputReader(
             "broker", servers.broker_reader(broker_url, queues) if broker_url else _not_named

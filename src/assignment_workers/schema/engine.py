@@ -41,9 +41,6 @@ KEEPALIVES = {
 CONNECT_SECONDS = 5
 """The longest wait for a connection to one host, unless the address says less."""
 POOLED = "behind a pooler"
-REFUSE = "refuse"
-"""Name of the execution option under which an engine carries a function that is called before each
-new connection. It raises `psycopg.OperationalError` while no connection is to be tried."""
 POOL_SECONDS = 30.0
 """The longest wait for a free connection of the pool, unless the statement timeout is shorter."""
 LONG_SECONDS = 100.0
@@ -217,8 +214,6 @@ def bound(engine: Engine, longest: timedelta) -> None:
     def make(
         _: object, __: object, given: Sequence[str], parameters: dict[str, Any]
     ) -> BoundedConnection:
-        if refuse := engine.get_execution_options().get(REFUSE):
-            refuse()
         made = BoundedConnection.connect(*given, **parameters)
         made.exchange_seconds = min(seconds, made.exchange_seconds)
         return made

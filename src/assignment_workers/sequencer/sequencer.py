@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 from sqlalchemy import Engine, func, insert
 from sqlalchemy.exc import DBAPIError
 
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.transaction import raced
 from assignment_workers.errors import DatabaseUnavailable, StaleTerm
@@ -35,6 +36,7 @@ class Sequencer:
         engine: Engine,
         candidacy: Candidacy,
         *,
+        crm: Crm | None,
         queue: str,
         lanes: Lanes = ONE_LANE,
         send_probe: Callable[[], None],
@@ -42,10 +44,12 @@ class Sequencer:
     ) -> None:
         """Prepare the process.
 
-        `begin` is called at the beginning of each term, before a message is taken.
+        `crm`: the external CRM; None if the CRM is in our own database. `begin` is called at the
+        beginning of each term, before a message is taken.
         """
         self.engine = engine
         self.candidacy = candidacy
+        self.crm = crm
         self.queue = queue
         self.lanes = lanes
         self._send_probe = send_probe
@@ -101,6 +105,7 @@ class Sequencer:
             self.engine,
             term=term.number,
             dialer=self.candidacy.dialer,
+            crm=self.crm,
             term_id=term.id,
             lane=self.candidacy.lane,
             lanes=self.lanes,

@@ -35,6 +35,7 @@ from sqlalchemy.exc import IntegrityError
 from tenacity import RetryCallState
 
 from assignment_workers.assignment.claims.idempotency import CommandIdentity, looking_for, once
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.transaction import FencedTransaction, OtherLanes
 from assignment_workers.errors import DatabaseUnavailable, StaleTerm
@@ -98,6 +99,7 @@ class TransactionRunner:
         *,
         term: int,
         dialer: Dialer,
+        crm: Crm | None = None,
         term_id: UUID = UNMARKED,
         lane: str = DEFAULT_LANE,
         lanes: Lanes = ONE_LANE,
@@ -106,6 +108,7 @@ class TransactionRunner:
         self.engine = engine
         self.term = term
         self.dialer = dialer
+        self.crm = crm
         self.term_id = term_id
         self.lane = lane
         self.lanes = lanes
@@ -167,6 +170,7 @@ class TransactionRunner:
                 self.term,
                 self.dialer,
                 self._randomness,
+                crm=self.crm,
                 lanes=self.lanes,
                 locked=locked,
                 last=last,

@@ -76,7 +76,7 @@ def create_app(settings: Settings, tracing: Tracing = NO_TRACES) -> App:
     lanes = checked_lanes(settings, dialer.policies)
     _check(app, lanes)
     app.settings, app.lanes, app.tracing = settings, lanes, tracing
-    app.dialer = dialer
+    app.dialer, app.crm = dialer, None
     try:
         app.outcomes = dialer.overridden(settings.outcome_changes)
     except ValueError as error:

@@ -23,7 +23,6 @@ from assignment_workers.assignment.answers import Code, HeartbeatAnswer, Refused
 from assignment_workers.assignment.callbacks.missed_calls import match
 from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import fact_views, mirror
-from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.generations import levels, purge
 from assignment_workers.assignment.generations.regenerate import regenerate
 from assignment_workers.assignment.jobs import Counts, Job, Made, Ran, Work
@@ -77,6 +76,7 @@ def _build(run: TaskRun, queue: str, trigger: Trigger) -> dict[str, Any]:
         number, size = regenerate(
             given,
             run.of.dialer,
+            run.of.crm,
             policies_of(run.of.dialer, settings)[queue],
             trigger=trigger,
             settings_version=version_of(settings),
@@ -202,10 +202,11 @@ def tend_agents(run: TaskRun) -> Any:
 
 def match_missed_calls(run: TaskRun) -> Any:
     """Find the user of each missed call without one, or leave the call to an operator."""
-    settings = run.of.settings
-    return _as_dict(
-        _job(run, "missed_calls.match", lambda given: match(given, run.of.dialer, settings))
-    )
+
+    def work(given: Work) -> Counts:
+        return match(given, run.of.dialer, run.of.crm, run.of.settings)
+
+    return _as_dict(_job(run, "missed_calls.match", work))
 
 
 def read_phones(run: TaskRun) -> Any:
@@ -219,7 +220,7 @@ def read_phones(run: TaskRun) -> Any:
 
 def mirror_crm(run: TaskRun) -> Any:
     """Update the mirror of an external CRM. Without one, delete the record of its last read."""
-    crm = crm_of(run.of.engine)
+    crm = run.of.crm
     if crm is None:
         with run.of.engine.begin() as connection:
             mirror.forget(connection)
@@ -232,7 +233,7 @@ def clean_conversions(run: TaskRun) -> Any:
     """Find each pool's converted users, and send the commands that remove them in batches."""
 
     def work(given: Work) -> Counts:
-        mirror.freshen(run.of.engine, run.of.dialer)
+        mirror.freshen(run.of.engine, run.of.dialer, run.of.crm)
         return {queue: _send_converted(run, given, queue) for queue in run.of.dialer.policies}
 
     return _as_dict(_job(run, "queue.clean_conversions", work))
@@ -264,9 +265,9 @@ def discover_new(run: TaskRun) -> Any:
     send = partial(_send_for_place, run)
 
     def work(given: Work) -> Counts:
-        fact_views.prepare(given.side_connection, run.of.settings)
+        fact_views.prepare(given.side_connection, run.of.dialer, run.of.settings)
         policies = _policies(run, given)
-        return discover(given, run.of.dialer, policies, send, randomness=Random())
+        return discover(given, run.of.dialer, run.of.crm, policies, send, randomness=Random())
 
     return _as_dict(_job(run, "queue.discover", work))
 
@@ -276,8 +277,8 @@ def reconcile_pools(run: TaskRun) -> Any:
     send = partial(_send_for_place, run)
 
     def work(given: Work) -> Counts:
-        mirror.freshen(run.of.engine, run.of.dialer)
-        return reconcile(given, run.of.dialer, _policies(run, given), send)
+        mirror.freshen(run.of.engine, run.of.dialer, run.of.crm)
+        return reconcile(given, run.of.dialer, run.of.crm, _policies(run, given), send)
 
     return _as_dict(_job(run, "queue.reconcile", work))
 

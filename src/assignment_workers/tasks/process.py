@@ -22,7 +22,7 @@ from assignment_workers.assignment import settings_changes, settings_versions
 from assignment_workers.assignment.calling import numbers_of, policies_of
 from assignment_workers.assignment.crm import fact_views, mirror_tables
 from assignment_workers.assignment.crm.external_crm import checked
-from assignment_workers.assignment.crm.reader import attach
+from assignment_workers.assignment.crm.reader import use_fact_schema
 from assignment_workers.assignment.generations import dialer_queues
 from assignment_workers.assignment.lanes import VARIABLE, checked_lanes
 from assignment_workers.assignment.suppressions import check_key
@@ -101,7 +101,7 @@ def _sequencer(settings: Settings, tracing: Tracing, lane: str = DEFAULT_LANE) -
     )
     tracing.instrument_engine(app.engine)
     _check(app)
-    attach(app.engine, checked(app.settings))
+    _use_crm(app)
     queue = app.lanes.celery_queue(lane)
     candidacy = Candidacy(direct_url(settings), dialer=app.dialer, lane=lane, lanes=app.lanes)
     if wrong := candidacy.disagreement():
@@ -109,6 +109,7 @@ def _sequencer(settings: Settings, tracing: Tracing, lane: str = DEFAULT_LANE) -
     app.sequencer = Sequencer(
         app.engine,
         candidacy,
+        crm=app.crm,
         queue=queue,
         lanes=app.lanes,
         send_probe=lambda: _send_probe(app, queue),
@@ -146,8 +147,8 @@ def _maintenance(settings: Settings, tracing: Tracing) -> int:
     tracing.instrument_engine(app.engine)
     _check(app)
     with app.engine.connect() as connection:
-        mirror_tables.prepare(connection, settings)
-    attach(app.engine, checked(app.settings))
+        mirror_tables.prepare(connection, app.dialer, settings)
+    _use_crm(app)
     queues = MAINTENANCE, HEARTBEATS
     return _work(app, "maintenance", queues, app.maintenance_tasks, "solo")
 
@@ -298,6 +299,11 @@ def _unfit(said: Mapping[str, object]) -> str | None:
     return None
 
 
+def _use_crm(app: App) -> None:
+    app.crm = checked(app.dialer, app.settings)
+    use_fact_schema(app.engine, app.dialer, app.crm)
+
+
 def _check(app: App) -> None:
     _check_redis(app.settings)
     try:
@@ -307,7 +313,7 @@ def _check(app: App) -> None:
             settings_versions.tell_ignored(connection, app.dialer, app.settings)
             dialer_queues.store_names(connection, app.dialer.policies)
             connection.commit()
-            fact_views.prepare_if_possible(connection, app.settings)
+            fact_views.prepare_if_possible(connection, app.dialer, app.settings)
     except (OperationalError, ProgrammingError) as error:
         raise migrate.unreachable(error) from error
 

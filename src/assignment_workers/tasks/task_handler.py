@@ -32,6 +32,7 @@ from sqlalchemy.exc import ProgrammingError
 from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Code, Refused, Unavailable
 from assignment_workers.assignment.claims.idempotency import LONGEST_ID, CommandIdentity
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.assignment.settings_versions import of_transaction
 from assignment_workers.assignment.transaction import FencedTransaction
@@ -96,6 +97,8 @@ class App(Celery):
 
     settings: Settings
     dialer: Dialer
+    crm: Crm | None
+    """The external CRM, set by the processes that read it; None: the CRM is in our own database."""
     lanes: Lanes
     outcomes: Mapping[str, Outcome]
     engine: Engine

@@ -119,7 +119,7 @@ def test_forgetting_a_person_breaks_no_digest(lived: World) -> None:
     lines = exported(lived)
     lived.run(do_not_contact, reader=Reader(), user=1, reason="(forgotten)", by="operator")
     with lived.engine.begin() as connection:
-        forget(connection, loaded(), 1, Reader())
+        forget(connection, loaded(), None, 1, Reader())
     chain(lived)
     assert checked(lived).ok
     with lived.engine.connect() as connection:

@@ -23,7 +23,13 @@ HALF_PAST_NINE = MONDAY_NOON - 2.5 * HOUR
 def why(world: World, user: int, queue: str = UNSIGNED) -> tuple[str, datetime | None]:
     with world.engine.connect() as connection:
         found = explain(
-            connection, user, policies=world.policies, settings=world.settings, now=world.now
+            connection,
+            loaded(),
+            world.external_crm,
+            user,
+            policies=world.policies,
+            settings=world.settings,
+            now=world.now,
         )
     assert found is not None
     (verdict,) = [each for each in found.queues if each.queue == queue]
@@ -48,7 +54,9 @@ def test_without_calling_rules_users_are_handed_out_at_any_hour(noon: World) -> 
     noon.now = MONDAY_NOON + 14 * HOUR
     assert noon.held(1).user_id == 1
     with noon.engine.connect() as connection:
-        told = status(connection, dialer=loaded(), application="test", settings=noon.settings)
+        told = status(
+            connection, loaded(), noon.external_crm, application="test", settings=noon.settings
+        )
     assert "at any hour" in told.calling_hours
     assert "none are configured" in told.calling_rules
 
@@ -161,6 +169,8 @@ def test_the_explanation_promises_no_place_in_a_limited_generation(crowded: Worl
         with crowded.engine.connect() as connection:
             found = explain(
                 connection,
+                loaded(),
+                crowded.external_crm,
                 user,
                 policies=crowded.policies,
                 settings=crowded.settings,

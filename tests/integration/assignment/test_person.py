@@ -128,7 +128,7 @@ def test_who_is_forgotten_never_comes_back(known: World) -> None:
         known.engine,
         Job("queue.discover", "hand"),
         lambda work: discover(
-            work, loaded(), known.policies, sent.extend, randomness=known.randomness
+            work, loaded(), None, known.policies, sent.extend, randomness=known.randomness
         ),
     )
     assert known.column("SELECT user_id FROM user_call_scores") == [2]

@@ -161,7 +161,7 @@ def test_without_a_key_nothing_is_erased_and_a_number_is_not_lost(refused: World
         pytest.raises(UsageError, match="ASSIGNMENT_WORKERS_NUMBER_KEY"),
         refused.engine.begin() as connection,
     ):
-        person.forget(connection, loaded(), 1, Reader())
+        person.forget(connection, loaded(), None, 1, Reader())
     assert refused.value("SELECT count(*) FROM assignment.forgotten") == 0
     assert refused.value("SELECT count(*) FROM assignment.suppressions WHERE reason = 'MARK'") == 1
     forget(refused, 1)

@@ -105,6 +105,8 @@ class Process:
             settings = current(connection, loaded(), self.settings)
             found = explain(
                 connection,
+                loaded(),
+                None,
                 user,
                 policies=policies_of(loaded(), settings),
                 settings=settings,
@@ -224,7 +226,7 @@ def test_each_change_is_stored_with_who_when_why_from_what_to_what(desk: World) 
     assert [each["details"]["version"] for each in told] == [1, 2, 3]
     with desk.engine.connect() as connection:
         found = status(
-            connection, dialer=loaded(), application="test", settings=Settings.from_environment({})
+            connection, loaded(), None, application="test", settings=Settings.from_environment({})
         )
     assert found.settings_version == 3
 
@@ -263,6 +265,7 @@ def test_a_build_under_way_names_its_version_and_the_claim_judges_by_the_new_one
         number, _ = regenerate(
             given,
             loaded(),
+            None,
             policies_of(loaded(), old)[UNSIGNED],
             trigger="hand",
             settings_version=version_of(old),

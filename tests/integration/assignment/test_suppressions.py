@@ -11,6 +11,7 @@ from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.suppressions import do_not_contact, lift, suppressions
 from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import SuppressionKind
 from tests.support.world import DAY, HOUR, OUTSTANDING, UNSIGNED, User, World, outstanding
 
@@ -39,7 +40,13 @@ def standing(
 def why(world: World, user: int, queue: str) -> str:
     with world.engine.connect() as connection:
         found = explain(
-            connection, user, policies=world.policies, settings=world.settings, now=world.now
+            connection,
+            loaded(),
+            world.external_crm,
+            user,
+            policies=world.policies,
+            settings=world.settings,
+            now=world.now,
         )
     assert found is not None
     return next(each.why for each in found.queues if each.queue == queue)

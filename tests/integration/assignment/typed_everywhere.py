@@ -20,7 +20,7 @@ READER = Reader(key=KEY)
 def forget(world: World, user: int) -> dict[str, int]:
     world.run(do_not_contact, reader=Reader(), user=user, reason=FORGOTTEN, by="operator")
     with world.engine.begin() as connection:
-        return person.forget(connection, loaded(), user, READER)
+        return person.forget(connection, loaded(), None, user, READER)
 
 
 def everywhere(world: World, *wanted: str) -> list[str]:

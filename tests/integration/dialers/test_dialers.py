@@ -16,7 +16,6 @@ from assignment_workers.assignment.audit import extend
 from assignment_workers.assignment.claims.probes import plans
 from assignment_workers.assignment.crm import fact_views, mirror_tables
 from assignment_workers.assignment.crm.external_crm import configured
-from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.reports.explain import explain as explain_user
 from assignment_workers.assignment.reports.explain import funnel as explain_queue
 from assignment_workers.assignment.reports.status import queue_statuses
@@ -174,9 +173,9 @@ def stage(request: pytest.FixtureRequest, world: World) -> Iterator[Stage]:
             case.fill(world)
             if name == "claims":
                 world.execute("UPDATE crm.users SET created_at = timezone('UTC', now())")
-            attach(world.engine, None)
+            world.read_crm(None)
             with world.engine.connect() as connection:
-                fact_views.prepare(connection, world.settings)
+                fact_views.prepare(connection, loaded(), world.settings)
             world.execute("DELETE FROM agents")
             world.add_agents(*range(1, 10), allowed_queues=list(case.expected))
             yield Stage(case, lambda sql, user: world.execute(sql.format(crm="crm."), user=user))
@@ -203,12 +202,12 @@ def stage(request: pytest.FixtureRequest, world: World) -> Iterator[Stage]:
 def reading(world: World, url: str) -> Iterator[None]:
     """Let the world read the CRM at this address, by what its dialer declares."""
     world.set(crm_database_url=url, crm_timeout=timedelta(seconds=5))
-    made = configured(world.settings)
+    made = configured(loaded(), world.settings)
     assert made is not None
     made.check()
-    attach(world.engine, made)
+    world.read_crm(made)
     with world.engine.connect() as connection:
-        mirror_tables.prepare(connection, world.settings)
+        mirror_tables.prepare(connection, loaded(), world.settings)
     try:
         yield
     finally:
@@ -255,6 +254,8 @@ def _explained(world: World, case: Case) -> None:
             for user in users:
                 said = explain_user(
                     connection,
+                    loaded(),
+                    world.external_crm,
                     number_of(loaded(), connection, user),
                     policies=world.policies,
                     settings=world.settings,

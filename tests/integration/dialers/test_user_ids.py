@@ -20,7 +20,7 @@ from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Code, Refused
 from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.crm.external_crm import configured
-from assignment_workers.assignment.crm.reader import attach
+from assignment_workers.assignment.crm.reader import use_fact_schema
 from assignment_workers.client import Assigned, Client, Finished, HttpClient
 from assignment_workers.dialer import Dialer
 from assignment_workers.errors import SchemaMismatch, UsageError
@@ -115,8 +115,8 @@ def opened(
     with ExitStack() as keep:
         stack = Stack(database_url, redis_url, folder, keep)
         keep.enter_context(using(DIALERS[name]))
-        found = configured(Settings.from_environment(environment))
-        attach(stack.engine, found)
+        found = configured(loaded(), Settings.from_environment(environment))
+        use_fact_schema(stack.engine, loaded(), found)
         for process in ("sequencer", "maintenance"):
             stack.start(process, dialer_config=str(file), crm_timeout_seconds="5")
         stack.wait_for_leader()
@@ -126,7 +126,9 @@ def opened(
             sql = "".join(sql.partition("INSERT INTO public.agents")[1:])
         with stack.engine.begin() as connection:
             connection.exec_driver_sql(sql.replace("%", "%%"))
-        app = create_gateway(Settings.from_environment(environment), stack.engine, tokens=False)
+        app = create_gateway(
+            Settings.from_environment(environment), stack.engine, crm=found, tokens=False
+        )
         port = keep.enter_context(_served(app))
         yield Doors(stack, Gateway(stack, port, {}), environment, name)
 
@@ -391,7 +393,7 @@ def test_integers_ask_nothing(world: World) -> None:
     assert user_ids.own(loaded(), world.engine, [7]) == {7: 7}
     assert fact_views.queries(loaded()) == {}
     options = world.engine.get_execution_options()
-    attach(world.engine, None)
+    world.read_crm(None)
     assert world.engine.get_execution_options() == options
 
 

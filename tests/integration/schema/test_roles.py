@@ -20,7 +20,6 @@ from assignment_workers.assignment import jobs, person, phones
 from assignment_workers.assignment.answers import Assigned
 from assignment_workers.assignment.crm import mirror
 from assignment_workers.assignment.crm.external_crm import configured
-from assignment_workers.assignment.crm.reader import attach, crm_of
 from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.suppression_lists import Named, drop, flip, purge_lists, stage
@@ -76,10 +75,10 @@ def under(world: World, url: str) -> Iterator[World]:
         pool_size=6,
         index_plans_only=True,
     )
-    found = configured(world.settings)
+    found = configured(loaded(), world.settings)
     assert found is not None
-    attach(engine, found)
     world.engine = engine
+    world.read_crm(found)
     try:
         yield world
     finally:
@@ -99,9 +98,8 @@ def test_the_worker_reads_a_crm_elsewhere_and_the_gateway_exports_and_forgets(
 ) -> None:
     login = with_roles(database_url)
     with under(world, login(roles.WORKER)) as at:
-        crm = crm_of(at.engine)
-        assert crm is not None
-        reading = partial(mirror.read_whole, dialer=loaded(), crm=crm)
+        assert at.external_crm is not None
+        reading = partial(mirror.read_whole, dialer=loaded(), crm=at.external_crm)
         assert job(at.engine, "crm.mirror", reading)["users"] == 2
         numbers = at.policies[UNSIGNED].numbers
         assert job(at.engine, "phones.read", lambda work: phones.read(work, numbers))["read"] == 2
@@ -109,13 +107,13 @@ def test_the_worker_reads_a_crm_elsewhere_and_the_gateway_exports_and_forgets(
             at.engine,
             "queue.discover",
             lambda work: discover(
-                work, loaded(), at.policies, lambda _: None, randomness=Random(1)
+                work, loaded(), at.external_crm, at.policies, lambda _: None, randomness=Random(1)
             ),
         )
         job(
             at.engine,
             "queue.reconcile",
-            lambda work: reconcile(work, loaded(), at.policies, lambda _: None),
+            lambda work: reconcile(work, loaded(), at.external_crm, at.policies, lambda _: None),
         )
         at.regenerate(UNSIGNED)
         given = at.ask(1)
@@ -133,14 +131,14 @@ def test_the_worker_reads_a_crm_elsewhere_and_the_gateway_exports_and_forgets(
             exported = person.export(connection, loaded(), 1, READER)
         assert "900123" in exported.model_dump_json()
         with at.engine.begin() as connection:
-            counts = person.forget(connection, loaded(), 1, READER)
+            counts = person.forget(connection, loaded(), at.external_crm, 1, READER)
         assert counts["crm_mirror.users"] == counts["hashed_entries"] == counts["commands"] == 1
     with under(world, login(roles.READER)) as at:
         assert at.column("SELECT id FROM crm_mirror.users") == [2]
     with under(world, login(roles.WORKER)) as at:
-        found = crm_of(at.engine)
-        assert found is not None
-        job(at.engine, "crm.mirror", partial(mirror.read_whole, dialer=loaded(), crm=found))
+        assert at.external_crm is not None
+        reading = partial(mirror.read_whole, dialer=loaded(), crm=at.external_crm)
+        job(at.engine, "crm.mirror", reading)
         assert at.column("SELECT id FROM crm_mirror.users") == [2], "who was forgotten stays away"
 
 

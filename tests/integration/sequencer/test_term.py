@@ -36,7 +36,7 @@ def candidacy(world: World, database_url: str) -> Iterator[Candidacy]:
 
 def led(world: World, candidacy: Candidacy) -> Sequencer:
     """A sequencer that leads."""
-    made = Sequencer(world.engine, candidacy, queue="assignment", send_probe=lambda: None)
+    made = Sequencer(world.engine, candidacy, crm=None, queue="assignment", send_probe=lambda: None)
     assert made.stand() is not None
     return made
 
@@ -152,7 +152,11 @@ def test_standbys_and_leaders_of_0_1_and_of_this_version_see_each_others_signs(
     assert sign.silent < 5
     with world.engine.connect() as connection:
         found = status(
-            connection, dialer=loaded(), application=APPLICATION, settings=world.settings
+            connection,
+            loaded(),
+            world.external_crm,
+            application=APPLICATION,
+            settings=world.settings,
         )
     assert found.sequencer.leader is not None
 
@@ -177,7 +181,11 @@ def test_status_tells_of_a_standby_that_may_lack_the_last_commits(
             assert receiving.poll() is None
             with world.engine.connect() as connection:
                 found = status(
-                    connection, dialer=loaded(), application=APPLICATION, settings=world.settings
+                    connection,
+                    loaded(),
+                    world.external_crm,
+                    application=APPLICATION,
+                    settings=world.settings,
                 )
             return [each for each in found.standbys if each.name]  # it is listed before it is named
 

@@ -20,6 +20,7 @@ def test_of_probes_behind_a_backlog_one_waits_and_an_idle_line_has_its_sign_of_l
     leader = Sequencer(
         cast("Any", None),
         cast("Any", None),
+        crm=None,
         queue="assignment",
         send_probe=lambda: sent.append(now),
     )

@@ -36,6 +36,7 @@ from sqlalchemy.orm import aliased
 from assignment_workers.assignment import phones
 from assignment_workers.assignment.callbacks.due import DueKind, Found, judged, limited
 from assignment_workers.assignment.calling import numbers_of
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.mirror import freshen
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction
@@ -57,7 +58,7 @@ MATCHED_AT_MOST = 1_000
 """Maximum number of missed calls for which one run of the job `match` searches the user."""
 
 
-def match(work: Work, dialer: Dialer, settings: Settings) -> Counts:
+def match(work: Work, dialer: Dialer, crm: Crm | None, settings: Settings) -> Counts:
     """Find the user of each missed call that names no user, by the caller's phone number.
 
     Numbers are compared in their E.164 form, in whatever form the dialer and the CRM write them;
@@ -69,7 +70,7 @@ def match(work: Work, dialer: Dialer, settings: Settings) -> Counts:
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
     if not waiting:
         return {"matched": 0, "for_operator": 0}
-    freshen(work.connection.engine, dialer)
+    freshen(work.connection.engine, dialer, crm)
     how = numbers_of(settings)
     phones.read(work, how)
     numbers = {call: how.reader.read(said).e164 for call, said in waiting.items()}

@@ -26,9 +26,8 @@ from assignment_workers.assignment.crm.facts import (
 from assignment_workers.assignment.crm.values import RowReader, Unreadable
 from assignment_workers.errors import CrmUnavailable, SchemaMismatch, UsageError
 from assignment_workers.identity import UserId
-from assignment_workers.policy.dialer import DECLARED
+from assignment_workers.policy.dialer import DECLARED, Dialer
 from assignment_workers.policy.facts import ExternalFacts, News
-from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.external_crm import CONNECT_SECONDS, cut, is_wrong, reader
 from assignment_workers.schema.retry import one_line
@@ -317,12 +316,12 @@ def _drop(connection: Connection, _: object = None) -> None:
     connection.close()
 
 
-def configured(settings: Settings) -> Crm | None:
+def configured(dialer: Dialer, settings: Settings) -> Crm | None:
     """Return the external CRM of `settings`; None if the CRM is in our own database.
 
     Raises `UsageError` if `settings` name a mapping that the dialer does not have.
     """
-    declared = declared_facts(settings)
+    declared = declared_facts(dialer, settings)
     if settings.crm_database_url is None:
         return None
     return Crm(
@@ -330,12 +329,11 @@ def configured(settings: Settings) -> Crm | None:
     )
 
 
-def declared_facts(settings: Settings) -> ExternalFacts:
+def declared_facts(dialer: Dialer, settings: Settings) -> ExternalFacts:
     """Return the tables and columns that the loaded dialer reads from an external CRM.
 
     Raises `UsageError` if `settings` name a mapping that the dialer does not have.
     """
-    dialer = loaded()
     if settings.crm_mapping not in (DECLARED, *dialer.mappings):
         raise UsageError(
             f"ASSIGNMENT_WORKERS_CRM_MAPPING={settings.crm_mapping!r}: "
@@ -361,13 +359,13 @@ def optional_columns(settings: Settings) -> dict[str, str]:
     return found
 
 
-def checked(settings: Settings) -> Crm | None:
+def checked(dialer: Dialer, settings: Settings) -> Crm | None:
     """Return the external CRM of `settings` for a starting process, after a check of its tables.
 
     None if the CRM is in our own database. Raises `UsageError` or `SchemaMismatch` if the CRM
     cannot be read as configured. If the CRM does not answer now, only a warning is logged.
     """
-    crm = configured(settings)
+    crm = configured(dialer, settings)
     if crm is not None:
         try:
             crm.check()

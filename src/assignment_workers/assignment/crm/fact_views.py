@@ -21,7 +21,6 @@ from assignment_workers.assignment.crm.facts import split_name
 from assignment_workers.errors import SchemaMismatch
 from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.facts import FactSource, News
-from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.roles import GATEWAY, READER, WORKER
@@ -50,9 +49,9 @@ def are_needed(dialer: Dialer) -> bool:
     )
 
 
-def probe() -> TextClause:
+def probe(dialer: Dialer) -> TextClause:
     """Return a statement that reads the id of one person of a CRM in our own database."""
-    schema = FACT_SCHEMA if are_needed(loaded()) else CrmBase.metadata.schema
+    schema = FACT_SCHEMA if are_needed(dialer) else CrmBase.metadata.schema
     return text(f"SELECT id FROM {schema}.{CrmUser.__tablename__} LIMIT 1")  # noqa: S608
 
 
@@ -134,23 +133,23 @@ def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
     return changed
 
 
-def prepare(connection: Connection, settings: Settings) -> None:
-    """Create the views that the loaded dialer needs to read a CRM in our own database, and commit.
+def prepare(connection: Connection, dialer: Dialer, settings: Settings) -> None:
+    """Create the views that the dialer needs to read a CRM in our own database, and commit.
 
     No effect with an external CRM. Raises `SchemaMismatch` if they cannot be created.
     """
     if settings.crm_database_url is None:
-        make(connection, queries(loaded(), *optional_columns(settings).values()))
+        make(connection, queries(dialer, *optional_columns(settings).values()))
         connection.commit()
 
 
-def prepare_if_possible(connection: Connection, settings: Settings) -> None:
+def prepare_if_possible(connection: Connection, dialer: Dialer, settings: Settings) -> None:
     """Call `prepare`, and only log a warning if the views cannot be created.
 
     The CRM's tables may come later: the discovery of users creates the views then.
     """
     try:
-        prepare(connection, settings)
+        prepare(connection, dialer, settings)
     except SchemaMismatch as error:
         connection.rollback()
         log.warning("crm_unreadable", reason=str(error))

@@ -37,7 +37,6 @@ from assignment_workers.assignment.crm import mirror_tables
 from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.facts import USERS
 from assignment_workers.assignment.crm.mirror_tables import quoted, table_of
-from assignment_workers.assignment.crm.reader import crm_of
 from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.policy.dialer import Dialer
@@ -71,14 +70,13 @@ def forget(connection: Connection) -> None:
     connection.execute(delete(CrmRead))
 
 
-def freshen(engine: Engine, dialer: Dialer) -> None:
+def freshen(engine: Engine, dialer: Dialer, crm: Crm | None) -> None:
     """Copy all of an external CRM into the mirror, unless the mirror is younger than `FRESH`.
 
     No effect without an external CRM. Jobs that judge all users call this first. If another process
     is copying the CRM, the call waits for that process, at most `WAITED_FOR`. Raises
     `CrmUnavailable`.
     """
-    crm = crm_of(engine)
     ends = time.monotonic() + WAITED_FOR.total_seconds()
     while crm is not None:
         with engine.connect() as connection:

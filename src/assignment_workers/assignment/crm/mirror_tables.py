@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql
 
 from assignment_workers.assignment.crm.external_crm import declared_facts
 from assignment_workers.assignment.crm.facts import USERS
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.facts import ExternalFacts, FactSource, stored_type
 from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.crm import MIRROR_SCHEMA
@@ -54,10 +55,10 @@ def table_of(source: FactSource, *, incoming: bool = False) -> Table:
     return made
 
 
-def prepare(connection: Connection, settings: Settings) -> None:
+def prepare(connection: Connection, dialer: Dialer, settings: Settings) -> None:
     """Create the mirror's tables for the external CRM of `settings`, if any, and commit."""
     if settings.crm_database_url is not None:
-        make(connection, declared_facts(settings))
+        make(connection, declared_facts(dialer, settings))
         connection.commit()
 
 

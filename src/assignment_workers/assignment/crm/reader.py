@@ -3,8 +3,9 @@
 If the CRM is the schema `crm` of our own database, statements read its tables directly. From an
 external CRM, a claim reads the facts of its users by id. The facts become parameters of the same
 statement and replace the CRM's tables, so each rule is one SQL expression in both cases. Work on
-whole pools reads the mirror (`mirror`), our copy of the external CRM. The external CRM is an
-execution option of the engine, so every operation finds it by its connection.
+whole pools reads the mirror (`mirror`), our copy of the external CRM. An operation
+is passed the external CRM (None: there is none), and its engine translates the schema of the CRM's
+tables to the one that holds the facts of all users: see `use_fact_schema`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.facts import USERS, CrmFacts, parameter
 from assignment_workers.errors import CrmUnavailable
 from assignment_workers.identity import UserId
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.facts import ExternalFacts, FactSource, stored_type
-from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.queues import Policy
 from assignment_workers.policy.rules import NUMBER_UNREAD
 from assignment_workers.schema.base import Base, CrmBase
@@ -46,9 +47,6 @@ from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.crm import MIRROR_SCHEMA
 from assignment_workers.schema.pipeline import Rows, Statement, expression_cache
 from assignment_workers.schema.tables import FACT_SCHEMA, CrmRead, Phone
-
-ELSEWHERE = "crm"
-"""Name of the execution option of an engine whose value is its external CRM, a `Crm`."""
 
 _MIRRORED = {"crm": MIRROR_SCHEMA}
 
@@ -65,6 +63,8 @@ class CrmReader:
     def __init__(
         self,
         connection: Connection,
+        dialer: Dialer,
+        crm: Crm | None,
         *,
         patience: float | None = None,
         run: Callable[..., list[Rows]] | None = None,
@@ -72,15 +72,17 @@ class CrmReader:
     ) -> None:
         """Prepare the reader of a transaction.
 
-        `patience`: the maximum time in seconds that reads may take; None: the limit of a claim.
-        `run`: the function with which a fenced transaction runs statements. `stores`: False for a
-        reader that may not write; it does not store the phone numbers that it reads.
+        `crm`: the external CRM; None if the CRM is in our own database. `patience`: the maximum
+        time in seconds that reads may take; None: the limit of a claim. `run`: the function with
+        which a fenced transaction runs statements. `stores`: False for a reader that may not write;
+        it does not store the phone numbers that it reads.
         """
         self._connection = connection
         self._run_in_turn = run
         self._patience = patience
         self._stores = stores
-        self._crm = crm_of(connection)
+        self._dialer = dialer
+        self._crm = crm
         self._zones: frozenset[str] | None = None
         self.waited = 0.0
         self.readable = phones.READ_IN_A_TURN
@@ -252,7 +254,7 @@ class CrmReader:
                 raise CrmUnavailable(
                     f"it took {self.waited:.1f} s for a part of what was asked", retry_after=2.0
                 )
-            return crm.facts(own_ids(self._connection, asked), seconds=self._patience)
+            return crm.facts(own_ids(self._dialer, self._connection, asked), seconds=self._patience)
         except CrmUnavailable as error:
             self.failure = error
             raise
@@ -270,31 +272,26 @@ class CrmReader:
         return bool(self._connection.execute(young).scalar())
 
 
-def own_ids(connection: Connection, users: Sequence[int]) -> dict[int, UserId]:
+def own_ids(dialer: Dialer, connection: Connection, users: Sequence[int]) -> dict[int, UserId]:
     """Return the CRM's id of each of these users, by the user's number in `assignment.user_ids`.
 
     Users without an id are left out.
     """
-    found = user_ids.own(loaded(), connection, users)
-    if loaded().numbered is None:
+    found = user_ids.own(dialer, connection, users)
+    if dialer.numbered is None:
         return found
     return {number: each for number, each in found.items() if isinstance(each, str)}
 
 
-def crm_of(connection: Connection | Engine) -> Crm | None:
-    """Return the external CRM of an engine; None if the CRM is in our own database."""
-    return cast("Crm | None", connection.get_execution_options().get(ELSEWHERE))
+def use_fact_schema(engine: Engine, dialer: Dialer, crm: Crm | None) -> None:
+    """Make statements of `engine` read the CRM's facts from the schema that has them.
 
-
-def attach(engine: Engine, crm: Crm | None) -> None:
-    """Make `engine` read CRM facts from this external CRM; None: from our own database.
-
-    With an external CRM, statements about all users read the mirror, our copy of it. Without one,
-    facts are read through views if the loaded dialer needs views.
+    With an external CRM that is the mirror, our copy of it. Without one it is the CRM's own schema,
+    or the schema of the views if the dialer needs views.
     """
     if crm is not None:
-        engine.update_execution_options(**{ELSEWHERE: crm, "schema_translate_map": _MIRRORED})
-    elif fact_views.are_needed(loaded()):
+        engine.update_execution_options(schema_translate_map=_MIRRORED)
+    elif fact_views.are_needed(dialer):
         engine.update_execution_options(schema_translate_map=fact_views.TRANSLATED)
 
 

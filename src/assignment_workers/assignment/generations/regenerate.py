@@ -30,8 +30,8 @@ from sqlalchemy import (
 )
 
 from assignment_workers.assignment import phones
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.mirror import freshen
-from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.generations.entries import READY, WAITING
 from assignment_workers.assignment.jobs import Work
 from assignment_workers.assignment.transaction import EventKind
@@ -52,6 +52,7 @@ from assignment_workers.schema.tables import (
 def regenerate(
     work: Work,
     dialer: Dialer,
+    crm: Crm | None,
     policy: Policy,
     *,
     trigger: str,
@@ -75,7 +76,7 @@ def regenerate(
     _fail_abandoned(work.side_connection, policy.queue)
     number = _begin(work, policy.queue, trigger, settings_version)
     try:
-        freshen(work.connection.engine, dialer)
+        freshen(work.connection.engine, dialer, crm)
         phones.read(work, policy.numbers, batches=phones.BEFORE_A_BUILD)
         size = _build(work.connection, policy, number, work.now)
     except BaseException as error:
@@ -143,7 +144,7 @@ def _filled(
     parameters = {"generation": number, **policy.building(now), "instant": now}
     chosen = _eligible(policy)
     if policy.limit is not None:
-        zones = CrmReader(connection).zones if policy.hours is not None else ()
+        zones = phones.zones(connection) if policy.hours is not None else ()
         parameters |= {"limit": policy.limit, "soon": now + BUILD_INTERVAL}
         parameters |= policy.soon(now, zones)
         chosen = _limited(policy, chosen)

@@ -43,9 +43,9 @@ from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.active_assignments import ACTIVE
 from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.crm import fact_views
-from assignment_workers.assignment.crm.external_crm import BATCH_SECONDS
+from assignment_workers.assignment.crm.external_crm import BATCH_SECONDS, Crm
 from assignment_workers.assignment.crm.facts import NewCrmRow, Position
-from assignment_workers.assignment.crm.reader import CrmReader, crm_of
+from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction
 from assignment_workers.identity import new_id
@@ -82,6 +82,7 @@ Send = Callable[[list[int]], None]
 def discover(
     work: Work,
     dialer: Dialer,
+    crm: Crm | None,
     policies: Mapping[str, Policy],
     send: Send,
     *,
@@ -98,13 +99,19 @@ def discover(
     of a CRM table the rows read.
     """
     counts = {"created": 0, "sent": 0, **{news.name: 0 for news in dialer.all_news}}
-    run = _Run(work, dialer, tuple(policies.values()), send, randomness, counts)
+    run = _Run(work, dialer, crm, tuple(policies.values()), send, randomness, counts)
     for news in dialer.all_news:
         run.sweep(news)
     return counts
 
 
-def reconcile(work: Work, dialer: Dialer, policies: Mapping[str, Policy], send: Send) -> Counts:
+def reconcile(
+    work: Work,
+    dialer: Dialer,
+    crm: Crm | None,
+    policies: Mapping[str, Policy],
+    send: Send,
+) -> Counts:
     """Find users who are in a wrong dialer queue or in none, and `send` the command to move them.
 
     A user's dialer queue is the one that the score row names; an unknown name counts as wrong
@@ -116,8 +123,10 @@ def reconcile(work: Work, dialer: Dialer, policies: Mapping[str, Policy], send: 
     """
     counts = {"looked_at": 0, "in_none": 0, "in_wrong": 0, "other_word": 0}
     after = int(_watermark(work.side_connection, RECONCILIATION).key or -1)
-    if after < 0 and (rows := _number(work.side_connection, dialer, NEW_PERSONS, None)) is not None:
-        counts["unfit"] = user_ids.unnumbered(dialer, work.side_connection, rows)
+    if after < 0 and crm is None:
+        rows = _number(work.side_connection, dialer, NEW_PERSONS, None)
+        if rows is not None:
+            counts["unfit"] = user_ids.unnumbered(dialer, work.side_connection, rows)
     for _ in range(WINDOWS_AT_MOST):
         window = {"after": after, "window": WINDOW, **_any(policies).building(work.now)}
         number, last = work.side_connection.execute(_WINDOW, window).one()
@@ -181,6 +190,7 @@ class _Run:
 
     work: Work
     dialer: Dialer
+    crm: Crm | None
     policies: tuple[Policy, ...]
     send: Send
     randomness: Random
@@ -197,11 +207,13 @@ class _Run:
         position: Position = (mark.reached - OVERLAP if mark.reached else _BEGINNING), None
         if mark.at is not None and mark.key is not None:
             position = mark.at, json.loads(mark.key)
-        _number(work.side_connection, self.dialer, news, position[0] if mark.reached else None)
+        if self.crm is None:
+            since = position[0] if mark.reached else None
+            _number(work.side_connection, self.dialer, news, since)
         for _ in range(BATCHES_AT_MOST):
-            found = _since(work.side_connection, news, position)
+            found = self._since(news, position)
             if found:
-                self._see_to(sorted(_users(work.side_connection, self.dialer, found)))
+                self._see_to(sorted(self._users(found)))
                 self.counts[source] += len(found)
                 position = found[-1].created_at, found[-1].key
                 seen = max(seen, position[0])
@@ -216,11 +228,32 @@ class _Run:
                 work, source, self.counts, seen=seen, at=at, key=json.dumps(key, default=str)
             )
 
+    def _since(self, news: News, after: Position) -> list[NewCrmRow]:
+        if self.crm is not None:
+            return self.crm.since(news, after, limit=AT_A_TIME)
+        at, key = after
+        found = self.work.side_connection.execute(
+            _since_here(news, key is not None), {"after": at, "key": key}
+        )
+        return [NewCrmRow(row.created_at, row.key, row.user_id) for row in found]
+
+    def _users(self, found: Sequence[NewCrmRow]) -> set[int]:
+        """Return our numbers of the users of these rows; new users of an external CRM get one.
+
+        Users whose id is unusable are left out.
+        """
+        ids = [each.user_id for each in found]
+        if self.dialer.numbered is None or self.crm is None:
+            return {each for each in ids if isinstance(each, int)}
+        connection = self.work.side_connection
+        numbers = user_ids.number_in_order(self.dialer, connection, ids)
+        connection.commit()
+        return set(numbers.values())
+
     def _see_to(self, users: list[int]) -> None:
         now, side_connection = self.work.now, self.work.side_connection
-        judged = _judge(
-            CrmReader(side_connection, patience=BATCH_SECONDS), self.policies, users, now
-        )
+        crm_reader = CrmReader(side_connection, self.dialer, self.crm, patience=BATCH_SECONDS)
+        judged = _judge(crm_reader, self.policies, users, now)
         events = _create(side_connection, judged, now, lambda: new_id(now, self.randomness))
         if events:
             dated = [{**event, "at": now, "term": None} for event in events]
@@ -298,7 +331,7 @@ def _number(
     query that selects these persons; None for an external CRM, for a CRM whose ids are integers,
     and for a table that has no person's id.
     """
-    if dialer.numbered is None or crm_of(connection) is not None:
+    if dialer.numbered is None:
         return None
     rows = fact_views.persons_of(dialer, news)
     if rows is not None:
@@ -306,29 +339,6 @@ def _number(
         user_ids.number_new(dialer, connection, rows, at)
         connection.commit()
     return rows
-
-
-def _since(connection: Connection, news: News, after: Position) -> list[NewCrmRow]:
-    crm = crm_of(connection)
-    if crm is not None:
-        return crm.since(news, after, limit=AT_A_TIME)
-    at, key = after
-    found = connection.execute(_since_here(news, key is not None), {"after": at, "key": key}).all()
-    return [NewCrmRow(row.created_at, row.key, row.user_id) for row in found]
-
-
-def _users(connection: Connection, dialer: Dialer, found: Sequence[NewCrmRow]) -> set[int]:
-    """Return the integer ids of the users of these rows.
-
-    If the CRM's own ids are not integers, new users of an external CRM get an integer id. Users
-    whose id cannot be used are left out.
-    """
-    ids = [each.user_id for each in found]
-    if dialer.numbered is None or crm_of(connection) is None:
-        return {each for each in ids if isinstance(each, int)}
-    numbers = user_ids.number_in_order(dialer, connection, ids)
-    connection.commit()
-    return set(numbers.values())
 
 
 def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[Any, ...]]:

@@ -14,8 +14,7 @@ from uuid import UUID
 from pydantic import BaseModel
 from sqlalchemy import Connection, bindparam, func, select, text
 
-from assignment_workers.assignment import user_ids
-from assignment_workers.assignment.crm.reader import CrmReader
+from assignment_workers.assignment import phones, user_ids
 from assignment_workers.assignment.phones import owners
 from assignment_workers.assignment.reports.breakdown import Part
 from assignment_workers.assignment.reports.figures import COUNTED_AT_MOST, NEWEST
@@ -344,7 +343,7 @@ def funnel(connection: Connection, policy: Policy, now: datetime) -> PoolFunnel:
         .outerjoin(Phone, Phone.user_id == UserCallScore.user_id)
         .group_by("broken")
     )
-    zones = CrmReader(connection).zones if policy.hours else ()
+    zones = phones.zones(connection) if policy.hours else ()
     found = {row[0]: row[1] for row in connection.execute(query, policy.at(now, zones))}
     names = ["eligible", *(rule.name for rule in policy.rules)]
     counts = {

@@ -26,9 +26,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from assignment_workers.assignment import phones
 from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.callbacks import callbacks, missed_calls
 from assignment_workers.assignment.calling import described_for
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.generations.eligibility_status import (
     EligibilityStatus,
@@ -52,6 +54,7 @@ from assignment_workers.assignment.reports.explanation import (
 from assignment_workers.assignment.settings_versions import version_of
 from assignment_workers.assignment.suppressions import suppressions_of
 from assignment_workers.errors import CrmUnavailable
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.crm import CrmUser
@@ -87,6 +90,8 @@ def instant(connection: Connection) -> datetime:
 
 def explain(
     connection: Connection,
+    dialer: Dialer,
+    crm: Crm | None,
     user: int,
     *,
     policies: Mapping[str, Policy],
@@ -100,7 +105,7 @@ def explain(
     Cost: judging one user, and counting the users with better ranks in each dialer queue, up to a
     limit.
     """
-    crm_reader = CrmReader(connection, stores=False)
+    crm_reader = CrmReader(connection, dialer, crm, stores=False)
     known = crm_reader.judge(_FACTS, {"user": user}, users=[user])
     row = known[0]._asdict() if known else None
     if user in crm_reader.unknown:
@@ -148,7 +153,7 @@ def funnel(
     scores, are judged; None: all. Cost: one pass over these users, in the database.
     """
     place = _place(connection, policy.queue)
-    zones = CrmReader(connection).zones if policy.hours is not None else ()
+    zones = phones.zones(connection) if policy.hours is not None else ()
     parameters = {**_parameters(place["generation"], now), **policy.at(now, zones)}
     rows = connection.execute(tally(policy, at_most), parameters).all()
     found = {row.stands: row for row in rows}

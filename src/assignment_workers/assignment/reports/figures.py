@@ -8,13 +8,14 @@ module. A display of a figure must name the bound.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, text
 
 from assignment_workers.assignment.audit import lag_seconds
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.reports.status import (
     CrmStatus,
@@ -24,6 +25,7 @@ from assignment_workers.assignment.reports.status import (
     queue_statuses,
     sequencer_statuses,
 )
+from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.tables import AssignmentState
 
 NEWEST = 50_000
@@ -132,15 +134,21 @@ class Figures(BaseModel):
 
 
 def figures(
-    connection: Connection, *, application: str, queues: Collection[str], lanes: Lanes = ONE_LANE
+    connection: Connection,
+    dialer: Dialer,
+    crm: Crm | None,
+    *,
+    application: str,
+    lanes: Lanes = ONE_LANE,
 ) -> Figures:
     """Read all figures for monitoring.
 
     `application`: the configured PostgreSQL application name, by which the sequencers' connections
-    are found. `queues`: the names of the dialer's queues. The figures are read in several
-    transactions, so they may be of slightly different times.
+    are found. `crm`: the external CRM, if any. The figures are read in several transactions, so
+    they may be of slightly different times.
     """
-    crm = crm_status(connection)
+    queues = dialer.policies
+    crm_now = crm_status(connection, dialer, crm)
 
     def counts(query: str) -> dict[str, int]:
         return {str(name): count for name, count in connection.execute(text(query))}
@@ -178,7 +186,7 @@ def figures(
         audit_lag_seconds=lag_seconds(connection),
         findings=[Broken(**row) for row in findings],
         examined_at=min((row["examined_at"] for row in findings), default=None),
-        crm=crm,
+        crm=crm_now,
     )
 
 

@@ -19,7 +19,7 @@ from assignment_workers.assignment import calling
 from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMNS, held
 from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.crm import fact_views, mirror
-from assignment_workers.assignment.crm.reader import crm_of
+from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.generations.entries import PUBLISHED_STATE, READY, WAITING
 from assignment_workers.assignment.lanes import Lanes, connection_name, lanes_of, name_prefix
 from assignment_workers.assignment.reports.durability import Durability, durability
@@ -192,7 +192,7 @@ class Status(BaseModel):
 
 
 def status(
-    connection: Connection, *, application: str, settings: Settings, dialer: Dialer
+    connection: Connection, dialer: Dialer, crm: Crm | None, *, application: str, settings: Settings
 ) -> Status:
     """Read the status of the whole system.
 
@@ -200,7 +200,7 @@ def status(
     are found. `settings`: those of the environment; the calling rules are those in force. `dialer`:
     that of this process.
     """
-    crm = crm_status(connection)
+    crm_now = crm_status(connection, dialer, crm)
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
     in_force = current(connection, dialer, settings)
     lanes = sequencer_statuses(
@@ -211,7 +211,7 @@ def status(
     )
     return Status(
         at=now,
-        crm=crm,
+        crm=crm_now,
         queues=queue_statuses(connection, dialer.policies),
         due=DueStatus(**connection.execute(_DUE, {"late": now - OVERDUE}).mappings().one()),
         holds=[held(row) for row in connection.execute(_HOLDS).mappings()],
@@ -242,13 +242,12 @@ def status(
     )
 
 
-def crm_status(connection: Connection) -> CrmStatus:
+def crm_status(connection: Connection, dialer: Dialer, crm: Crm | None) -> CrmStatus:
     """Return the status of the CRM, after a read that tests it.
 
     Call this first in a transaction, because a failed read rolls the transaction back. The wait for
     an external CRM is limited as for a claim.
     """
-    crm = crm_of(connection)
     if crm is not None:
         age = mirror.age(connection)
         return CrmStatus(
@@ -258,7 +257,7 @@ def crm_status(connection: Connection) -> CrmStatus:
         )
     trouble = None
     try:
-        connection.execute(fact_views.probe())
+        connection.execute(fact_views.probe(dialer))
     except DBAPIError as error:
         if error.connection_invalidated:
             raise

@@ -290,6 +290,8 @@ def user(name: UserId) -> View:
                 "user": details.user(c, number),
                 "explained": explain(
                     c,
+                    loaded(),
+                    source.read_cache.crm,
                     number,
                     policies=source.policies(c),
                     settings=source.in_force(c),

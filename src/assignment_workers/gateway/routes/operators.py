@@ -88,6 +88,8 @@ def explain_user(user: UserPath, here: Here) -> Explanation:
         settings = current(connection, loaded(), here.settings)
         found = read_explanation(
             connection,
+            loaded(),
+            here.crm,
             user_ids.number_of(loaded(), connection, user),
             policies=policies_of(loaded(), settings),
             settings=settings,

@@ -97,7 +97,7 @@ def _forget(here: Gateway, user: UserId) -> Response:
         reader = numbers_of(here.settings).reader
         known = person.find(connection, loaded(), number, reader)
         try:
-            counts = person.forget(connection, loaded(), number, reader)
+            counts = person.forget(connection, loaded(), here.crm, number, reader)
         except UsageError as error:
             raise unavailable(str(error)) from error
         connection.commit()

@@ -121,7 +121,7 @@ class Ours:
         """
 
         def work(given: jobs.Work) -> jobs.Counts:
-            number, _ = regenerate(given, dialer, dialer.policies[QUEUE], trigger="hand")
+            number, _ = regenerate(given, dialer, None, dialer.policies[QUEUE], trigger="hand")
             return {"generation": number}
 
         job = jobs.Job("queue.regenerate", "hand", QUEUE)

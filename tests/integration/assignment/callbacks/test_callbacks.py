@@ -321,7 +321,11 @@ def test_an_overdue_callback_is_seen_in_the_status_and_by_the_doctor(world: Worl
     def due() -> tuple[int, int]:
         with world.engine.connect() as connection:
             found = status(
-                connection, dialer=loaded(), application="test", settings=world.settings
+                connection,
+                loaded(),
+                world.external_crm,
+                application="test",
+                settings=world.settings,
             ).due
         assert (found.oldest_overdue is not None) == (found.callbacks_overdue > 0)
         return found.callbacks_pending, found.callbacks_overdue
@@ -365,7 +369,9 @@ def test_a_callback_whose_user_may_not_be_called_is_told_apart_from_one_that_is_
     assert told["details"]["reason"] == why
     assert world.unhealthy() == found
     with world.engine.connect() as connection:
-        due = status(connection, dialer=loaded(), application="test", settings=world.settings).due
+        due = status(
+            connection, loaded(), world.external_crm, application="test", settings=world.settings
+        ).due
     assert (due.callbacks_pending, due.callbacks_overdue) == (1, 0)
     # Nobody asks for longer than an hour after it was tried again.
     world.execute("UPDATE callbacks SET available_from = available_from - interval '2 hours'")

@@ -70,7 +70,7 @@ def run_match(world: World) -> dict[str, Any]:
     ran = jobs.run(
         world.engine,
         Job("missed_calls.match", "hand"),
-        lambda work: match(work, loaded(), world.settings),
+        lambda work: match(work, loaded(), world.external_crm, world.settings),
     )
     return dict(ran.counts)
 

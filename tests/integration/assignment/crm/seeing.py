@@ -12,7 +12,6 @@ from sqlalchemy import make_url
 
 from assignment_workers.adoption.inspect import inspect
 from assignment_workers.assignment.crm.external_crm import Crm, configured
-from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.reports.status import CrmStatus, status
 from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import (
@@ -37,9 +36,9 @@ def seeing(world: World, url: str, **settings: Any) -> Iterator[Crm]:
 @contextmanager
 def attached(world: World) -> Iterator[Crm]:
     """Let the world read the CRM that its settings name."""
-    made = configured(world.settings)
+    made = configured(loaded(), world.settings)
     assert made is not None
-    attach(world.engine, made)
+    world.read_crm(made)
     try:
         yield made
     finally:
@@ -69,11 +68,11 @@ def silent(url: str) -> Iterator[str]:
 def crm_told(world: World) -> CrmStatus:
     with world.engine.connect() as connection:
         return status(
-            connection, dialer=loaded(), application="nobody", settings=world.settings
+            connection, loaded(), world.external_crm, application="nobody", settings=world.settings
         ).crm
 
 
 def verdicts(world: World) -> dict[str, str]:
     with world.engine.connect() as connection:
-        tables = inspect(connection).tables
+        tables = inspect(connection, world.external_crm).tables
     return {each.table: each.verdict for each in tables if "CRM" in each.table}

@@ -21,7 +21,7 @@ from assignment_workers.assignment.claims.reassign import reassign
 from assignment_workers.assignment.crm import external_crm as crm_module
 from assignment_workers.assignment.crm import mirror
 from assignment_workers.assignment.crm.external_crm import FAILURES, Crm, configured
-from assignment_workers.assignment.crm.reader import attach
+from assignment_workers.assignment.crm.reader import use_fact_schema
 from assignment_workers.assignment.pools import convert, discover
 from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.reports.figures import figures
@@ -169,7 +169,13 @@ def test_it_may_be_explained_and_reassigned_by_facts_of_now(world: World, crm: O
     crm.sign(1)
     with world.engine.connect() as connection:
         found = explain(
-            connection, 1, policies=world.policies, settings=world.settings, now=world.now
+            connection,
+            loaded(),
+            world.external_crm,
+            1,
+            policies=world.policies,
+            settings=world.settings,
+            now=world.now,
         )
     assert found is not None
     broken = [each.rule for each in found.queues[0].rules if not each.holds]
@@ -304,7 +310,7 @@ def test_operators_see_where_the_crm_is_and_whether_it_answers(world: World, crm
         told = crm_told(world)
         assert told.trouble == "the CRM cannot be read: no answer within 0.1 s"
         with world.engine.connect() as connection:
-            found = figures(connection, queues=loaded().policies, application="nobody")
+            found = figures(connection, loaded(), world.external_crm, application="nobody")
     assert (found.crm_up, found.crm.elsewhere) == (False, True)
     assert world.unhealthy() == []
     age_mirror(world, 600)
@@ -378,21 +384,23 @@ def test_a_dialer_is_compared_before_its_migration_by_the_facts_that_are_there(
     engine = connect(empty_database_url, name="test", statement_timeout=timedelta(seconds=60))
     now = datetime.now(UTC)
     with engine.begin() as connection:
-        expected = compare(connection, now=now)
+        expected = compare(connection, None, now=now)
         facts = connection.execute(
             text("SELECT id, is_enabled, current_signature_file_id, created_at FROM crm.users")
         )
         crm.add(CrmUser, [dict(row) for row in facts.mappings()])
         connection.execute(text("DROP SCHEMA crm CASCADE"))
     assert {each.only for each in expected} == {"ours", "theirs"}
-    made = configured(settings)
+    made = configured(loaded(), settings)
     assert made is not None
-    attach(engine, made)
+    use_fact_schema(engine, loaded(), made)
     for users in (1, 2, 5_000):
         monkeypatch.setattr("assignment_workers.adoption.compare.USERS_AT_A_TIME", users)
         with engine.connect() as connection:
             connection.execute(text("SET TRANSACTION READ ONLY"))
-            assert sorted(map(str, compare(connection, now=now))) == sorted(map(str, expected))
+            assert sorted(map(str, compare(connection, made, now=now))) == sorted(
+                map(str, expected)
+            )
     made.close()
     engine.dispose()
 

@@ -349,6 +349,7 @@ def test_a_build_says_what_it_did(ranked: World) -> None:
             regenerate(
                 replace(given, now=ranked.now),
                 loaded(),
+                None,
                 POLICIES[UNSIGNED],
                 trigger="level",
             )

@@ -13,6 +13,7 @@ from assignment_workers.assignment.reports import details
 from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.suppressions import lift, suppressions
 from assignment_workers.phones import Reader
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import SuppressionKind
 from tests.integration.assignment.lifecycle.test_offers import breaches
 from tests.support.world import (
@@ -51,7 +52,13 @@ def passed_on(world: World, agent: int) -> Held:
 def why(world: World, user: int, queue: str = UNSIGNED) -> str:
     with world.engine.connect() as connection:
         found = explain(
-            connection, user, policies=world.policies, settings=world.settings, now=world.now
+            connection,
+            loaded(),
+            world.external_crm,
+            user,
+            policies=world.policies,
+            settings=world.settings,
+            now=world.now,
         )
     assert found is not None
     return next(each.why for each in found.queues if each.queue == queue)

@@ -15,7 +15,6 @@ import pytest
 from assignment_workers.assignment import jobs
 from assignment_workers.assignment.crm.external_crm import configured
 from assignment_workers.assignment.crm.mirror import freshen
-from assignment_workers.assignment.crm.reader import attach
 from assignment_workers.assignment.jobs import Counts, Job, Work
 from assignment_workers.assignment.pools import discover
 from assignment_workers.errors import CrmUnavailable
@@ -53,9 +52,9 @@ def world(
 @contextmanager
 def reading(world: World) -> Iterator[None]:
     """Let the world read its CRM as its settings say."""
-    found = configured(world.settings)
+    found = configured(loaded(), world.settings)
     assert found is not None
-    attach(world.engine, found)
+    world.read_crm(found)
     yield
     found.close()
 
@@ -81,7 +80,9 @@ def run(world: World, *, place: bool = True) -> Counts:
 
     def work(each: Work) -> Counts:
         at = replace(each, now=world.now)
-        return discover.discover(at, loaded(), given, sent.extend, randomness=world.randomness)
+        return discover.discover(
+            at, loaded(), world.external_crm, given, sent.extend, randomness=world.randomness
+        )
 
     ran = jobs.run(world.engine, Job("queue.discover", "hand"), work)
     if place and sent:
@@ -93,9 +94,9 @@ def reconcile(world: World) -> Counts:
     sent: list[int] = []
 
     def work(each: Work) -> Counts:
-        freshen(world.engine, loaded())
+        freshen(world.engine, loaded(), world.external_crm)
         return discover.reconcile(
-            replace(each, now=world.now), loaded(), world.policies, sent.extend
+            replace(each, now=world.now), loaded(), world.external_crm, world.policies, sent.extend
         )
 
     ran = jobs.run(world.engine, Job("queue.reconcile", "hand"), work)

@@ -12,7 +12,7 @@ from assignment_workers.assignment.generations.pause import pause, resume
 from assignment_workers.assignment.lifecycle.moves import Close
 from assignment_workers.assignment.reports.explain import explain, funnel
 from assignment_workers.assignment.reports.explanation import Explanation, Funnel
-from assignment_workers.policy.process_dialer import POLICIES
+from assignment_workers.policy.process_dialer import POLICIES, loaded
 from tests.support.world import (
     HOUR,
     OUTSTANDING,
@@ -28,7 +28,15 @@ from tests.support.world import (
 
 def explained(world: World, user: int) -> Explanation:
     with world.engine.connect() as connection:
-        found = explain(connection, user, policies=POLICIES, settings=world.settings, now=world.now)
+        found = explain(
+            connection,
+            loaded(),
+            world.external_crm,
+            user,
+            policies=POLICIES,
+            settings=world.settings,
+            now=world.now,
+        )
     assert found is not None
     return found
 
@@ -217,7 +225,15 @@ def test_what_a_user_is_due_is_explained_and_they_are_offered_for_it(world: Worl
 
 def test_nobody_is_explained_who_is_not_known(world: World) -> None:
     with world.engine.connect() as connection:
-        given = explain(connection, 1, policies=POLICIES, settings=world.settings, now=world.now)
+        given = explain(
+            connection,
+            loaded(),
+            world.external_crm,
+            1,
+            policies=POLICIES,
+            settings=world.settings,
+            now=world.now,
+        )
     assert given is None
     world.add_users([User(1, has_score_row=False)])
     assert explained(world, 1).facts is None

@@ -23,7 +23,7 @@ RACE = "ASSIGNMENT_RACE_CONDITION"
 
 def read(world: World) -> Figures:
     with world.engine.connect() as connection:
-        return figures(connection, queues=loaded().policies, application=APPLICATION)
+        return figures(connection, loaded(), None, application=APPLICATION)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_no_figure_reads_a_table_whole(busy: World) -> None:
     with busy.engine.connect() as connection:
         connection.execute(text("SELECT pg_stat_force_next_flush()"))
         before = _scanned(connection)
-        figures(connection, queues=loaded().policies, application=APPLICATION)
+        figures(connection, loaded(), None, application=APPLICATION)
         connection.rollback()
         connection.execute(text("SELECT pg_stat_force_next_flush()"))
         connection.rollback()
