@@ -17,27 +17,29 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from assignment_workers.errors import UsageError
 
 POSTGRES = ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2")
-"""The schemes of a PostgreSQL address, libpq's own and SQLAlchemy's."""
+"""The schemes of a PostgreSQL address that are accepted: those of libpq and of SQLAlchemy."""
 REDIS = ("redis", "rediss", "sentinel")
 """The schemes of the address of a Redis or a Valkey."""
 SENTINEL = "sentinel://"
 SENTINEL_PORT = 26_379
 HOST_PARAMETERS = ("host", "hostaddr", "port")
-"""libpq's parameters that are lists, with a value for each server."""
+"""libpq's parameters that may be lists with a value for each server."""
 HIDDEN = "**"
 LARGEST_PORT = 65_535
 
 _ENCODED = "special characters in a password are written as in %40 for @"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _BEFORE_HOSTS = re.compile(r"[^:]+://(?:[^@/]*@)?")
-"""libpq's rule: the user and the password end at the first @ before a slash."""
+"""The part of a URI before the hosts. As in libpq, user and password end at the first @ before a
+slash.
+"""
 
 
 def check_address(value: str, *schemes: str) -> str:
-    """Return the address unchanged. Raises ValueError for an unaccepted scheme or port.
+    """Return the address unchanged. Raises ValueError if its scheme or port is not accepted.
 
-    With PostgreSQL's schemes, `name=value` pairs are an address too. With `sentinel`, an address
-    may name several Sentinels.
+    If `schemes` has PostgreSQL's, `name=value` pairs are accepted too; if it has `sentinel`, an
+    address with several Sentinels.
     """
     if "postgresql" in schemes and is_postgres(value):
         return check_postgres(value)
@@ -64,10 +66,11 @@ def _check_url(value: str, schemes: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class SentinelAddress:
-    """A Redis whose primary Sentinels name: `sentinel://:password@a:26379/0;sentinel://b:26379/0`.
+    """The address of a Redis whose primary Redis Sentinel names, in the form of Celery.
 
-    That is how Celery and kombu write it. User, password and database are those of the Redis, and
-    are written once or with each Sentinel. The query has what kombu takes from its options.
+    Example: `sentinel://:password@a:26379/0;sentinel://b:26379/0`. User, password and database are
+    those of the Redis, and are written once or with each Sentinel. The query has further options of
+    kombu.
     """
 
     sentinels: tuple[tuple[str, int], ...]
@@ -78,11 +81,14 @@ class SentinelAddress:
     sentinel_username: str | None = None
     sentinel_password: str | None = None
     tls: Mapping[str, str] = field(default_factory=dict)
-    """`ssl_ca_certs` and the like; empty: no TLS."""
+    """Options for TLS, such as `ssl_ca_certs`; empty: no TLS."""
 
     @classmethod
     def read(cls, value: str) -> SentinelAddress:
-        """Read the address. Raises ValueError, a line without any part of it but a name."""
+        """Parse the address.
+
+        Raises ValueError, whose line shows at most the name of a parameter.
+        """
         sentinels: list[tuple[str, int]] = []
         said: dict[str, set[str]] = {}
         for each in value.split(";"):
@@ -107,7 +113,7 @@ class SentinelAddress:
 
     @property
     def for_celery(self) -> str:
-        """The address as Celery takes it: everything that each part needs, and no query."""
+        """The address in Celery's form: each part is complete, and there is no query."""
         user, password = quote(self.username or "", safe=""), quote(self.password or "", safe="")
         at = f"{user}:{password}@" if user or password else ""
         return ";".join(
@@ -117,7 +123,7 @@ class SentinelAddress:
 
 
 def shown(value: str) -> str:
-    """Return the hosts and ports in the address of a Redis or a RabbitMQ, for people here."""
+    """Return the hosts and ports in the address of a Redis or a RabbitMQ, as text."""
     found = []
     for each in value.split(";"):
         parts = urlsplit(each)
@@ -126,15 +132,15 @@ def shown(value: str) -> str:
 
 
 def is_postgres(value: str) -> bool:
-    """Return True if the address is one of PostgreSQL by its form: a URI, or `name=value` pairs."""
+    """Return True if the address has PostgreSQL's form: a URI or `name=value` pairs."""
     scheme = _SCHEME.match(value)
     return scheme.group(1).lower() in POSTGRES if scheme else "=" in value
 
 
 def check_postgres(value: str) -> str:
-    """Return a PostgreSQL address unchanged. Raises ValueError if libpq would not take its form.
+    """Return a PostgreSQL address unchanged. Raises ValueError if libpq does not accept its form.
 
-    The names of the parameters of a URI are not checked, because other programs add their own.
+    Unknown parameters in the query of a URI are ignored, because other programs add their own.
     """
     libpq_parameters(value, lambda query: {n: v for n, v in query.items() if n in _knows()})
     return value
@@ -143,10 +149,10 @@ def check_postgres(value: str) -> str:
 def libpq_parameters(
     value: str, translate: Callable[[Mapping[str, str]], Mapping[str, str]] = dict
 ) -> dict[str, str]:
-    """Return the parameters of a PostgreSQL address by libpq's names, as libpq reads the address.
+    """Parse a PostgreSQL address as libpq does; return its parameters by libpq's names.
 
-    `translate` gets the parameters of a URI's query and returns those that libpq is to read. Raises
-    ValueError, a line without any part of the address except the name of an unknown parameter.
+    `translate` gets the parameters of a URI's query and returns those to pass to libpq. Raises
+    ValueError, whose line shows at most the name of an unknown parameter.
     """
     from psycopg import pq
     from psycopg.errors import OperationalError
@@ -174,8 +180,8 @@ def libpq_parameters(
 def hosts_of(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return `host`, `hostaddr` and `port` of each server that libpq's parameters name, in order.
 
-    Empty if they name none: libpq then takes its defaults. Raises ValueError if the numbers of
-    hosts and ports differ.
+    An empty list if they name none; libpq then uses its defaults. Raises ValueError if the numbers
+    of hosts and ports differ.
     """
     lists = {
         name: str(parameters[name]).split(",") for name in HOST_PARAMETERS if parameters.get(name)
@@ -192,11 +198,11 @@ def hosts_of(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def with_service(parameters: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters with those of the service file that `service` names, as libpq does it.
+    """Return the parameters, with those of the service file's `service` added, as libpq does.
 
-    Parameters of the address win. Without `service` they are returned unchanged, and also if the
-    file or the service is not found here: libpq then looks for it, and reports it. Raises
-    ValueError for hosts and ports of different numbers.
+    Parameters of the address take precedence. If there is no `service`, or the file or the service
+    is not found, the parameters are returned unchanged; libpq then reports it. Raises ValueError if
+    the numbers of hosts and ports differ.
     """
     name = parameters.get("service") or environment.get("PGSERVICE")
     if not name:
@@ -213,7 +219,7 @@ def with_service(parameters: Mapping[str, str], environment: Mapping[str, str]) 
 
 
 def without_password(said: str) -> str:
-    """Return a text with the password of every address hidden, for every kind of server."""
+    """Return `said` with the password of every address in it hidden."""
     for secret, left in (
         (_USER_INFO, rf"\1{HIDDEN}@"),
         (_IN_QUERY, rf"\1{HIDDEN}"),
@@ -224,13 +230,13 @@ def without_password(said: str) -> str:
 
 
 _USER_INFO = re.compile(r"(?<=://)([^:/?#\s]*:)(?:(?!://)[^\s])*@")
-"""The user and the password of an address, greedy up to the last @."""
+"""The user and the password of an address, up to the last @."""
 _SECRETS = r"(?:ssl|sentinel_|oauth_)?(?:password|client_secret)"
 _IN_QUERY = re.compile(rf"([?&]{_SECRETS}=)[^&;\s]*", re.IGNORECASE)
 _IN_PAIRS = re.compile(
     rf"((?<![?&\w]){_SECRETS}\s*=\s*)('(?:[^'\\]|\\.)*'|(?:\\.|\S)*)", re.IGNORECASE
 )
-"""A password of libpq's `name=value` pairs, which ends at a space or a quote."""
+"""A password in libpq's `name=value` pairs. It ends at a space or a quote."""
 
 
 def _knows() -> set[str]:
@@ -246,7 +252,7 @@ def query_of(value: str) -> dict[str, str]:
 
 
 def _query(query: str) -> dict[str, str]:
-    """Return the parameters of a URI's query as libpq reads them: a plus sign is a plus sign."""
+    """Parse the query of a URI as libpq does: a plus sign is not a space."""
     pairs = (each.partition("=") for each in query.split("&") if each)
     return {unquote(name): unquote(value) for name, _, value in pairs}
 
@@ -261,7 +267,7 @@ def _check_hosts(parameters: Mapping[str, str]) -> None:
 
 
 def _service(text: str, name: str) -> dict[str, str]:
-    """Return the parameters of the service `name` in the text of libpq's service file."""
+    """Return the parameters of the service `name` in `text`, a libpq service file."""
     found: dict[str, str] = {}
     within = False
     for line in map(str.strip, text.splitlines()):
@@ -276,9 +282,9 @@ def _service(text: str, name: str) -> dict[str, str]:
 
 
 def listen(setting: str, host: str, port: int, *, backlog: int | None = None) -> socket.socket:
-    """Return a socket that listens at the address, whose port is in `setting`.
+    """Return a socket that listens on the address. `setting` is the name of the port's setting.
 
-    Raises `UsageError` if the address cannot be listened on.
+    Raises `UsageError` if listening fails.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -288,7 +294,10 @@ def listen(setting: str, host: str, port: int, *, backlog: int | None = None) ->
 
 
 def cannot_listen(setting: str, host: str, port: int, error: OSError) -> UsageError:
-    """Return the error of an address that cannot be listened on; `setting` has its port."""
+    """Return the error for an address on which listening failed.
+
+    `setting` names the port's setting.
+    """
     return UsageError(
         f"{setting}={port}: {host} port {port} cannot be listened on: {error.strerror or error}; "
         "each process on a host needs a port of its own"

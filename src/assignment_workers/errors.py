@@ -12,30 +12,30 @@ def plain(message: str) -> str:
 
 
 class AssignmentWorkersError(Exception):
-    """An error that a person has to know of; the message is one line."""
+    """The base class of errors that a person must learn of. The message is one line."""
 
     exit_code = 1
 
 
 class UsageError(AssignmentWorkersError):
-    """A setting or an argument cannot be used."""
+    """A setting or an argument is invalid."""
 
     exit_code = 2
 
 
 class SchemaMismatch(AssignmentWorkersError):
-    """The database does not have the schema that this version needs."""
+    """The database does not have the schema that this release needs."""
 
 
 class DatabaseUnavailable(AssignmentWorkersError):
-    """PostgreSQL cannot answer now; nothing was changed."""
+    """PostgreSQL cannot answer now. A COMMIT whose reply was lost may have taken effect."""
 
     general = "the database cannot answer"
-    """The text for callers; the message itself is for the log, because it may name a host."""
+    """The text for callers. The message itself is for the log, because it may name a host."""
 
 
 class CrmUnavailable(DatabaseUnavailable):
-    """The CRM cannot be read now: the facts are unknown, and no user was judged by them."""
+    """The CRM cannot be read now, so the facts are unknown and no user was judged."""
 
     general = "the CRM cannot be read"
 
@@ -45,7 +45,7 @@ class CrmUnavailable(DatabaseUnavailable):
 
 
 class BrokerUnavailable(AssignmentWorkersError):
-    """The broker cannot take a message now; nothing was enqueued."""
+    """The broker cannot accept a message now. The message may have been sent nevertheless."""
 
     @property
     def general(self) -> str:
@@ -54,22 +54,22 @@ class BrokerUnavailable(AssignmentWorkersError):
 
 
 class TaskFailed(AssignmentWorkersError):
-    """A task failed in a way that no retry mends.
+    """A task failed in a way that no retry can change.
 
     The message is the kind of failure; the dead letter has the details.
     """
 
 
 class NotReplayable(AssignmentWorkersError):
-    """A dead letter that cannot be sent again, because parts of its message are missing."""
+    """A dead letter cannot be sent again, because parts of its message are missing."""
 
 
 class NotStored(AssignmentWorkersError):
-    """A dead letter cannot be written now: its message must stay with the broker."""
+    """A dead letter cannot be stored now, so its message must stay with the broker."""
 
 
 class Malformed(AssignmentWorkersError):
-    """A message that is not a valid Celery message of ours.
+    """A message is not a valid Celery message of this project.
 
     `task` and `task_id` are set if the message has them.
     """
@@ -81,11 +81,11 @@ class Malformed(AssignmentWorkersError):
 
 
 class Overtaken(AssignmentWorkersError):
-    """Another run of the same job has begun, so that this run must not commit."""
+    """Another run of the same job has begun, so this run must not commit."""
 
 
 class StaleTerm(AssignmentWorkersError):
-    """Another sequencer has taken over, so that this sequencer's transaction must not commit."""
+    """Another sequencer has taken over, so the transaction of this sequencer must not commit."""
 
     def __init__(self, *, held: int, current: int | None) -> None:
         super().__init__(

@@ -12,10 +12,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def new_id(now: datetime, randomness: Random) -> UUID:
-    """Return a UUIDv7 (RFC 9562 section 5.7) that sorts by `now` to the millisecond.
+    """Return a UUIDv7 (RFC 9562 section 5.7): ids sort by `now`, to the millisecond.
 
     74 random bits follow the time. The standard library has `uuid.uuid7` only from Python 3.14, and
-    it takes neither a clock nor a source of randomness.
+    it accepts neither a clock nor a source of randomness.
     """
     milliseconds = (now - _EPOCH) // timedelta(milliseconds=1)
     value = milliseconds << 80 | randomness.getrandbits(80)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 DASHBOARD, FLOWER, FLOWER_SESSION = "dashboard", "flower", "flower session"
 """The purposes of a code: a code made for one purpose is refused for another."""
 PATH = "/sign-in"
-"""The path of a sign-in link, at the gateway and at Flower: `/sign-in?code=...`."""
+"""The path of a sign-in link, at the gateway and at Flower, as in `/sign-in?code=...`."""
 LINK_LASTS = timedelta(hours=1)
 """The lifetime of a sign-in link."""
 _LONGEST = 200
@@ -23,14 +23,14 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class SignInCode:
-    """A code that was read, is valid, and has not expired."""
+    """A valid code that has not expired. Each code has another `name`."""
 
     name: str
     expires_at: datetime
 
 
 def make(secret: str, purpose: str, *, now: datetime, lasts: timedelta = LINK_LASTS) -> str:
-    """Make a code for this purpose that expires when `lasts` has passed since `now`.
+    """Return a new code for `purpose`, which expires when `lasts` has passed since `now`.
 
     It consists of letters, digits, `-`, `_` and `.`.
     """
@@ -41,7 +41,7 @@ def make(secret: str, purpose: str, *, now: datetime, lasts: timedelta = LINK_LA
 def read(secret: str, purpose: str, code: str, *, now: datetime) -> SignInCode | None:
     """Return the code if it was made with this secret for this purpose and has not expired.
 
-    Otherwise return None. Whether the code was used before is not checked.
+    Otherwise return None. It is not checked if the code was used before.
     """
     said, _, signature = code.rpartition(".")
     if len(code) > _LONGEST or not hmac.compare_digest(

@@ -17,10 +17,10 @@ Form = Literal["logfmt", "json", "console"]
 
 
 def set_up(form: Form = "logfmt", level: str = "info") -> None:
-    """Configure logging: our lines and the libraries' go to standard error in the format `form`.
+    """Configure logging: lines of this package and of libraries go to standard error.
 
-    `level` is the lowest level that is logged: debug, info, warning or error. Libraries log nothing
-    below info.
+    `form` is the format of the lines. `level` is the lowest level that is logged: debug, info,
+    warning or error. Lines of libraries below info are never logged.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -76,10 +76,10 @@ def _renderer(form: Form) -> structlog.typing.Processor:
 
 
 def _escaped(_: object, __: str, facts: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape control characters in an event's fields, so that no value can forge a log line.
+    """Escape control characters in the fields of an event, so that no value can forge a log line.
 
-    A traceback keeps its line breaks. Each of its lines is indented, so that none looks like a line
-    of the log.
+    A traceback keeps its line breaks. Its lines are indented, so that none looks like a line of the
+    log.
     """
     for name in list(facts):
         value = facts.pop(name)
@@ -94,7 +94,7 @@ TRACE = "exception"
 
 
 def escaped(said: str) -> str:
-    """Escape the control characters of a text, and the characters that reverse its direction."""
+    """Return `said` with control and direction-changing characters escaped."""
     if said.isprintable():
         return said
     return "".join(
@@ -104,4 +104,6 @@ def escaped(said: str) -> str:
 
 
 _CONTROL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories: controls, formats such as direction marks, lone surrogates, line ends."""
+"""The Unicode categories to escape: controls, formats such as direction marks, lone surrogates,
+line ends.
+"""

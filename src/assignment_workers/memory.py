@@ -8,8 +8,8 @@ import gc
 def freeze_loaded_objects() -> None:
     """Exclude the objects loaded so far from garbage collection.
 
-    To be called once, when the process is ready. Scanning those objects took a tenth of a second
-    now and then, while callers waited.
+    Call it once, when the process is ready. Scanning these objects took up to a tenth of a second,
+    while callers waited.
     """
     gc.collect()
     gc.freeze()

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 SAFE = frozenset({"GET", "HEAD"})
 ANY = "*"
 OPAQUE = "null"
-"""The Origin header of a page whose origin the browser hides, and of pages without a referrer."""
+"""The Origin header of a page whose origin the browser does not reveal."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The answer to a request that a page of another origin caused."""
+    """The HTTP status and the reason for a request that is refused because of its origin."""
 
     status: HTTPStatus
     detail: str
@@ -30,23 +30,25 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Origins:
-    """The host names of a server, and the other origins whose pages may call the server."""
+    """The host names of a server, and the other origins whose pages may call it."""
 
     hosts: frozenset[str] = frozenset()
-    """Names beside `localhost` and plain IP addresses; `.example.com` covers all names below it."""
+    """Host names of the server besides `localhost` and IP addresses. `.example.com` stands for all
+    names below it.
+    """
     pages: frozenset[str] = frozenset()
-    """Origins such as `https://dialer.example`."""
+    """Other origins whose pages may call the server, such as `https://dialer.example`."""
 
     @classmethod
     def of(cls, hosts: str | None, pages: str | None = None, *, listens: str = "") -> Origins:
-        """Parse the rule from two comma-separated settings, `hosts` and `pages`.
+        """Make the object from two comma-separated settings, `hosts` and `pages`.
 
-        `listens` is the host name on which the server listens; it is accepted too.
+        `listens`: the host name on which the server listens, which is accepted too.
         """
         return cls(_listed(hosts) | _listed(listens), _listed(pages))
 
     def refusal(self, method: str, headers: Mapping[str, str]) -> Refusal | None:
-        """Return the refusal of a request; None if the request is allowed.
+        """Return a `Refusal` if the request must be refused; None if it is allowed.
 
         `headers` are keyed by lower-case names.
         """

@@ -32,24 +32,23 @@ from phonenumbers import (
 from phonenumbers import timezone as number_zones
 
 KEYED = "hmac:"
-"""The prefix of a keyed hash that is stored in place of a number."""
+"""The prefix of a keyed hash that is stored in place of a phone number."""
 RULES = 1
-"""The version of the rules of this module.
-
-It grows with each change of them; stored identities are then read again.
+"""The version of the rules in this module. Increase it with each change of the rules: stored
+identities are then read again.
 """
 READ_AT_MOST = 250
-"""The number of characters of a text that are read, as in the library phonenumbers.
+"""The most characters of a text that are read, as in the library phonenumbers.
 
-Digits beyond them count as unread.
+Digits after them count as unread.
 """
 REACH = 7
-"""The number of last digits by which an unreadable number is compared with another one."""
+"""The number of last digits by which a number that cannot be read is compared with others."""
 _SHORTEST_CODE = 3
 _SHORTEST = 5
-"""The fewest digits that a part of a text needs to be read as a separate number."""
+"""The least number of digits in a part of a text for the part to be read as a number."""
 _TOKENS_AT_MOST = 8
-"""The most groups of digits whose combinations are all tried; a text with more is not read."""
+"""The most groups of digits whose combinations are tried. A text with more groups is not read."""
 _REMEMBERED = 50_000
 
 KINDS = {
@@ -65,17 +64,19 @@ KINDS = {
     PhoneNumberType.UAN: "company",
     PhoneNumberType.VOICEMAIL: "voicemail",
 }
-"""The kinds of numbers. Any other number is `unknown`: possible, but in no allocated range."""
+"""The kinds of phone numbers. The kind of any other number is `unknown`: its length is possible,
+but it is in no allocated range.
+"""
 
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a text, in E.164 without its extension."""
+    """A phone number in a text, in E.164 without its extension."""
 
     e164: str
     kind: str
     valid: bool
-    """True if the number is in an allocated range; otherwise only its length is possible."""
+    """True if the number is in an allocated range. False: only its length is possible."""
     sure: bool
     """True if the number is valid, and not so short that it may be the end of another number."""
     region: str | None
@@ -85,12 +86,12 @@ class Number:
 
 @dataclass(frozen=True)
 class Identity:
-    """The numbers that a text means, and the parts that could not be read.
+    """The phone numbers that a text means, and the parts of the text that could not be read.
 
-    `unread` holds the last `REACH` digits of each part that has enough digits for a number and is
-    none, and of each number that is not sure: either may be another number, mistyped or cut short.
-    `zones` are the time zones where the person may be; calling hours have to be open in all of
-    them. `country` is that of the person, with its part where the CRM names one, as in `AU-WA`.
+    `unread` has the last `REACH` digits of each part that has enough digits for a number but is
+    none, and of each number that is not sure: both may be another number, mistyped or cut short.
+    `zones` are the time zones where the person may be; calling hours must be open in all of them.
+    `country` is the person's, with the part of the country if the CRM has it, as in `AU-WA`.
     """
 
     numbers: tuple[Number, ...] = ()
@@ -98,16 +99,16 @@ class Identity:
     zones: tuple[str, ...] = ()
     country: str | None = None
     short: str | None = None
-    """The text if it is a short number such as 999; no user is called at such a number."""
+    """The text if it is a short number such as 999. No user is called at such a number."""
 
     @property
     def readable(self) -> bool:
-        """True if the text has at least one number that can be called."""
+        """True if the text has at least one phone number."""
         return bool(self.numbers)
 
     @property
     def e164(self) -> list[str]:
-        """The distinct numbers, in the order of the text."""
+        """The distinct phone numbers, in the order of the text."""
         return list(dict.fromkeys(each.e164 for each in self.numbers))
 
     @property
@@ -117,27 +118,27 @@ class Identity:
 
     @property
     def tails(self) -> list[str]:
-        """The endings by which this text is compared with a number of another form.
+        """The last digits by which this text is compared with a number that cannot be read.
 
-        They are the last `REACH` digits of each number, and of each part that is not readable.
+        They are the last `REACH` digits of each number, and of each part that could not be read.
         """
         return sorted({*(reach(each.e164) for each in self.numbers), *self.unread})
 
 
 @dataclass(frozen=True)
 class Reader:
-    """The way in which an installation reads phone numbers.
+    """Reads phone numbers with the settings of an installation.
 
     `region` is the region of a number without a country code. `zones` are the time zones that an
-    operator set by the first digits of a number, the longest prefix first.
+    operator set by the first digits of a number, longest prefix first.
     """
 
     region: str = "GB"
     zones: tuple[tuple[str, ZoneInfo], ...] = ()
     key: str | None = field(default=None, repr=False)
-    """The secret with which numbers of forgotten users are hashed (`keyed`); None: no hashing."""
+    """The secret for the hashes of forgotten users' numbers (`keyed`). None: no hashing."""
     tag: str = field(init=False, default="", compare=False)
-    """The version of all that decides how a text is read: rules, library, region, zones and key.
+    """The version of everything that affects the result: rules, library, region, zones and key.
 
     A stored identity with another tag is read again.
     """
@@ -159,13 +160,13 @@ class Reader:
 
     @property
     def keyed_prefix(self) -> str | None:
-        """The prefix of the hashes of this key; None without a key."""
+        """The prefix of the hashes that are made with this key; None without a key."""
         return None if self.key is None else f"{KEYED}{self._key_id}:"
 
     def keyed(self, number: str) -> str:
-        """Hash a number in E.164, or a text as returned by `plain`, with the key.
+        """Return a keyed hash of a number in E.164, or of a text as returned by `plain`.
 
-        Only the same number gives the same hash. Raises `ValueError` without a key.
+        The same number gives the same hash. Raises `ValueError` without a key.
         """
         if self.key is None:
             raise ValueError("there is no key for phone numbers")
@@ -176,9 +177,9 @@ class Reader:
     ) -> Identity:
         """Return the identity that a text means: its numbers, and the parts that cannot be read.
 
-        `country` and `zone` are the CRM's facts about the person, if it has any. Never raises; a
-        part that makes no sense is left out. Cost: about 60 µs for a usual number, up to some
-        milliseconds for a text in which several numbers have to be told apart.
+        `country` and `zone` are the CRM's facts about the person, or None. Never raises. Cost:
+        about 60 µs for a usual number, up to some milliseconds for a text in which several numbers
+        must be separated.
         """
         of = _country(country)
         region = of.partition("-")[0] if of else self.region
@@ -188,9 +189,9 @@ class Reader:
         return Identity(numbers, unread, self._zones(numbers, zone), home, short)
 
     def numbers(self, text: str) -> list[str]:
-        """Return the numbers of a text in E.164 if all of the text can be read; otherwise none.
+        """Return the numbers of a text in E.164 if all of the text can be read; else nothing.
 
-        Costs about a third of `read`; intended for long lists.
+        Costs about a third of `read`. For long lists.
         """
         cleaned = _clean(text)
         if len(cleaned) > READ_AT_MOST:
@@ -212,10 +213,11 @@ class Reader:
 
 
 Line = tuple[int, str, datetime | None]
-"""A line of an imported list: its line number, its text for a phone number, and its expiry."""
+"""A line of an imported list: line number, text of the phone number, and expiry."""
 Read = tuple[int, str, list[str], int]
-"""The number of lines read, the rows for PostgreSQL's COPY, a note on each unread line, and the
-count of forgotten numbers that were left out."""
+"""The result of reading some lines: the number of lines, rows for PostgreSQL's COPY, a note on each
+unread line, and the number of forgotten numbers that were left out.
+"""
 
 
 def read_chunk(
@@ -227,8 +229,8 @@ def read_chunk(
 ) -> Read:
     """Read the phone numbers of some lines of an imported list.
 
-    `forgotten`: the hashes of forgotten numbers, each with the end of its suppression (None: it has
-    none). A number that one of them suppresses for as long as the list would is left out.
+    `forgotten`: the hashes of forgotten numbers, each with the end of its suppression (None: it
+    does not end). A number is left out if such a suppression lasts as long as the list's would.
     `expires_at`: the expiry of the list. The function is in this module because a worker process
     that reads lists loads nothing else.
     """
@@ -249,7 +251,7 @@ def read_chunk(
 
 
 def _outlasts(forgotten: Mapping[str, datetime | None], keyed: str, ends: datetime | None) -> bool:
-    """Return True if a forgotten number stays suppressed until `ends` at least (None: for ever)."""
+    """Return True if a forgotten number stays suppressed at least until `ends` (None: for ever)."""
     if keyed not in forgotten:
         return False
     until = forgotten[keyed]
@@ -257,7 +259,7 @@ def _outlasts(forgotten: Mapping[str, datetime | None], keyed: str, ends: dateti
 
 
 def end_with_parent() -> None:
-    """End this process as soon as its parent process ends, in whatever way the parent ends."""
+    """Start a thread that ends this process as soon as its parent process has ended."""
 
     def watch(parent: BaseProcess) -> None:
         parent.join()
@@ -276,12 +278,12 @@ def reach(number: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Normalise a text that is no number for comparison: without spaces, marks and case."""
+    """Normalise a text that is no number for comparison: remove spaces and marks, ignore case."""
     return "".join(_clean(text).casefold().split())
 
 
 def tails(text: str) -> list[str]:
-    """Return the last `REACH` digits of each part of a text that has enough, readable or not."""
+    """Return the last `REACH` digits of each part of a text that has so many, readable or not."""
     return sorted(set(_tails(_clean(text))))
 
 
@@ -298,7 +300,7 @@ def _read_text(given: str, region: str) -> tuple[tuple[Number, ...], tuple[str, 
 
 
 def _find(text: str, region: str) -> tuple[list[PhoneNumber], set[str]]:
-    """Return the numbers of a text, and the last digits of the parts that are none.
+    """Return the phone numbers in a text, and the last digits of the parts that are none.
 
     A text that can be read as one number is one number, unless each of its parts is a number.
     """
@@ -332,7 +334,7 @@ def _find(text: str, region: str) -> tuple[list[PhoneNumber], set[str]]:
 def _read(text: str, region: str) -> tuple[PhoneNumber | None, bool]:
     """Read a text as one number; return the number or None, and True if the number is valid.
 
-    Of several readings the first valid one is taken, or else the first possible one.
+    If there are several readings, the first valid one is returned, or else the first possible one.
     """
     if len(_digits(text)) < _SHORTEST and not phonenumbers.is_alpha_number(text.strip()):
         return None, False
@@ -350,7 +352,7 @@ def _read(text: str, region: str) -> tuple[PhoneNumber | None, bool]:
 
 
 def _is_possible(number: PhoneNumber) -> bool:
-    """Return True if numbers of this length exist that include an area code.
+    """Return True if numbers of this length exist, including an area code.
 
     A local number without its area code is not possible, because it identifies nobody.
     """
@@ -359,9 +361,9 @@ def _is_possible(number: PhoneNumber) -> bool:
 
 
 def _ways(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield the text, and the readings of spellings that the library does not expect.
+    """Yield the text, and other readings of it for spellings that the library does not expect.
 
-    Each reading comes with True if it is a guess, which only a valid number confirms.
+    Each reading comes with True if it is a guess, which counts only if it gives a valid number.
     """
     yield text, False
     without = _TRUNK.sub(r"\1 ", text)
@@ -378,10 +380,10 @@ def _ways(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _apart(text: str, region: str) -> list[PhoneNumber]:
-    """Return the numbers of a text in which only spaces separate several numbers.
+    """Return the numbers of a text in which several numbers are separated only by spaces.
 
-    These are the fewest numbers that together use every group of digits. The result is empty if
-    there are none, or too many groups.
+    These are the fewest numbers that together use every group of digits. Empty if there are none,
+    or too many groups.
     """
     tokens = text.split()
     if not 1 < len(tokens) <= _TOKENS_AT_MOST:
@@ -421,7 +423,7 @@ def _number(number: PhoneNumber) -> Number:
 
 
 def _region(number: PhoneNumber) -> str | None:
-    """Return the number's region; if it is not allocated, the main region of its country code."""
+    """Return a number's region; if it is not allocated, the main region of its country code."""
     found = phonenumbers.region_code_for_number(number)
     if found is None and number.country_code is not None:
         found = phonenumbers.region_code_for_country_code(number.country_code)
@@ -451,7 +453,7 @@ def _is_zone(name: str) -> bool:
 
 @lru_cache(1_000)
 def _country(said: str | None) -> str | None:
-    """Normalise `GB` or `au_wa`, in any case, with hyphen or underscore; None for another text."""
+    """Normalise a country such as `GB` or `au_wa`; None for any other text."""
     match = _COUNTRY.fullmatch((said or "").strip())
     if match is None or match[1].upper() not in phonenumbers.SUPPORTED_REGIONS:
         return None
@@ -459,7 +461,7 @@ def _country(said: str | None) -> str | None:
 
 
 def _clean(text: str) -> str:
-    """Convert the text to ASCII digits and signs, without invisible characters."""
+    """Convert a text to ASCII digits and signs, and remove invisible characters."""
     made = []
     for char in unicodedata.normalize("NFKC", text):
         category = unicodedata.category(char)
@@ -477,7 +479,7 @@ def _clean(text: str) -> str:
 
 
 def _of_uri(text: str) -> str:
-    """Replace each `tel:` or `sip:` URI of the text with its number and extension."""
+    """Replace each `tel:` or `sip:` URI in the text by its number and extension."""
     return _URI.sub(_said_by_uri, text)
 
 
@@ -500,7 +502,7 @@ def _digits(text: str) -> str:
 
 
 def _tails(text: str) -> Iterator[str]:
-    """Yield the last digits of the text, its parts and its groups that have enough digits."""
+    """Yield the last digits of the text, and of each part and group, that have enough digits."""
     for part in (text, *_SEPARATOR.split(text), *_GROUP.findall(text)):
         digits = _digits(part)
         if len(digits) >= REACH:

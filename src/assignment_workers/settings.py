@@ -23,7 +23,7 @@ from assignment_workers.errors import UsageError, plain
 
 PREFIX = "ASSIGNMENT_WORKERS_"
 ProcessName = Literal["sequencer", "maintenance", "heartbeats", "beat", "flower", "gateway"]
-"""A process of a stack."""
+"""The names of the processes of a stack."""
 
 
 def _address(*schemes: str) -> AfterValidator:
@@ -48,9 +48,9 @@ BrokerAddress = Annotated[str, _address("redis", "rediss", "sentinel", "amqp", "
 
 
 def _seconds(least: float) -> BeforeValidator:
-    """Return a validator of durations: a whole or decimal number of seconds, at least `least`.
+    """Return a validator for durations: a number of seconds, at least `least`, becomes a timedelta.
 
-    A timedelta passes unchanged.
+    A timedelta is accepted unchanged.
     """
 
     def read(value: object) -> object:
@@ -110,7 +110,7 @@ def _certificates(value: str) -> str:
 def by_team(value: str) -> dict[str | None, int]:
     """Parse a setting such as `100, unsigned=80`: a whole number for all agents, or for a team.
 
-    Returns the numbers by team; the key None is for all agents.
+    Returns the numbers by team; the key None stands for all agents.
     """
     found: dict[str | None, int] = {}
     for part in value.split(","):
@@ -124,9 +124,9 @@ def by_team(value: str) -> dict[str | None, int]:
 
 
 def priorities(value: str) -> dict[str | None, tuple[str, ...]]:
-    """Parse a setting such as `a, b; outbound=b`: dialer queues in order, for all or for a team.
+    """Parse a setting such as `a, b; outbound=b`: dialer queues in order, for all or by team.
 
-    Returns the names of the dialer queues by team; the key None is for all agents.
+    Returns the names of the dialer queues by team; the key None stands for all agents.
     """
     found: dict[str | None, tuple[str, ...]] = {}
     for part in value.split(";"):
@@ -141,7 +141,7 @@ def priorities(value: str) -> dict[str | None, tuple[str, ...]]:
 
 
 def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
-    """Return a validator of texts that `parse` accepts; the text passes unchanged."""
+    """Return a validator that accepts a text if `parse` does. The text is not changed."""
 
     def check(value: str) -> str:
         parse(value)
@@ -446,16 +446,19 @@ class Settings(BaseModel):
     """The number of users in each pool of the demo CRM."""
 
     def of(self, queue: str) -> Settings:
-        """Return the settings for this dialer queue: these, unless a version has others."""
+        """Return the settings for this dialer queue, which may differ from these."""
         return self.of_queues.get(queue, self)
 
     @property
     def of_queues(self) -> Mapping[str, Settings]:
-        """The settings of the dialer queues that may have others than these, by name."""
+        """By dialer queue: its settings, if they differ from these."""
         return {}
 
     def served(self, queues: Collection[str], team: str | None) -> list[str]:
-        """Return the dialer queues in the order in which the agents of a team are served."""
+        """Return the dialer queues in the order in which agents of `team` are served.
+
+        `team` None: agents without a team.
+        """
         first = priorities(self.queue_priority) if self.queue_priority else {}
         order = first.get(team, first.get(None, ()))
         return [
@@ -465,12 +468,12 @@ class Settings(BaseModel):
 
     @property
     def first_lease(self) -> timedelta:
-        """The time that a new assignment waits to be accepted: `offer`, but at most `lease`."""
+        """The time within which a new assignment must be accepted: `offer`, but at most `lease`."""
         return min(self.offer, self.lease)
 
     @property
     def outcome_changes(self) -> dict[str, dict[str, Any]]:
-        """The parsed setting `outcomes`: the changed properties by outcome."""
+        """The parsed setting `outcomes`: the changed properties, by outcome."""
         changes = _OUTCOMES.validate_json(self.outcomes)
         return {name: each.model_dump(exclude_unset=True) for name, each in changes.items()}
 
@@ -481,22 +484,22 @@ class Settings(BaseModel):
 
     @property
     def database(self) -> str:
-        """`database_url` for callers that need it; raises `UsageError` if it is unset."""
+        """The value of `database_url`. Raises `UsageError` if it is not set."""
         return _needed("DATABASE_URL", self.database_url)
 
     @property
     def redis(self) -> str:
-        """`redis_url` for callers that need it; raises `UsageError` if it is unset."""
+        """The value of `redis_url`. Raises `UsageError` if it is not set."""
         return _needed("REDIS_URL", self.redis_url)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Read all settings from the environment variables in `environment`.
 
-        An empty value counts as unset. An address or a secret may stand in a file that the variable
-        with `_FILE` after its name names. Raises `UsageError`, a line that names the variable, for
-        an invalid value, for a file that cannot be read, and for a variable with our prefix that is
-        not a setting.
+        An empty value counts as unset. An address or a secret may be in a file, whose path is in
+        the variable with the suffix `_FILE`. Raises `UsageError`, with a line that names the
+        variable, for an invalid value, for a file that cannot be read, and for a variable with our
+        prefix that is not a setting.
         """
         known = {field.alias for field in cls.model_fields.values() if field.alias}
         parameters: dict[str, Any] = {}
@@ -526,7 +529,10 @@ def _needed(variable: str, value: str | None) -> str:
 
 
 def _with_files(environment: Mapping[str, str], known: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the variables, with the content of the file in place of each `…_FILE` of a secret."""
+    """Yield the variables and their values.
+
+    A secret's `…_FILE` is replaced by the file's content.
+    """
     for name, value in environment.items():
         of = name.removesuffix("_FILE")
         if of == name or of not in known or not _is_secret(of):
@@ -551,10 +557,10 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _shown(variable: str, value: str) -> str:
-    """Return the value of a variable for a message, with addresses and credentials hidden."""
+    """Return the value of a variable for a message; addresses and secrets are hidden."""
     return "(not shown)" if _is_secret(variable) else repr(value)
 
 
 def _is_secret(variable: str) -> bool:
-    """Return True for a variable with an address, whose password it may hold, or a secret."""
+    """Return True for a variable with a secret, or an address that may have a password."""
     return variable.endswith(("_URL", "_AUTH", "_TOKEN", "_PASSWORD", "_KEY"))

@@ -95,9 +95,9 @@ CRM_OPEN = Gauge(
 
 
 def export(host: str, port: int) -> WSGIServer:
-    """Serve `GET /metrics` at this address from a thread of its own, until the process ends.
+    """Serve `GET /metrics` at this address in a background thread until the process ends.
 
-    Raises `UsageError` if the address cannot be listened on.
+    Raises `UsageError` if listening fails.
     """
     try:
         server, _ = start_http_server(port, host, registry=REGISTRY)

@@ -16,16 +16,16 @@ def own() -> str:
 
 
 def wheel() -> str:
-    """Return the name of this version's file, for an installer to take with an extra after it."""
+    """Return the file name of this release's wheel. An extra may be appended."""
     return f"{PACKAGE.replace('-', '_')}-{own()}-py3-none-any.whl"
 
 
 def untested(version_of: Callable[[str], str] = metadata.version) -> list[str]:
-    """Describe, one line each, the installed packages whose version is outside the tested range.
+    """Return a line for each installed package whose version is outside the tested range.
 
-    `version_of` returns the installed version of a package. Such versions remain when an installer
-    is told to ignore the ranges. A package that is subclassed or used by private names has an upper
-    bound, so a newer minor version of that package is listed.
+    `version_of` returns the installed version of a package. Such versions occur if an installer
+    ignores the ranges. A package that is subclassed, or whose private names are used, has an upper
+    bound, so newer minor versions of it are listed.
     """
     lines = []
     for text in metadata.requires(PACKAGE) or []:

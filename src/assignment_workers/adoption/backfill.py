@@ -15,14 +15,15 @@ from assignment_workers.schema.tables import Generation
 
 TRY_SECONDS = 300.0
 Tell = Callable[[str], None]
-"""A function that prints a line about a step or a batch, called once that is committed."""
+"""The type of a function that prints one line, called after a step or a batch has committed."""
 
 
 def backfill(engine: Engine, source: SourceTable, *, tell: Tell, batch: int) -> int:
-    """Copy the waiting and assigned users of a dialer's table into a generation; return its number.
+    """Copy the queued users of a dialer's queue table into a generation; return its number.
 
-    A batch is the next `batch` rows by key and locks no row of the dialer's. A user with several
-    rows gets the best position.
+    A generation is one build of a dialer queue. Rows are copied in batches of `batch` rows in the
+    order of the key, and no row of the dialer's table is locked. If a user has several rows, the
+    best position counts.
     """
     number = patiently(lambda: _begun(engine, source), seconds=TRY_SECONDS)
     table = partition(number)
@@ -72,10 +73,10 @@ def _begun(engine: Engine, source: SourceTable) -> int:
 
 
 def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
-    """Leave each user in one dialer queue only, then number the positions without gaps.
+    """Remove users from all dialer queues but one, then number the positions without gaps.
 
-    `numbers` has the generation of each dialer queue. A user who is in both queues stays in the
-    queue of their score row, or else in `unsigned_users`. The numbering makes each rank unique.
+    `numbers` has the generation (build) of each dialer queue. A user who is in both queues stays in
+    the queue that the user's score row names, or else in `unsigned_users`.
     """
     with engine.begin() as connection:
         if len(numbers) == len(QUEUE_TABLES):
@@ -113,8 +114,8 @@ def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
 def copy_statement(source: SourceTable, number: int, table: str, *, first: bool = False) -> str:
     """Return the SQL that copies the next batch into `table`, the table of generation `number`.
 
-    The statement has the parameters `queue` and `batch` (rows). It continues after the last copied
-    row; with `first` it begins with the first row.
+    The statement has the parameters `queue` and `batch` (rows). It continues after the row that was
+    copied last; with `first` it begins with the first row.
     """
     last = "(SELECT last_id FROM assignment.adoptions WHERE queue = :queue)"
     after = "" if first else f"WHERE q.id > {last}"
@@ -141,10 +142,10 @@ def copy_statement(source: SourceTable, number: int, table: str, *, first: bool 
 
 
 def duplicates_statement(source: SourceTable) -> str:
-    """Return the SQL that records each row that the copy leaves out, with the rule for that.
+    """Return the SQL that records each row that the copy leaves out, and the rule for that.
 
-    These are all but the best row of a user, and rows with a status that the dialer does not
-    declare.
+    Left out are all rows of a user but the best one, and rows with a status that the dialer does
+    not declare.
     """
     return f"""
         INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, rule)

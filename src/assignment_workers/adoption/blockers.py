@@ -21,7 +21,7 @@ from assignment_workers.schema.times import EARLIEST, LATEST
 def blockers(
     connection: Connection, live: Mapping[str, Found], relations: Mapping[str, Found]
 ) -> Iterable[Blocker]:
-    """Count, for each table, the rows of each kind that a migration has to decide about.
+    """Count the rows of the dialer's tables that a migration has to decide about, by kind.
 
     The count is None for a table that the role may not read. `relations` has all tables by name,
     and `live` the queue tables among them that no migration has taken over yet.
@@ -72,7 +72,7 @@ def blockers(
 
 
 def _in_rows(connection: Connection, name: str, found: Found) -> Iterable[Blocker]:
-    """Count the kinds that concern single rows of the table `name`, in one read; omit zeroes."""
+    """Count, in one read of the table `name`, the kinds that concern single rows; omit zeroes."""
     columns = found["shape"].columns
     times = [f'"{each}"' for each in columns if columns[each].type.startswith("timestamp")]
     conditions = {}
@@ -97,8 +97,7 @@ STUCK = {
     "callbacks": "status IN ('assigned', 'accepted')",
     "missed_calls": "status = 'assigned'",
 }
-"""By table: the SQL condition for callbacks and missed calls that the dialer has handed out.
-
-The dialer never takes one back.
+"""By table: the SQL condition for callbacks and missed calls that the dialer has handed to an
+agent. The dialer never takes them back from the agent.
 """
 FIRST, LAST = EARLIEST.strftime("%Y-%m-%d"), LATEST.strftime("%Y-%m-%d")

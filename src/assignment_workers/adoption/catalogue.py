@@ -18,14 +18,15 @@ from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.migrate import FIRST_TABLE, VERSION_TABLE
 
 Found = Mapping[str, Any]
-"""A table or view: its `kind` (PostgreSQL's letter), `comment`, `shape` and `readable`.
+"""A table or view in the catalogue: its `kind` (PostgreSQL's letter), `comment`, `shape`,
+`readable`.
 
-`readable` is true if the role of the connection may read it.
+`readable` is True if the role of the connection may read it.
 """
 
 
 def relations_of(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Return the facts (see `Found`), by name, of the dialer's tables and views in `public`."""
+    """Return the dialer's tables and views in `public`, by name, each in the form of `Found`."""
     names = [*DEPLOYED, *(table.name for table in Agent.metadata.sorted_tables), *OTHERS]
     found: dict[str, dict[str, Any]] = {}
     for row in connection.execute(_RELATIONS, {"names": names}):
@@ -59,7 +60,7 @@ def relations_of(connection: Connection) -> dict[str, dict[str, Any]]:
 
 
 def plain_default(expression: str | None) -> str | None:
-    """Normalise a column default for comparison: no casts, and one name for each function."""
+    """Normalise the SQL of a column default for comparison: no casts, one name per function."""
     if expression is None:
         return None
     plain = re.sub(r"::[a-z ]+(\(\d+\))?(\[\])?", "", expression)
@@ -67,7 +68,7 @@ def plain_default(expression: str | None) -> str | None:
 
 
 def revision_of(connection: Connection) -> str | None:
-    """Return the revision of our schema. None if there is none, or it may not be read."""
+    """Return the revision of the schema `assignment`; None if it is missing or may not be read."""
     for table in connection.execute(_REVISIONS, {"tables": [VERSION_TABLE, FIRST_TABLE]}).scalars():
         return str(
             connection.execute(text(f"SELECT version_num FROM assignment.{table}")).scalar_one()

@@ -10,14 +10,14 @@ from assignment_workers.adoption.sources import SourceTable, narrowed
 from assignment_workers.assignment.generations.regenerate import partition
 
 FEW = 2_000
-"""The number of changes that the switch itself may carry over; more are carried over before it."""
+"""The number of recorded changes below which the switch begins. The switch applies the rest itself.
+"""
 AT_A_TIME = 20_000
 
 TABLE = """CREATE TABLE IF NOT EXISTS assignment.adoption_changes (
     queue text NOT NULL, user_id bigint NOT NULL)"""
-"""The table of users whose rows have changed since the copy began.
-
-It has one row per user and statement of the dialer.
+"""The SQL that creates the table of users whose rows have changed since the copy began. It gets one
+row per user and statement of the dialer.
 """
 
 _FUNCTION = """
@@ -48,8 +48,8 @@ _SEEN = {
 def begin(source: SourceTable) -> Iterator[str]:
     """Yield the statements that start recording every change of a dialer's queue table.
 
-    They wait for the table's writers. Run them in the transaction that begins the copy, so that no
-    change is missed.
+    They wait for running writes to the table. Run them in the transaction that begins the copy, so
+    that no change is missed.
     """
     yield f"DELETE FROM assignment.adoption_changes WHERE queue = '{source.queue}'"
     yield _FUNCTION
@@ -71,7 +71,7 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
     """Apply at most `AT_A_TIME` recorded changes of the table to the generation `number`.
 
     Returns the number of changes. A user who no longer waits leaves the generation, a new user
-    comes last, and any other user keeps their position. A user who is in `other`, the generation of
+    comes last, and any other user keeps the position. A user who is in `other`, the generation of
     the other dialer queue, is not added.
     """
     placed = (
@@ -112,7 +112,7 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
 
 
 def remaining(connection: Connection) -> int:
-    """Count the recorded changes that are not yet carried over; stop at `FEW`."""
+    """Return the number of recorded changes that are not applied yet, counted up to `FEW`."""
     return int(connection.execute(_REMAINING).scalar_one())
 
 

@@ -53,9 +53,9 @@ from assignment_workers.schema.tables import Phone
 
 @dataclass(frozen=True)
 class Compared:
-    """A count of users whom only we or only the dialer would offer, for one reason.
+    """A number of users whom only this system or only the dialer would offer, for one reason.
 
-    `only` is `ours` or `theirs`. `rule` is, for `theirs`, the first of our rules that the users
+    `only` is `ours` or `theirs`. For `theirs`, `rule` is the first of our rules that the users
     break, or `no_score_row` or `not_in_crm` if no rule can be evaluated. `first` is the lowest user
     id.
     """
@@ -68,11 +68,12 @@ class Compared:
 
 
 def compare(connection: Connection, crm: Crm | None, *, now: datetime) -> list[Compared]:
-    """Return the differences at `now`, counted in the database.
+    """Count the users whom only this system, or only the dialer, would offer at `now`.
 
-    A deployed row is offered if it is pending or assigned. From an external CRM, the facts of
-    `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if the dialer's queue tables,
-    the score table or the CRM's users do not exist, and `CrmUnavailable`.
+    A user is offered by the dialer if a row of its queue table is pending or assigned. From an
+    external CRM, the facts of `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if
+    the dialer's queue tables, the score table or the CRM's users do not exist, and
+    `CrmUnavailable`.
     """
     sources = found_sources(connection)
     if not sources:
@@ -125,7 +126,7 @@ def _compared(
 
 
 def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
-    """Yield the ids of all users whom we or the queue table `name` might offer, in batches."""
+    """Yield, in batches, the ids of all users whom this system or the table `name` might offer."""
     rows = connection.execute(
         text(
             f"SELECT user_id FROM public.{name} WHERE status IN ('pending', 'assigned')"
@@ -139,11 +140,11 @@ def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
 
 @expression_cache
 def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select[Any]]:
-    """Return, by side (`ours`, `theirs`), the query that counts the users whom only it offers.
+    """Return two queries that count users: those whom only this system offers, or only the dialer.
 
-    `name` is the dialer's queue table. Users whom only the dialer offers are grouped by the first
-    of our rules that they break. `by_user`: the query counts only the users in its parameter
-    `users`.
+    The keys are `ours` and `theirs`. `name` is the dialer's queue table. Users whom only the dialer
+    offers are grouped by the first of our rules that they break. `by_user`: the queries count only
+    the users in their parameter `users`.
     """
     theirs = table(name, column("user_id", BigInteger()), column("status", Text()), schema="public")
     offered = theirs.c.status.in_([sql_text("pending"), sql_text("assigned")])
@@ -191,21 +192,21 @@ def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select
 
 
 USERS_AT_A_TIME = 5_000
-"""The number of users whose facts are read from an external CRM at a time."""
+"""The number of users whose facts are read from an external CRM with one query."""
 _ARE_THERE = text("SELECT to_regclass('assignment.assignments') IS NOT NULL")
 
 
 @cache
 def _nobody(of: Table) -> Subquery:
-    """Return an empty subquery with the columns of our table, which does not exist yet."""
+    """Return an empty subquery with the columns of the table `of`, which does not exist yet."""
     columns = (as_type(null(), each.type).label(each.name) for each in of.columns)
     return select(*columns).where(false()).subquery(of.name)
 
 
 def _without_ours(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
-    """Replace an element of a rule that names a table of ours by an empty subquery.
+    """Replace a part of a rule that refers to one of our tables by an empty subquery.
 
-    None leaves the element as it is. Before the migration our tables do not exist.
+    None leaves the part unchanged. Before the migration our tables do not exist.
     """
     if isinstance(element, Column) and _is_ours(element.table):
         return _nobody(element.table).c[element.name]

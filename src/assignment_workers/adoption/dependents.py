@@ -10,7 +10,10 @@ from sqlalchemy import Connection, text
 
 
 def notes(connection: Connection, tables: Sequence[str]) -> Iterator[str]:
-    """Yield the operator's notes on objects that depend on the tables that become views."""
+    """Yield notes for the operator on the views, triggers and publications that depend on `tables`.
+
+    `tables` are the queue tables, which the migration replaces by views.
+    """
     for row in connection.execute(_VIEWS, {"names": list(tables)}):
         what = f"{row.schema}.{row.name}"
         if row.kind == "v" and row.may_change:
@@ -32,19 +35,19 @@ def notes(connection: Connection, tables: Sequence[str]) -> Iterator[str]:
 
 
 def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
-    """Return name and SQL of each view of others that reads this table and that we may change.
+    """Return the name and the SQL of each view of others that reads `table` and that we may change.
 
-    The SQL refers to the table by name, not by oid: when it is run again, the view reads whatever
-    relation has the name then.
+    The SQL refers to the table by name, not by oid. When it is run again, the view reads the
+    relation that has the name then.
     """
     rows = connection.execute(_VIEWS, {"names": [table]})
     return [(f"{row.quoted}", row.definition) for row in rows if row.kind == "v" and row.may_change]
 
 
 def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
-    """Run the SQL of these views (see `definitions`) again, after the table's name has passed on.
+    """Recreate these views (see `definitions`) after another relation has taken the table's name.
 
-    They then read the relation that has the name now. Grants and owners stay.
+    The views then read that relation. Grants and owners are not changed.
     """
     # Psycopg's own cursor, which does not replace the name `public` in the SQL of others.
     plain = psycopg.Cursor(cast("psycopg.Connection[Any]", connection.connection.driver_connection))

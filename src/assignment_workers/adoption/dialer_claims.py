@@ -14,14 +14,16 @@ from collections.abc import Mapping
 from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 WAITS_AT_MOST = "200ms"
-"""The longest wait of a dialer's claim for another transaction about its user or agent.
+"""The longest time that a claim of the dialer waits for another transaction about the user or
+agent.
 
-It is shorter than PostgreSQL's deadlock timeout, so a deadlock never ends a fenced transaction.
+It is shorter than PostgreSQL's deadlock timeout, so no fenced transaction ends by a deadlock with
+such a claim.
 """
 HELD_AT_LEAST = "30 minutes"
-"""The shortest lease of an assignment that a dialer's claim made.
+"""The shortest lease of an assignment that a claim of the dialer made.
 
-It is long because the dialer's agents send us no signs of life.
+It is long because the dialer's agents send no signs of life.
 """
 
 _UUID7 = """encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING
@@ -142,4 +144,4 @@ TRIGGERS: Mapping[tuple[str, str], str] = {
     for table, source in (("callbacks", "callback"), ("missed_calls", "missed_call"))
     for name, words in (("dialer_claims", _CLAIMS), ("dialer_ends", _ENDS))
 }
-"""The SQL that creates each trigger, by the trigger's table and name."""
+"""By table and name of a trigger: the SQL that creates the trigger."""

@@ -14,16 +14,16 @@ SECONDS_A_MILLION_ROWS = {
     "migrate": 16.0,
     "rollback": 0.9,
 }
-"""By command: seconds for a million rows, measured by `benchmarks.adopt` on two cores.
+"""By command: the seconds per million rows, measured by `benchmarks.adopt` on two cores.
 
 The measurements are in docs/adopting.md.
 """
 BYTES_A_ROW = 150
-"""The size of a row that is assumed for a table without statistics."""
+"""The assumed size of a row in a table without statistics."""
 
 
 def expected_seconds(connection: Connection, command: str) -> float:
-    """Return the seconds that a `schema` command is likely to take. Reads only the catalogue."""
+    """Return an estimate of the seconds that a `schema` command takes. Reads only the catalogue."""
     parameters = {"bytes": BYTES_A_ROW, "names": _NAMES}
     rows = connection.execute(_ROWS, parameters).scalar_one()
     return float(rows) / 1_000_000 * SECONDS_A_MILLION_ROWS[command]

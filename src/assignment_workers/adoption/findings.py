@@ -14,9 +14,9 @@ from assignment_workers.adoption.shapes import (
 class TableVerdict(StrEnum):
     """The classification of a table.
 
-    absent: not there. deployed: as the dialer in production has it. target: as a draft of the
-    dialer has it. hybrid: partly the one, partly the other. ours: as this version needs it.
-    unknown: none of these; such a table is reported and left alone.
+    absent: it does not exist. deployed: it is as in the dialer in production. target: it is as in a
+    draft of the dialer. hybrid: it is partly like both. ours: it is as this release needs it.
+    unknown: it is none of these; such a table is reported and not changed.
     """
 
     ABSENT = "absent"
@@ -31,8 +31,8 @@ class TableVerdict(StrEnum):
 class Difference:
     """A difference between a table and its form in the schema `than`: deployed, target or ours.
 
-    `aspect` is column, type, null, default, unique, foreign key, index or kind, and `what` names
-    its columns. `expected` or `found` is None where there is nothing.
+    `aspect` is column, type, null, default, unique, foreign key, index or kind; `what` names the
+    columns concerned. `expected` or `found` is None if there is nothing on that side.
     """
 
     than: str
@@ -46,7 +46,7 @@ class Difference:
 class Inspected:
     """A table and its classification.
 
-    `needed`: this version runs only if the table has the form that it needs.
+    `needed`: True if this release runs only if the table has the form that it needs.
     """
 
     table: str
@@ -57,7 +57,7 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Blocker:
-    """A kind of rows (`what`) in a table that a migration has to decide about.
+    """A number of rows of one kind (`what`) in a table that a migration has to decide about.
 
     `count` is None if the role may not read the table.
     """
@@ -69,7 +69,7 @@ class Blocker:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """A reason for which `schema migrate` refuses to begin, and the remedy for an operator."""
+    """A reason for which `schema migrate` refuses to begin, and the remedy for the operator."""
 
     what: str
     remedy: str
@@ -79,9 +79,10 @@ class Obstacle:
 class Inspection:
     """The result of inspecting a database before a migration.
 
-    `revision` is that of our schema there (None: no schema of ours), `needs` the revision that this
-    version needs. `blockers` count rows that the migration has to decide about. `obstacles` stop a
-    migration by the role that inspected. `notes` are information and stop nothing.
+    `revision` is that of the schema `assignment` (None: it does not exist), `needs` the revision
+    that this release needs. `blockers` count rows that the migration has to decide about.
+    `obstacles` stop a migration by the role that inspected. `notes` are information and stop
+    nothing.
     """
 
     revision: str | None
@@ -93,7 +94,7 @@ class Inspection:
 
     @property
     def is_ours(self) -> bool:
-        """True if this version can run on the database without a migration."""
+        """True if this release can run on the database without a migration."""
         return self.revision == self.needs and all(
             each.verdict is TableVerdict.OURS
             or (each.table in QUEUE_TABLES.values() and each.verdict is TableVerdict.ABSENT)
@@ -102,5 +103,5 @@ class Inspection:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the inspection as a dictionary, for programs."""
+        """Return the inspection as a dictionary of JSON values."""
         return {"is_ours": self.is_ours, **asdict(self)}

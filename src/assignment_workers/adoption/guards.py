@@ -30,15 +30,15 @@ UNIQUE = {
 }
 """By index name: the table, the unique column, and the order of preference.
 
-Of several pending rows with the same value, the first in this order stays.
+If several pending rows have the same value, the first in this order stays pending.
 """
 
 
 def missing(connection: Connection) -> Iterator[str]:
     """Yield the statements that create our missing triggers and unique indexes.
 
-    Each statement is to be run by itself, outside a transaction. The triggers' functions are always
-    replaced. The database has to be at this version's revision.
+    Run each statement separately, outside of a transaction. The functions of the triggers are
+    always replaced. The database must be at the revision of this release.
     """
     yield from FUNCTIONS
     for (table, name), words in {**_OF_OUR_MIGRATIONS, **TRIGGERS}.items():
@@ -57,7 +57,7 @@ def missing(connection: Connection) -> Iterator[str]:
 
 
 def remove(connection: Connection) -> None:
-    """Remove all our triggers, and our unique indexes, from the tables in `public`.
+    """Remove all our triggers and unique indexes from the dialer's tables.
 
     Without the triggers, the indexes would reject rows that the dialer writes.
     """

@@ -22,9 +22,10 @@ from assignment_workers.settings import Settings
 def place_holds(
     connection: Connection, sources: Sequence[SourceTable], numbers: Mapping[str, int]
 ) -> None:
-    """Collect the assigned rows of the dialer's tables, and decide which become assignments.
+    """Read the assigned rows of the dialer's tables, and decide which of them become assignments.
 
-    Their users get the first positions in the generations, whose `numbers` are by dialer queue.
+    Their users get the first positions in the generations (builds). `numbers` has the generation of
+    each dialer queue.
     """
     connection.execute(text(holds_statement(sources)))
     connection.execute(text(JUDGE_HOLDS))
@@ -37,9 +38,9 @@ def place_holds(
 def take_over(
     transaction: FencedTransaction, numbers: Mapping[str, int], settings: Settings
 ) -> None:
-    """Insert an assignment for each row that `place_holds` kept, as if claimed in this transaction.
+    """Insert an assignment for each row that `place_holds` selected, as if claimed now.
 
-    `numbers` has the generation of each dialer queue.
+    `numbers` has the generation (build) of each dialer queue.
     """
     kept = transaction.connection.execute(_HOLDS_KEPT).mappings().all()
     made: list[dict[str, Any]] = [
@@ -100,7 +101,10 @@ def _answers(made: list[dict[str, Any]]) -> dict[ClaimRequest, RequestAnswer]:
 
 
 def holds_statement(sources: Iterable[SourceTable]) -> str:
-    """Return the SQL that stores the assigned rows of these tables for `JUDGE_HOLDS`."""
+    """Return the SQL that copies the assigned rows of these tables to a temporary table.
+
+    `JUDGE_HOLDS` then decides about these rows.
+    """
     holds = " UNION ALL ".join(_holds(sources))
     return f"CREATE TEMPORARY TABLE found_holds ON COMMIT DROP AS {holds}"
 

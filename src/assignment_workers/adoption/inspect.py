@@ -36,12 +36,11 @@ from assignment_workers.schema.migrate import OUR_VIEW, head
 
 
 def inspect(connection: Connection, crm: Crm | None) -> Inspection:
-    """Inspect the database, in the connection's transaction. A read-only role is enough.
+    """Inspect the database, in the transaction of `connection`. A read-only role is enough.
 
-    `crm`: the external CRM; None if the CRM is in this database.
-
-    Blockers are counted by one scan of a queue table per kind, and by one scan of each shared
-    table.
+    `crm`: the external CRM; None if the CRM is in this database. The rows of blockers are counted
+    by one scan of a queue table per kind of blocker, and by one scan of each other table of the
+    dialer.
     """
     relations = relations_of(connection)
     tables = [_queue_table(name, relations.get(name)) for name in QUEUE_TABLES.values()]
@@ -89,7 +88,7 @@ def _queue_table(name: str, found: Found | None) -> Inspected:
 
 
 def _is_readable(shape: Shape) -> bool:
-    """Return True if the queue table has the columns that we read, in readable types."""
+    """Return True if the queue table has the columns that are read, in suitable types."""
     return any(name in shape.columns for name in AGENT_COLUMNS) and all(
         (found := shape.columns.get(name)) is not None and is_readable(found.type, wanted.type)
         for name, wanted in READ.items()
@@ -97,10 +96,10 @@ def _is_readable(shape: Shape) -> bool:
 
 
 def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
-    """Return the differences that prove that the table does not belong to a schema.
+    """Return the differences that prove that the table does not belong to a certain schema.
 
-    They are missing columns, and forms that the `other` schema has. A difference that is in neither
-    schema was added by somebody and proves nothing. Nor does an index, which affects only speed.
+    These are missing columns, and properties as in the `other` schema. A difference that is in
+    neither schema was made by somebody and proves nothing; nor does an index.
     """
     return [
         each
@@ -126,9 +125,9 @@ def _is_of(shape: Shape, difference: Difference) -> bool:
 
 
 def _dialer_table(table: Table, found: Found | None) -> Inspected:
-    """Classify a table that we share with the dialer; `found` is None if the table is absent.
+    """Classify a table that this system and the dialer both use; `found` is None if it is absent.
 
-    Additional columns do no harm.
+    Additional columns do not count.
     """
     if found is None:
         return Inspected(table.name, TableVerdict.ABSENT, needed=True)
@@ -180,7 +179,7 @@ def _modelled(table: Table) -> Shape:
 
 
 def _quoted(default: object) -> str:
-    """Return a server default as PostgreSQL prints it: a plain string is quoted."""
+    """Return a server default in the form that PostgreSQL prints: a plain string gets quotes."""
     plain = not isinstance(default, str) or default.isdigit()
     return str(default) if plain else f"'{default}'"
 
@@ -222,10 +221,10 @@ def _other(name: str, found: Found | None) -> Inspected:
 
 
 def _crm(connection: Connection, crm: Crm | None) -> Iterable[Inspected]:
-    """Inspect the CRM's tables or views that are read. Additional columns do no harm.
+    """Inspect the tables or views of the CRM that are read. Additional columns do not count.
 
-    No table is needed in this database, because the CRM may be external. Then the tables of the
-    external CRM are inspected, under the names in its mapping.
+    If the CRM is external, its tables are inspected under the names in its mapping. No table of the
+    CRM is required in this database.
     """
     if crm is not None:
         yield from _crm_elsewhere(crm)

@@ -42,18 +42,22 @@ from assignment_workers.settings import Settings
 
 BATCH = 20_000
 LOCK_AT_MOST = timedelta(milliseconds=250)
-"""The longest wait of a statement for a lock. Statements of the dialer queue behind the wait."""
+"""The longest time that a statement waits for a lock, because statements of the dialer wait behind
+it.
+"""
 SWITCH_AT_MOST = timedelta(milliseconds=700)
-"""The time for which the switch locks the tables: under a second with the wait for the locks."""
+"""The longest time for which the switch locks the tables: under a second including the wait for
+locks.
+"""
 CATCH_UP_AT_MOST = 1_000
-"""The number of rounds of `catch_up` after which the switch is made in any case."""
+"""The number of rounds of `catch_up` after which the switch begins in any case."""
 
 
 @contextmanager
 def opened(database_url: str) -> Iterator[Engine]:
     """Yield an engine whose statements wait only briefly for locks.
 
-    Raises `DatabaseUnavailable`, in place of SQLAlchemy's errors that pass.
+    Raises `DatabaseUnavailable` in place of SQLAlchemy's errors for transient failures.
     """
     engine = connect(
         database_url,
@@ -76,9 +80,9 @@ def opened(database_url: str) -> Iterator[Engine]:
 def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = BATCH) -> str:
     """Migrate the database from any state that `inspect` knows; return the revision.
 
-    `tell` is called for every step and batch once it is committed, and for each session whose lock
-    the migration waits for. Raises `SchemaMismatch`, before any change, if there are obstacles, and
-    `DatabaseUnavailable`.
+    `tell` is called with a line for every step and batch after its commit, and for each session
+    whose lock the migration waits for. Raises `SchemaMismatch`, before any change, if there are
+    obstacles, and `DatabaseUnavailable`.
     """
     with opened(database_url) as engine, telling_of_waits(database_url, tell):
         with engine.connect() as connection:
@@ -110,7 +114,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
 
 
 def guard(engine: Engine) -> None:
-    """Create the missing triggers and unique indexes on the tables that the dialer still writes."""
+    """Create our missing triggers and unique indexes on the tables that the dialer still writes."""
     with engine.connect() as connection:
         statements = list(guards.missing(connection))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -125,7 +129,7 @@ def guard(engine: Engine) -> None:
 
 
 def refuse(report: Inspection) -> None:
-    """Raise `SchemaMismatch`, with all obstacles in one line, if the inspection found any."""
+    """Raise `SchemaMismatch`, with all obstacles in one line, if there are any."""
     found = report.obstacles
     if found:
         each = "; ".join(
@@ -136,9 +140,9 @@ def refuse(report: Inspection) -> None:
 
 
 def expand(engine: Engine, database_url: str, tell: Tell, *, settings: Settings) -> None:
-    """Create our schema and add what the shared tables lack. No row is rewritten.
+    """Create the schema `assignment`, and add missing columns to the dialer's tables.
 
-    The columns that the dialer's tables lack come first, because our revisions write to them.
+    No row is rewritten. The columns are added first, because migrations write to them.
     """
     with engine.connect() as connection:
         missing = list(additions(connection))
@@ -167,7 +171,7 @@ _BY_TEXT = text(
 
 
 def additions(connection: Connection) -> Iterator[str]:
-    """Yield a statement, which rewrites no row, for each thing that the shared tables lack.
+    """Yield the statements that add what the dialer's tables lack, without rewriting a row.
 
     An added column without a default may be null, because existing rows have no value for it.
     """
@@ -197,7 +201,10 @@ def additions(connection: Connection) -> Iterator[str]:
 
 
 def _run(engine: Engine, sql: str) -> None:
-    """Run the statement outside a transaction. An index build may wait without a limit."""
+    """Run a statement outside of a transaction.
+
+    The build of an index may wait for locks without limit.
+    """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         is_index = "CONCURRENTLY" in sql
         if is_index:
@@ -218,12 +225,12 @@ def _keep_books(engine: Engine) -> None:
 def switch(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], *, settings: Settings
 ) -> None:
-    """Turn holds into assignments and tables into views, and publish, all in one transaction.
+    """Turn holds into assignments and queue tables into views, and publish, in one transaction.
 
-    `numbers` has the filled generation of each dialer queue. The dialer waits once for this
-    transaction. Its cost depends on the number of holds, not on the size of the tables. If it takes
-    longer than `SWITCH_AT_MOST` after locking the tables, it is rolled back and raises SQLAlchemy's
-    `OperationalError`, so that it can be retried.
+    `numbers` has the filled generation (build) of each dialer queue. The dialer waits once for this
+    transaction. Its duration depends on the number of holds, not on the size of the tables. If it
+    takes longer than `SWITCH_AT_MOST` after locking the tables, it is rolled back and raises
+    SQLAlchemy's `OperationalError`, so that it can be retried.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -257,11 +264,11 @@ def switch(
 
 @contextmanager
 def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
-    """Let PostgreSQL end the transaction if the statements of the block take longer than `limit`.
+    """End the transaction by PostgreSQL if the statements of this context take longer than `limit`.
 
-    Each statement, and the pause of this process before the next one, gets the time that is left,
-    so the locks of the transaction are released in time however many statements there are. Raises
-    SQLAlchemy's `OperationalError`, which `patiently` retries.
+    Each statement, and each pause before the next one, gets the time that is left, so the locks of
+    the transaction are released in time however many statements there are. Raises SQLAlchemy's
+    `OperationalError`, which `patiently` retries.
     """
     ends = monotonic() + limit.total_seconds()
 
@@ -289,9 +296,9 @@ def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
 def catch_up(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], tell: Tell
 ) -> None:
-    """Apply the dialer's recorded changes to the generations, until few are left for the switch.
+    """Apply the dialer's recorded changes to the generations, until few are left.
 
-    `numbers` has the generation of each dialer queue.
+    `numbers` has the generation (build) of each dialer queue.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -312,19 +319,19 @@ def _other(numbers: dict[str, int], source: SourceTable) -> int | None:
 
 
 def renaming(table: str) -> tuple[str, str]:
-    """Return the two statements that rename the table, and give its name to the view."""
+    """Return the two statements that rename the table, and give its old name to the view."""
     return f"ALTER TABLE public.{table} RENAME TO {table}{KEPT}", views.take_name(table)
 
 
 def renew_views(engine: Engine) -> None:
-    """Recreate our existing views in the form of this version."""
+    """Recreate the existing views of this system in the form of this release."""
     with engine.begin() as connection:
         for sql in renewal(connection):
             connection.execute(text(sql))
 
 
 def renewal(connection: Connection) -> Iterator[str]:
-    """Yield the statements that recreate the existing views in the form of this version."""
+    """Yield the statements that recreate the existing views in the form of this release."""
     for each in shown_sources(connection):
         yield from views.renew(each.table, each.queue, each.types)
     if connection.execute(SHOWS_CALL_QUEUE, {"comment": OUR_VIEW}).scalar():
@@ -332,9 +339,9 @@ def renewal(connection: Connection) -> Iterator[str]:
 
 
 def show_call_queue(engine: Engine) -> bool:
-    """Create the view `call_queue` after an adoption if the dialer had none.
+    """Create the view `call_queue` after a takeover if the dialer had no such table.
 
-    Returns True if the view was created now.
+    Returns True if the view was created by this call.
     """
     with engine.begin() as connection:
         if not connection.execute(_CALL_QUEUE_MISSING, {"comment": OUR_VIEW}).scalar_one():
@@ -345,9 +352,9 @@ def show_call_queue(engine: Engine) -> bool:
 
 
 def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
-    """Index and attach the tables of the filled generations, and mark the generations as built.
+    """Attach the tables of the filled generations to `entries`, with indexes; mark them as built.
 
-    `numbers` has the generation of each dialer queue. Repeating this does nothing.
+    `numbers` has the generation (build) of each dialer queue. Attached tables are skipped.
     """
     for number in numbers.values():
         name = partition(number)
@@ -368,9 +375,9 @@ def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
 
 
 def locked_turn(connection: Connection) -> FencedTransaction:
-    """Lock all lanes and return a fenced transaction of the default lane.
+    """Lock the rows of all lanes and return a fenced transaction of the default lane.
 
-    No sequencer of any lane writes until the transaction ends.
+    No sequencer writes until the transaction ends.
     """
     rows = connection.execute(
         select(LaneTerm.lane, LaneTerm.term).order_by(LaneTerm.lane).with_for_update()
@@ -381,10 +388,10 @@ def locked_turn(connection: Connection) -> FencedTransaction:
 
 
 def _grant(table: str) -> str:
-    """Return the SQL that copies the table's grants, and its owner's rights, to the view.
+    """Return the SQL that copies the grants of the table, and the rights of its owner, to the view.
 
-    Every role therefore keeps its access, whichever role migrates. Our trigger refuses writes with
-    a reason. Column privileges become privileges on the same columns.
+    So every role keeps its access, whichever role migrates. A trigger refuses writes to the view
+    with a reason. Column privileges become privileges on the same columns.
     """
     return f"""
         DO $grant$ DECLARE given record; BEGIN
@@ -421,9 +428,8 @@ BOOKS = (
         UNIQUE NULLS NOT DISTINCT (found_in, row_id, user_id, rule))""",
     changes.TABLE,
 )
-"""The SQL of the tables for the progress and the decisions of an adoption.
-
-They are created only if there is a dialer to take over.
+"""The SQL that creates the tables for the progress and the decisions of a takeover. They are
+created only if there is a dialer to take over.
 """
 
 SHOWS_CALL_QUEUE = text(

@@ -14,7 +14,7 @@ from assignment_workers.schema.dialer_schema import in_schema, is_named, schema_
 from assignment_workers.schema.migrate import FIRST_TABLE, VERSION_TABLE
 
 OLDEST_SERVER = 15
-"""The oldest PostgreSQL version that supports all of the migration's statements."""
+"""The oldest major version of PostgreSQL that supports all statements of the migration."""
 WRITTEN = ("user_call_scores", "callbacks", "conversions")
 """Tables of the dialer to which this system adds rows."""
 OUR_INDEXES = {
@@ -33,7 +33,7 @@ def obstacles(
 ) -> list[Obstacle]:
     """Return every obstacle to a migration by the role of this connection. Reads only.
 
-    `tables` are the inspected tables, and `relations` the same tables as the catalogue has them
+    `tables` are the inspected tables, and `relations` the same tables as in the catalogue
     (`catalogue.relations_of`). A table that lacks one of our unique indexes is read once, to count
     duplicates.
     """
@@ -65,7 +65,7 @@ def _unlike(table: Inspected) -> Obstacle:
 
 
 def _of_place(connection: Connection) -> Iterator[Obstacle]:
-    """Yield an obstacle if the search path leads to other tables than those to be taken over."""
+    """Yield an obstacle if the search path leads to tables that would not be taken over."""
     if is_named(connection):
         return
     names = [*QUEUE_TABLES.values(), "agents", "user_call_scores", "callbacks", "conversions"]

@@ -11,11 +11,11 @@ from assignment_workers.adoption.backfill import TRY_SECONDS, Tell
 from assignment_workers.schema.retry import patiently
 
 AT_A_TIME = 2_000
-"""The number of callbacks or missed calls that one transaction decides."""
+"""The number of callbacks or missed calls about which one transaction decides."""
 OLD = "7 days"
-"""A promise (callback or missed call) that is overdue by more than this is left for an operator."""
+"""A callback or missed call that is overdue by more than this is left to an operator."""
 LATELY = "10 minutes"
-"""A missed call that was handed out within this time may still be worked on."""
+"""An agent may still be working on a missed call that was handed out within this time."""
 
 DUE_AGAIN = "handed out by the dialer and not ended: due again"
 FOR_OPERATOR = "handed out by the dialer and not ended, due long ago or at no time: for an operator"
@@ -43,12 +43,13 @@ _KINDS = {
 
 
 def settle(engine: Engine, tell: Tell) -> None:
-    """Decide each callback or missed call (promise) that the dialer has handed out and not ended.
+    """Decide about each callback or missed call that the dialer has handed out and not ended.
 
-    The decision is stored in `adoption_decisions`. A promise with a current lease becomes an
-    assignment of ours. One that was due within `OLD` is due again. Any other is left unchanged, for
-    an operator. As always, a promise that a later one of the same user replaces becomes cancelled.
-    Repeating this decides only new promises.
+    Each decision is stored in `adoption_decisions`. One with a current lease becomes an assignment.
+    One that was due within `OLD` becomes pending again. Any other is left unchanged, for an
+    operator. A pending callback that a later one of the same user replaces is cancelled, as always.
+    A repeated call decides only about new ones. `tell` is called with a line for each kind of
+    decision.
     """
     for table in _KINDS:
         counts = {DUE_AGAIN: 0, FOR_OPERATOR: 0, HELD: 0}
@@ -61,9 +62,9 @@ def settle(engine: Engine, tell: Tell) -> None:
 
 
 def _some(engine: Engine, table: str) -> list[tuple[str, int]]:
-    """Decide the next promises of a table in one transaction.
+    """Decide about the next callbacks or missed calls of a table in one transaction.
 
-    Returns each decision with its number of promises; empty if all are decided.
+    Returns each decision with the number of rows; empty if nothing is left to decide.
     """
     source, taken, due, live, queue, lease = _KINDS[table]
     live = live.format(now=_NOW)

@@ -13,22 +13,25 @@ QUEUE_TABLES: Mapping[str, str] = {
     "unsigned_users": "unsigned_users_queue",
     "outstanding_requests": "outstanding_requests_queue",
 }
-"""The table of each dialer queue."""
+"""By dialer queue: the name of its table in the dialer's database."""
 
 STATUSES = ("pending", "assigned", "completed", "skipped", "inactive", "invalid")
-"""The statuses of a queue row that the dialer writes and declares."""
+"""The statuses of a row in a queue table that the dialer declares."""
 
 KEPT = "_before_adoption"
-"""The suffix of a table that was taken over. The table is never dropped."""
+"""The suffix in the name of a queue table that was taken over. The table is never dropped."""
 MADE = "_made_by_adoption"
-"""The suffix of a view's name until the table that it replaces is renamed."""
+"""The suffix in the name of a view until the table that it replaces is renamed."""
 
 AGENT_COLUMNS = ("assigned_to_agent_id", "assigned_to_agent")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column as PostgreSQL prints it. `default` is None for a column without one."""
+    """A column in the form in which PostgreSQL prints it.
+
+    `default` is None for a column without one.
+    """
 
     type: str
     null: bool = True
@@ -41,9 +44,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Shape:
-    """The structure of a table. `unique` and `indexes` are column lists, without the primary key.
+    """The structure of a table: columns, constraints and indexes.
 
-    A foreign key is a pair of a column and the table that it points at.
+    `unique` and `indexes` are lists of columns, without the primary key. A foreign key is a pair of
+    a column and the table that it refers to.
     """
 
     columns: Mapping[str, Column]
@@ -56,7 +60,7 @@ TIME = "timestamp(3) without time zone"
 
 
 def _columns(text: str) -> dict[str, Column]:
-    """Parse one column per line: name, type, and optionally `not null` and `default`."""
+    """Parse lines with one column each: name, type, and optionally `not null` and `default`."""
     found = {}
     for line in text.strip().splitlines():
         name, _, rest = line.strip().partition(" ")
@@ -127,7 +131,7 @@ DEPLOYED: Mapping[str, Shape] = {
         indexes=_DEPLOYED_INDEXES,
     ),
 }
-"""The schema in production."""
+"""The queue tables in the form that is in production, by name."""
 
 TARGET: Mapping[str, Shape] = {
     "unsigned_users_queue": Shape(
@@ -171,7 +175,7 @@ TARGET: Mapping[str, Shape] = {
         },
     ),
 }
-"""The schema of a draft that was never deployed completely."""
+"""The queue tables in the form of a draft that was never deployed completely, by name."""
 
 LEGACY_CALL_QUEUE = Shape(
     _columns("""
@@ -191,7 +195,7 @@ LEGACY_CALL_QUEUE = Shape(
         updated_at time not null
     """)
 )
-"""The dialer's old table `call_queue`, the same in both schemas.
+"""The dialer's old table `call_queue`, which has the same form in production and in the draft.
 
 Foreign keys are left out, because a script of the dialer drops one.
 """
@@ -230,9 +234,9 @@ TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "agent_sessions": (frozenset({"ended_at", "last_heartbeat"}), frozenset()),
     "call_sessions": (frozenset(), frozenset({"unsigned_queue_id", "outstanding_queue_id"})),
 }
-"""By table: the columns that only the deployed schema has, and those that only the target has.
+"""By table: the columns that only the deployed schema has, and those that only the draft has.
 
-The other columns of these tables are alike in both schemas.
+The other columns of these tables are the same in both schemas.
 """
 
 ADDED: Mapping[str, frozenset[str]] = {
@@ -240,7 +244,7 @@ ADDED: Mapping[str, frozenset[str]] = {
     "missed_calls": frozenset({"available_from", "updated_at"}),
     "conversions": frozenset({"episode", "created_at", "updated_at"}),
 }
-"""By table of the dialer: the columns that our migration adds; neither schema has them."""
+"""By table of the dialer: the columns that the migration adds, because neither schema has them."""
 
 READ: Mapping[str, Column] = {
     name: _DEPLOYED[name]
@@ -256,9 +260,8 @@ READ: Mapping[str, Column] = {
         "updated_at",
     )
 }
-"""The columns that we read from a dialer's queue table, besides the agent's.
-
-Any other column may have any type.
+"""The columns that the migration reads from a queue table, besides that of the agent. Any other
+column may have any type.
 """
 
 _FAMILIES = (
@@ -270,10 +273,10 @@ _FAMILIES = (
 
 
 def is_readable(found: str, wanted: str) -> bool:
-    """Return True if a column of the type `found` can serve as one of the type `wanted`.
+    """Return True if a column of type `found` can be used where type `wanted` is expected.
 
-    The types of a family differ only in width. A text column that is too narrow for the longest
-    name that this version writes cannot serve.
+    Types that differ only in width or precision can. A text column that is too narrow for the
+    longest name that this release writes cannot.
     """
     if found == wanted:
         return True
@@ -284,7 +287,8 @@ def is_readable(found: str, wanted: str) -> bool:
 
 
 NARROWEST = len("outstanding_requests")
-"""The least width of a text column: the length of the longest name that this version writes."""
+"""The least width of a text column: the length of the longest name that this release writes."""
 
 OTHERS = ("call_queue", "agent_sessions", "call_sessions")
-"""Tables of the dialer that we neither need nor change. They are reported, not fully judged."""
+"""Tables of the dialer that this system does not need and does not change. They are only reported.
+"""

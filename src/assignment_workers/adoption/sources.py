@@ -13,7 +13,7 @@ from assignment_workers.schema.migrate import OUR_VIEW
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A queue table to be taken over, with the types of its columns in their order."""
+    """A queue table of the dialer, with the types of its columns in their order."""
 
     queue: str
     table: str
@@ -21,23 +21,23 @@ class SourceTable:
 
     @property
     def agent(self) -> str:
-        """The SQL expression of a row's agent."""
+        """The SQL expression for the agent of a row that has the alias `q`."""
         return agent_expression(self.types, "q")
 
 
 def agent_expression(columns: Iterable[str], alias: str) -> str:
-    """Return the SQL for the agent of the queue row `alias`, from one or both possible columns.
+    """Return the SQL expression for the agent of a queue table's row with this `alias`.
 
-    `columns` are the columns of the table.
+    A table has one or two columns for the agent. `columns` are all columns of the table.
     """
     names = [f"{alias}.{name}" for name in AGENT_COLUMNS if name in set(columns)]
     return f"coalesce({', '.join(names)})"
 
 
 def narrowed(number: str) -> str:
-    """Return SQL that limits the SQL expression `number` to the range of integer.
+    """Return SQL that limits the SQL expression `number` to the range of `integer`.
 
-    The dialer may have widened its column.
+    The column may be wider than that in the dialer's table.
     """
     return f"greatest(least({number}, 2147483647), -2147483648)::integer"
 
@@ -48,7 +48,7 @@ def found_sources(connection: Connection) -> list[SourceTable]:
 
 
 def shown_sources(connection: Connection) -> list[SourceTable]:
-    """Return the dialer's queue tables that a migration has replaced by views of ours."""
+    """Return the dialer's queue tables that a migration has replaced by views."""
     return _described(connection, _VIEWS.bindparams(comment=OUR_VIEW))
 
 

@@ -15,7 +15,7 @@ from assignment_workers.adoption.shapes import (
 from assignment_workers.schema.migrate import OUR_VIEW
 
 CALL_QUEUE = "call_queue"
-"""The legacy table that the dialer needs for its call sessions."""
+"""The name of the old queue table that the dialer needs for its call sessions."""
 
 REFUSE_WRITES = """
 CREATE OR REPLACE FUNCTION assignment.refuse_write() RETURNS trigger LANGUAGE plpgsql AS $refuse$
@@ -50,9 +50,8 @@ _VALUES: Mapping[str, tuple[str, str]] = {
         TIME,
     ),
 }
-"""By column of the dialer: the SQL of our value, and its type.
-
-A column that is not named here gets its default, or null.
+"""By column of the dialer's table: the SQL of our value, and its type. A column that is not named
+here gets its default, or null.
 """
 
 
@@ -67,9 +66,9 @@ def create(table: str, queue: str, types: Mapping[str, str]) -> Sequence[str]:
 
 
 def renew(table: str, queue: str, types: Mapping[str, str]) -> Sequence[str]:
-    """Return the statements that recreate an existing view with its columns.
+    """Return the statements that recreate an existing view with the same columns.
 
-    Roles keep their privileges on the view. Repeating the statements changes nothing.
+    Roles keep their privileges on the view. The statements can be repeated.
     """
     return _view(table, _query(table, queue, types))
 
@@ -100,7 +99,7 @@ _UNLOCKABLE = (
 def _as(value: str, of: str, kind: str) -> str:
     """Return SQL that casts `value` from the type `of` to the type `kind`.
 
-    There is no cast between equal types, because it would hide an index.
+    Equal types get no cast, because a cast would keep PostgreSQL from using an index.
     """
     if of == kind:
         return value
@@ -110,14 +109,14 @@ def _as(value: str, of: str, kind: str) -> str:
 
 
 def take_name(table: str) -> str:
-    """Return the statement by which the view takes the table's name, which must be free."""
+    """Return the statement that gives the view the table's name. The name must be free."""
     return f"ALTER VIEW public.{table}{MADE} RENAME TO {table}"
 
 
 def create_call_queue() -> Sequence[str]:
     """Return the statements that create the view `call_queue`, which shows both dialer queues.
 
-    Only for a database without a table of that name. If there is one, call sessions refer to it.
+    Only for a database without a table of that name, because call sessions refer to such a table.
     """
     shown = []
     for name, column in LEGACY_CALL_QUEUE.columns.items():
@@ -144,12 +143,12 @@ def _view(table: str, query: str) -> Sequence[str]:
 
 
 def _places(queue: str) -> str:
-    """Return a query of the queue's published generation, and of held users who are not in it.
+    """Return a query of the queue's published entries, and of held users who have no entry there.
 
     The query has one branch per status, so that a reader of one status reads only that branch.
-    Pending users come in order of rank from the index that claims use. The branch has to state this
-    order, because the planner does not push an outer order into a branch. So the first by position
-    costs the same in ten entries and in ten million.
+    Pending users come in the order of rank, from the index that claims use. The branch states this
+    order, because the planner does not push an outer order into it. So reading the first user costs
+    the same with ten entries and with ten million.
     """
     number, published_at = (
         f"(SELECT {column} FROM assignment.generations"

@@ -18,12 +18,12 @@ from assignment_workers.schema.migrate import MIGRATION
 
 LOOK_SECONDS = 0.1
 AGAIN_SECONDS = 5.0
-"""The least time between two reports about the same session."""
+"""The least seconds between two reports about the same session."""
 
 
 @contextmanager
 def telling_of_waits(database_url: str, tell: Tell) -> Iterator[None]:
-    """Report with `tell`, while the block runs, each session whose lock the migration waits for."""
+    """Report by `tell`, while the block runs, each session whose lock the migration waits for."""
     over = threading.Event()
     thread = threading.Thread(target=_look, args=(database_url, tell, over), daemon=True)
     thread.start()
@@ -35,7 +35,7 @@ def telling_of_waits(database_url: str, tell: Tell) -> Iterator[None]:
 
 
 def open_transactions(connection: Connection) -> Iterator[str]:
-    """Yield a line about each long transaction of others for which a migration would wait."""
+    """Yield a line about each long transaction for whose end a migration would wait."""
     for row in connection.execute(_OPEN, {"seconds": OPEN_FOR_SECONDS}):
         yield (
             f"session {row.pid} of {row.role} ({row.program or 'no name'}) is in a transaction for"

@@ -35,7 +35,7 @@ VersionOption = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
+    """Add the commands of this module to the command line `app`."""
     app.command()(request)
     for verb in VERBS.values():
         app.command()(command_of(verb))
@@ -62,7 +62,7 @@ def request(
 
 
 def command_of(verb: AnyVerb) -> Callable[..., int]:
-    """Return the command of a verb, with an option for each argument that it declares."""
+    """Return the function of a command for `verb`, with an option for each of its arguments."""
 
     def command(
         assignment: AssignmentArgument,
@@ -107,7 +107,7 @@ def _option(argument: Argument) -> str:
 
 
 def line(answer: object) -> str:
-    """Render the answer of a client's call as one line for people."""
+    """Return the answer of a client's call as one line of text for people."""
     match answer:
         case Assigned(assignment=held, replayed=replayed):
             again = " (the one already held)" if replayed else ""
@@ -166,9 +166,10 @@ INSTANT = "2026-11-23T15:00:00Z"
 
 
 def as_instant(text: str, option: str, *, or_of_day: str | None = None) -> datetime:
-    """Read the time that was given to `option`. Raises `UsageError` if it has no zone.
+    """Parse the time given for `option`.
 
-    `or_of_day` is an example of the other form that the option takes, for the message.
+    Raises `UsageError` if it is invalid or has no time zone. `or_of_day` is an example of the other
+    form that the option accepts, for the message.
     """
     try:
         when = datetime.fromisoformat(text)

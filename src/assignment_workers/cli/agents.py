@@ -109,7 +109,11 @@ def answers(
 
 
 def _around(at: str, now: datetime) -> datetime:
-    """Read a time, or the last such time of day before `now`, of which standard error tells."""
+    """Parse the value of `--at`: a time, or a time of day.
+
+    A time of day means its last occurrence before `now`, which is then printed on standard error.
+    Raises `UsageError`.
+    """
     try:
         of_day = time.fromisoformat(at)
     except ValueError:

@@ -36,7 +36,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Run(Protocol[T_co]):
-    """A simulation on a stack: `day.run`, or `soak.run`."""
+    """The type of a function that simulates a call centre on a stack: `day.run` or `soak.run`."""
 
     def __call__(
         self,
@@ -51,11 +51,12 @@ class Run(Protocol[T_co]):
 
 
 CALM_SECONDS = 30.0
-"""The least seconds between two faults of a soak: long enough to measure the system there."""
+"""The least seconds between two faults of a soak: long enough to measure the system without faults.
+"""
 FAULTS = 200
 """The approximate number of faults in a long soak.
 
-The number is fixed, so that the processes of a longer run live longer between faults.
+The number is fixed, so that in a longer run processes live longer between two faults.
 """
 
 
@@ -167,7 +168,7 @@ def soak(
 def _simulated(
     run: Run[T_co], plan: Plan, report: Path, json: bool, rabbitmq: bool
 ) -> tuple[Recorder, T_co]:
-    """Call `run`, which simulates and judges, on a stack; return the records and the verdict.
+    """Run the simulation `run` on a stack; return the records and the result.
 
     Progress is shown unless `json`. Raises `UsageError`, before anything starts, if the folder of
     the report does not exist.
@@ -182,10 +183,10 @@ def _simulated(
 
 @contextmanager
 def _stack(plan: Plan, rabbitmq: bool) -> Iterator[tuple[Stack, Settings, Plan, Broker | None]]:
-    """Yield the stack that runs here, or else a temporary one for the plan.
+    """Yield the stack that runs here, or a temporary one for the plan.
 
-    With it come its settings, the plan for this stack, and its RabbitMQ if `rabbitmq`. Raises
-    `UsageError` if a stack that runs here would have to be another one.
+    Also yields its settings, the plan for this stack, and its RabbitMQ if `rabbitmq`. Raises
+    `UsageError` if a stack runs here but the plan needs another one.
     """
     if running := running_stack(settings()):
         if plan.lanes or rabbitmq:
@@ -208,7 +209,7 @@ def _stack(plan: Plan, rabbitmq: bool) -> Iterator[tuple[Stack, Settings, Plan, 
 
 
 class _Progress:
-    """The progress of a run: a live table, or without a terminal a line every `EVERY` seconds."""
+    """Shows the progress of a run: a live table or, without a terminal, a line now and then."""
 
     EVERY = 10.0
 
@@ -221,7 +222,7 @@ class _Progress:
         self._told = 0.0
 
     def show(self, recorder: Recorder, sample: Sample) -> None:
-        """Show the last second of the run."""
+        """Show the figures of the last second of the run."""
         if self._is_terminal:
             self.live.update(self._table(recorder, sample), refresh=True)
         elif sample.at - self._told >= self.EVERY:

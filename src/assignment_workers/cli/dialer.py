@@ -87,9 +87,10 @@ def check(
 
 
 def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
-    """Return the plans of the rules under the settings in force, and warnings.
+    """Return the query plans of the rules under the settings in force, and warnings.
 
-    Raises `UsageError` for an environment with which no process would start by this file.
+    Raises `UsageError` if the environment has settings that do not fit the file, so that no process
+    would start.
     """
     given = settings()
     try:
@@ -121,7 +122,7 @@ def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
 
 
 def _of_external_crm(path: Path, given: Settings) -> list[str]:
-    """Return a warning if the external CRM, if any, does not answer.
+    """Return a warning if an external CRM is configured and does not answer.
 
     Raises `UsageError` for a table or a column that the external CRM does not have.
     """
@@ -144,7 +145,7 @@ def _has_database(given: Settings) -> bool:
 
 
 def _in_force(given: Settings) -> Settings:
-    """Return the settings in force; those of the environment and the file without a database."""
+    """Return the settings in force; without a database, those of environment and file."""
     if _has_database(given):
         try:
             with database() as connection:

@@ -67,9 +67,9 @@ def replay_incident(
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """Yield the URL of a PostgreSQL for scratch databases.
+    """Yield the address of a PostgreSQL server for temporary databases.
 
-    The server is that of DATABASE_URL, else that of the running stack, else a new one.
+    The server is that of DATABASE_URL, or else of the running stack, or else a new one.
     """
     given = settings()
     if given.database_url is not None:

@@ -63,7 +63,7 @@ SECTIONS = {
         "soak": ("call_centre", "Simulate a call centre for hours, with faults."),
     },
 }
-"""By section of the help and by command: the module with its code, and its line in the help.
+"""By section of the help and by command: the module of the command, and its line in the help.
 
 The module is imported only when the command is used.
 """
@@ -71,7 +71,10 @@ COMMANDS = {name: each for section in SECTIONS.values() for name, each in sectio
 
 
 class Commands(MutableMapping[str, "Command"]):
-    """The commands by name. A module is imported when one of its commands is looked up."""
+    """A mapping of all commands by name.
+
+    A command's module is imported when the command is looked up.
+    """
 
     def __init__(self) -> None:
         self._loaded: dict[str, Command] = {}
@@ -102,7 +105,10 @@ class Commands(MutableMapping[str, "Command"]):
 
 
 class LazyGroup(TyperGroup):
-    """All commands. The help imports none of their modules, because that would take two seconds."""
+    """The group of all commands.
+
+    Its help imports no module of a command, which would take two seconds.
+    """
 
     def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - as TyperGroup has them
         super().__init__(**attributes)
@@ -143,7 +149,7 @@ def options(
 
 
 def _with_choices(error: typer.TyperException) -> str:
-    """Return the error's message; for an unknown command, name the commands that exist."""
+    """Return the message of a usage error; for an unknown command, list the commands."""
     said = plain(error.format_message())
     context = getattr(error, "ctx", None)
     names = getattr(context and context.command, "commands", None)
@@ -153,7 +159,7 @@ def _with_choices(error: typer.TyperException) -> str:
 
 
 def main() -> None:
-    """Run the given command and exit with its code."""
+    """Run the command of the command line, and exit with its exit code."""
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:

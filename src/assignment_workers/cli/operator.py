@@ -62,12 +62,14 @@ from assignment_workers.settings import Settings
 BUILD_AT_MOST = timedelta(minutes=30)
 PUBLISH_SECONDS = 30.0
 HISTORY_AT_MOST = timedelta(minutes=15)
-"""The limit for one statement of the history check: millions of events take tens of seconds."""
+"""The longest time for one statement of `doctor --history`. Millions of events take tens of
+seconds.
+"""
 STATUS_AT_MOST = timedelta(seconds=2)
 WATCH_SECONDS = 2.0
 NOBODY = "; nobody is in it: `assignment-workers explain --queue {queue}` says why"
 LOSES = "what-a-standby-or-a-backup-can-lose"
-"""The runbook about asynchronous standbys."""
+"""The name of the runbook about asynchronous standbys and backups."""
 HELD_AFTER_LEASE_AT_MOST = timedelta(minutes=2)
 
 QueueArgument = Annotated[str, typer.Argument(help="The dialer queue.")]
@@ -117,10 +119,10 @@ def _rebuild(asking: Client, queue: str | None, why: str | None) -> str | Unavai
 
 
 def _built(asking: Client, task: str | Unavailable) -> Built | Unavailable:
-    """Wait until this build task has ended and its generations are published.
+    """Wait until this build task has ended and its generations are published; return its result.
 
-    Returns the result of the build, or `Unavailable` if the build or the publication takes too
-    long. A `task` that is `Unavailable` already is returned at once.
+    Returns `Unavailable` if the build or the publication takes too long. A `task` that is
+    `Unavailable` is returned at once.
     """
     if isinstance(task, Unavailable):
         return task
@@ -237,7 +239,10 @@ def status(
 
 
 def _watch(readings: Iterator[Health]) -> int:
-    """Show each reading until Ctrl-C: on the whole terminal, or as lines where there is none."""
+    """Show each health reading until Ctrl-C: on the whole terminal, or as lines without a terminal.
+
+    Returns the exit code by the last reading.
+    """
     console = Console(highlight=False)
     show = _redraw if console.is_terminal else _print_changes
     served: list[bool] = []
@@ -251,7 +256,10 @@ def _watch(readings: Iterator[Health]) -> int:
 
 
 def _noted(readings: Iterator[Health], served: list[bool]) -> Iterator[Health]:
-    """Yield each reading, at least `WATCH_SECONDS` apart, and note its verdict in `served`."""
+    """Yield each reading, at least `WATCH_SECONDS` apart.
+
+    `served` gets True if agents are served by that reading.
+    """
     for health in readings:
         served[:] = [health.agents_are_served]
         yield health
@@ -280,7 +288,10 @@ def _print_changes(readings: Iterator[Health], _: Console) -> None:
 
 
 def _status(health: Health, given: Settings) -> Status | None:
-    """Read the status from the database; complain and return None if that is impossible."""
+    """Read the status from the database.
+
+    If that is impossible, print the reason and return None.
+    """
     if _is_silent(health):
         complain(f"the database cannot be reached: PostgreSQL {NO_ANSWER}")
         return None
@@ -294,7 +305,7 @@ def _status(health: Health, given: Settings) -> Status | None:
 
 
 def _is_silent(health: Health) -> bool:
-    """Return True if PostgreSQL does not answer, so that another try would only take time."""
+    """Return True if PostgreSQL did not answer, so that another attempt is pointless."""
     postgresql = health.of("postgresql")
     return postgresql is not None and postgresql.finding == NO_ANSWER
 
@@ -307,7 +318,7 @@ def _show_health(health: Health, found: Status | None) -> None:
 
 
 def _wrong_lines(health: Health) -> Iterator[str]:
-    """Yield the lines about each component that is not good."""
+    """Yield the lines to print about each component that is not good."""
     for each in health.wrong:
         since = f" since {each.since:%m-%d %H:%M:%SZ}" if each.since else ""
         yield f"  {each.state}: {each.title}: {each.finding}{since}"
@@ -318,7 +329,10 @@ def _wrong_lines(health: Health) -> Iterator[str]:
 
 
 def _tables(health: Health, runs: Sequence[LastJobRun] = ()) -> Iterator[Table]:
-    """Yield the tables of processes, Celery queues and jobs; `runs` have what each job did last."""
+    """Yield the tables of processes, Celery queues and jobs.
+
+    `runs` are the last runs of the jobs.
+    """
     yield table_of(
         "Processes",
         ["role", "host", "pid", "version", "since", "last sign of life", "memory", "does"],
@@ -354,7 +368,7 @@ def _tables(health: Health, runs: Sequence[LastJobRun] = ()) -> Iterator[Table]:
 
 
 def _jobs(jobs: Sequence[JobHealth], runs: Mapping[tuple[str, str | None], LastJobRun]) -> Table:
-    """Return one row for each job, with its last run: those judged for health, then any other."""
+    """Return a table of jobs with their last runs: first the judged ones, then all others."""
     columns = ["job", "queue", "state", "asked for", "last run", "last success", "next", "did"]
     judged = [
         (
@@ -380,7 +394,7 @@ def _at(time_: datetime | None) -> str | None:
 
 
 def _did(run: LastJobRun | None) -> str | None:
-    """Return the cause of a run, its result or its error, and its length."""
+    """Return the trigger of a job's run, its result or error, and its duration, as text."""
     if run is None:
         return None
     counts = ", ".join(f"{name} {count}" for name, count in run.counts.items())
@@ -541,11 +555,11 @@ def doctor(
 
 
 PLURAL = {"gateways", "answers"}
-"""The components whose title is a plural."""
+"""The names of components whose title is a plural."""
 
 
 def _serving(health: Health) -> list[CheckResult]:
-    """Return a check for each component without which agents are not served."""
+    """Return a check result for each component without which agents are not served."""
     return [
         CheckResult(
             check=f"{each.title} {'serve' if each.name in PLURAL else 'serves'} agents",
@@ -568,7 +582,7 @@ def _examine() -> tuple[list[CheckResult], Durability]:
 
 
 def _replayed() -> list[CheckResult]:
-    """Replay all recorded events against the model of the guarantees.
+    """Check all recorded events against the model of the guarantees (`assignment.history`).
 
     Returns one failed check for each guarantee that the events break, or else one passed check.
     """

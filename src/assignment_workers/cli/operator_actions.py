@@ -41,10 +41,10 @@ def operator_name() -> str:
 
 
 class OutcomeRecorder:
-    """A callable that records the outcome of an operator's action and returns it unchanged.
+    """A function object that records the outcome of an operator's action and returns the answer.
 
-    `position`: a number that orders the commands of all operators. It is taken before the action,
-    and the commands that the action sends carry it.
+    It is called with the answer to the action. `position`: a number that orders the commands of all
+    operators. It is assigned before the action, and the commands that the action sends have it.
     """
 
     def __init__(self, position: int) -> None:
@@ -52,16 +52,19 @@ class OutcomeRecorder:
         self.outcome: str | None = None
 
     def __call__(self, answer: T, *, done: str = "done") -> T:
-        """Record the outcome of `answer`, which is `done` unless it was refused or unavailable."""
+        """Record the outcome in `answer`: `done`, unless it was refused or unavailable.
+
+        Return `answer`.
+        """
         self.outcome = _line(answer, done)
         return answer
 
 
 @contextmanager
 def recorded(name: str, subject: str, why: str | None) -> Iterator[OutcomeRecorder]:
-    """Record an operator's action around the block that carries it out.
+    """Record an operator's action before and after the block that carries it out.
 
-    Yields a recorder, which the block calls with the outcome. If the block fails, the record has no
+    Yields a recorder, which the block calls with the answer. If the block fails, the record has no
     outcome. Raises `DatabaseUnavailable` before the block runs if the action cannot be recorded.
     """
     with database() as connection:

@@ -62,7 +62,7 @@ def report(
 
 
 def period(said: str) -> timedelta:
-    """Return the period that the text names. Raises `UsageError` without a number and a unit."""
+    """Parse a period such as `24h`. Raises `UsageError` if it is not a number with s, m, h or d."""
     match = re.fullmatch(r"([1-9][0-9]{0,6})([smhd])", said, re.ASCII)
     length = timedelta(**{UNITS[match[2]]: int(match[1])}) if match else timedelta(0)
     if not timedelta(0) < length <= timedelta(days=3650):

@@ -38,7 +38,7 @@ def runbook(
 
 
 def _wrapped(line: str) -> str:
-    """Return the line, wrapped between words where it is longer than the terminal is wide."""
+    """Return the line, broken between words to the width of the terminal, if there is one."""
     if not sys.stdout.isatty():
         return line
     return textwrap.fill(

@@ -146,7 +146,7 @@ def migrate(
 
 
 def _tell(line: str) -> None:
-    """Print a line of progress; on a terminal, above the time that passes."""
+    """Print a line of progress; on a terminal it appears above the display of the elapsed time."""
     print(line, flush=True)  # typer's echo cannot write to what rich puts in place of a terminal
 
 

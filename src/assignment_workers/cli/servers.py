@@ -37,11 +37,14 @@ CRM_FIRST = (
     "create and fill the CRM's tables first, or set CRM_DATABASE_URL if the CRM is in another"
     " database; `assignment-workers up` makes a demo CRM for the packaged dialer"
 )
-"""The first thing to do in a database without the tables of a CRM."""
+"""The advice for a database without the tables of a CRM."""
 
 
 def settings() -> Settings:
-    """Return the settings of the environment alone."""
+    """Return the settings from the environment, and load the dialer's file.
+
+    Raises `UsageError` if they are invalid. Addresses of a running stack are not filled in.
+    """
     given = Settings.from_environment(os.environ)
     dialer = load(given)
     policies_of(dialer, given)  # a wrong calling rule fails here, with its variable's name
@@ -50,14 +53,14 @@ def settings() -> Settings:
 
 
 def need_queue(queue: str) -> None:
-    """Raise `UsageError` unless there is a dialer queue of this name."""
+    """Raise `UsageError` unless the dialer has a queue of this name."""
     load(Settings.from_environment(os.environ))
     if queue not in POLICIES:
         raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
 
 
 def user_id(given: str) -> UserId:
-    """Return a user's id that was typed, as the CRM has it. Raises `UsageError` for no id."""
+    """Parse a user's id of the CRM that was typed on the command line. Raises `UsageError`."""
     settings()
     try:
         return user_ids.read(loaded(), given)
@@ -66,7 +69,7 @@ def user_id(given: str) -> UserId:
 
 
 def reader() -> Reader:
-    """Return the reader of phone numbers that this installation uses."""
+    """Return the reader of phone numbers with the settings and the key of this installation."""
     given = settings()
     if given.number_key is None:
         stack = running_stack(given)
@@ -76,14 +79,14 @@ def reader() -> Reader:
 
 
 def resolved() -> Settings:
-    """Return the settings; the running stack supplies the addresses that no variable sets."""
+    """Return the settings; addresses that no variable sets are those of the running stack."""
     return resolve(settings())
 
 
 def known() -> Settings:
-    """Return the settings with the addresses that are known here. Raises `NoStack` without any.
+    """Return the settings with the addresses that can be found. Raises `NoStack` if there are none.
 
-    With `DATABASE_URL` alone and without a running stack, the Redis stays unknown.
+    With `DATABASE_URL` alone and without a running stack, the address of Redis stays unset.
     """
     given = with_database()
     if given.redis_url is None and running_stack(given) is not None:
@@ -92,13 +95,13 @@ def known() -> Settings:
 
 
 def with_database() -> Settings:
-    """Return the settings with the address of the database: `DATABASE_URL`, or the stack's."""
+    """Return the settings with the database's address: `DATABASE_URL`, or the stack's."""
     given = settings()
     return given if given.database_url is not None else resolve(given)
 
 
 def located(reason: str) -> str:
-    """Add the broker's address to a reason such as `Redis cannot be reached`.
+    """Add the address of Redis or RabbitMQ to a reason such as `Redis cannot be reached`.
 
     Any other reason is returned unchanged. Only commands add the address, because it is for people
     on this machine.
@@ -113,7 +116,7 @@ def located(reason: str) -> str:
 
 @contextmanager
 def client() -> Iterator[Client]:
-    """Yield a client of the running stack."""
+    """Yield a client of the running stack, or of the servers that the environment names."""
     from assignment_workers.client import Client
 
     given = resolved()
@@ -128,9 +131,9 @@ _NOT_THERE = (InvalidSchemaName, UndefinedColumn, UndefinedTable)
 
 
 def need_crm(connection: Connection) -> None:
-    """Read one person of the CRM. In `database`, tables that are not there are one line.
+    """Read one person of the CRM, so that a missing table is reported early.
 
-    An external CRM is not read: its process does so.
+    An external CRM is not read.
     """
     if settings().crm_database_url is None:
         connection.execute(fact_views.probe(loaded()))
@@ -138,7 +141,10 @@ def need_crm(connection: Connection) -> None:
 
 
 def _prepare(connection: Connection, given: Settings) -> None:
-    """Make the views of the CRM's tables, if they can be made: a command may need none of them."""
+    """Create the views of the CRM's tables.
+
+    Ignore a failure, because not every command needs them.
+    """
     try:
         fact_views.prepare(connection, loaded(), given)
     except SchemaMismatch:
@@ -169,7 +175,7 @@ def database_and_crm(
     No statement on the connection lasts longer than `patience`. `at`: the settings with the
     database's address; None: those of the environment or of the running stack.
     Raises `DatabaseUnavailable`. If `checked`, raises `SchemaMismatch` for a schema of another
-    version, and for tables of the CRM that are not there.
+    release, and for tables of the CRM that do not exist.
     """
     at = at or with_database()
     made = connect(

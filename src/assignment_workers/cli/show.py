@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 
 def complain(line: str) -> None:
-    """Print one line on standard error."""
+    """Print a line on standard error, with the name of the program before it."""
     typer.echo(f"assignment-workers: {line}", err=True)
 
 
@@ -30,7 +30,7 @@ def as_json(value: object) -> None:
 
 
 def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Return rows under a title; a cell that is None is empty."""
+    """Return a table with a title. A cell that is None is empty."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -40,7 +40,7 @@ def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def as_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under a title, as wide as the terminal, or 160 characters without a terminal."""
+    """Print a table with a title, as wide as the terminal, or 160 characters without a terminal."""
     print_table(table_of(title, columns, rows))
 
 
@@ -55,11 +55,11 @@ def print_table(table: Table) -> None:
 
 @contextmanager
 def waiting(seconds: float, *, note: str = "") -> Iterator[None]:
-    """Show the time that has passed, beside the expected `seconds`, while the block runs.
+    """Show the elapsed time beside the expected `seconds`, on standard error, while the block runs.
 
     Nothing is shown if `seconds` is below `SHOWN_FROM_SECONDS`. `note` is added to the expected
-    time. The output goes to standard error; it is one line if that is no terminal. Lines that the
-    block prints on a terminal stand above it.
+    time. Without a terminal, only one line is printed. Lines that the block prints on a terminal
+    appear above the display.
     """
     if seconds < SHOWN_FROM_SECONDS:
         yield

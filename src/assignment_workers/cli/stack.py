@@ -211,6 +211,6 @@ def _first_assignment(client: Client) -> str:
 
 
 def _command() -> str:
-    """Return the command as the user typed it."""
+    """Return the command line by which the user started this program."""
     typed = Path(sys.argv[0])
     return sys.argv[0] if typed.stem == NAME else f"{sys.executable} -m assignment_workers"

@@ -39,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 IMPORT_AT_MOST = timedelta(hours=1)
-"""The limit for one statement of an import or an export."""
+"""The longest time for one statement of an import or an export."""
 
 User = Annotated[str, typer.Argument(help="The CRM's id of the user.")]
 OptionalUser = Annotated[str | None, typer.Option(help="The CRM's id of the user.")]
@@ -299,7 +299,7 @@ def _id(user: str | None) -> UserId | None:
 
 
 def _subject(user: str | None) -> str:
-    """Return the text that the record of an operator's action has as its subject.
+    """Return the subject to record for an operator's action on a user or on a phone number.
 
     `user` is None for an action on a phone number. The record does not contain the number, because
     the suppression itself does.

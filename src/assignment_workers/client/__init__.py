@@ -81,8 +81,9 @@ _HOMES = {
     "HttpClient": ("http", "HttpClient"),
     "StreamedEvent": ("event_stream", "StreamedEvent"),
 }
-"""The module of each name that is imported when it is used: a program that asks a gateway does not
-import the client of Redis, nor the other way round.
+"""By public name: the module and the attribute that are imported when the name is first used.
+
+So a program that uses only `HttpClient` does not import the Redis client, nor the reverse.
 """
 
 

@@ -11,14 +11,14 @@ KNOWN_AT_MOST = 10_000
 class Accepted:
     """The last `KNOWN_AT_MOST` offers that agents accepted through this client or gateway.
 
-    For an offer that is no longer remembered, the next heartbeat sends the command to accept again.
+    If an offer is no longer in it, the next heartbeat sends the accept command again.
     """
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[int, str], None] = OrderedDict()
 
     def knows(self, agent: int, assignment: UUID | str) -> bool:
-        """Return True if this agent is known to have accepted the assignment."""
+        """Return True if this agent is remembered to have accepted the assignment."""
         return (agent, str(assignment)) in self._known
 
     def add(self, agent: int, assignment: UUID | str) -> None:

@@ -35,7 +35,7 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
     """`Client` with coroutines. It must be made and used in one event loop.
 
     If a caller is cancelled before its request is sent, the request is dropped. If the request was
-    sent, the function `orphaned` is called with the call and its answer.
+    sent before, the function `orphaned` is called with the call and its answer.
     """
 
     def __init__(
@@ -80,7 +80,10 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
         await self._dispatcher.close()
 
     async def exchange(self, exchange: CeleryExchange) -> Any:  # noqa: ANN401 - of the exchange's kind
-        """Carry out one exchange, and return its result. Raises `BrokerUnavailable`."""
+        """Carry out one exchange (such as a command and its answer) and return its result.
+
+        Raises `BrokerUnavailable`.
+        """
         match exchange:
             case Ask(command, timeout):
                 return await self.ask(command, timeout)
@@ -102,9 +105,10 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
         *,
         dead_letter: int | None = None,
     ) -> str | Unavailable:
-        """Send a stored message unchanged to the Celery queue `queue`; return its new id.
+        """Send the message of a dead letter unchanged to a Celery queue; return its new id.
 
-        `dead_letter` is the number of the dead letter that held the message.
+        `dead_letter` is the number of the dead letter. Returns `Unavailable` if the broker is
+        unavailable.
         """
         try:
             return await self._dispatcher.send(task, args, kwargs, queue, dead_letter=dead_letter)
@@ -116,7 +120,7 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
         command: CommandCall,
         timeout: timedelta,  # noqa: ASYNC109
     ) -> object:
-        """Send a command and return the result of its task; `Unavailable` if none came in time."""
+        """Send a command and return the task's result; `Unavailable` if none arrives in time."""
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         seconds = timeout.total_seconds()
         traced = self._tracing.ask(command.task, command.arguments)

@@ -26,14 +26,15 @@ from assignment_workers.identity import UserId
 T = TypeVar("T")
 
 RENEWALS_A_LEASE = 3
-"""The number of renewals in the time of one lease: two may fail before the lease lapses."""
+"""The number of renewals per lease. With three, two renewals may fail before the lease ends."""
 SOONEST_SECONDS = 0.2
 
 
 class AssignmentClient(AgentMethods, ABC):
-    """The requests and commands of an agent, by any client. Repeating one has no second effect.
+    """The requests and commands of an agent, over Celery or HTTP.
 
-    Each method waits at most `timeout`; `HttpClient` may wait two seconds longer for the response.
+    Repeating one has no second effect. Each method waits at most `timeout`; `HttpClient` may wait
+    two seconds longer for the response.
     """
 
     core: Core
@@ -55,10 +56,10 @@ class AssignmentClient(AgentMethods, ABC):
 
     @abstractmethod
     def exchange(self, exchange: Any) -> Any:  # noqa: ANN401 - of the core's kind
-        """Carry out one exchange, and return its result."""
+        """Carry out one exchange (such as a command and its answer) and return its result."""
 
     def run(self, steps: Steps[T]) -> T:
-        """Carry out the exchanges of a method, and return its answer."""
+        """Carry out the exchanges that the generator `steps` yields, and return its answer."""
         try:
             exchange = next(steps)
             while True:
@@ -73,7 +74,7 @@ class AssignmentClient(AgentMethods, ABC):
             return answer
 
     def perform(self, call: VerbCall) -> FinishAnswer:
-        """Send the call of a verb, and return the answer."""
+        """Send a command about an assignment, such as `complete`, and return the answer."""
         return self.run(self.core.act(call))
 
     @contextmanager
@@ -125,10 +126,10 @@ class AsyncAssignmentClient(AgentMethods, ABC):
 
     @abstractmethod
     async def exchange(self, exchange: Any) -> Any:  # noqa: ANN401 - of the core's kind
-        """Carry out one exchange, and return its result."""
+        """Carry out one exchange (such as a command and its answer) and return its result."""
 
     async def run(self, steps: Steps[T]) -> T:
-        """Carry out the exchanges of a method, and return its answer."""
+        """Carry out the exchanges that the generator `steps` yields, and return its answer."""
         try:
             exchange = next(steps)
             while True:
@@ -143,16 +144,15 @@ class AsyncAssignmentClient(AgentMethods, ABC):
             return answer
 
     async def perform(self, call: VerbCall) -> FinishAnswer:
-        """Send the call of a verb, and return the answer."""
+        """Send a command about an assignment, such as `complete`, and return the answer."""
         return await self.run(self.core.act(call))
 
 
 class Hold:
-    """One assignment of one agent, renewed by a thread of its own. Made by `holding`.
+    """An assignment that a background thread renews until the block of `holding` ends.
 
-    The first renewal accepts the offer.
-
-    `lost` is set when a renewal is refused, because the user may then belong to another agent.
+    The first renewal accepts the offer. `lost` is set when a renewal is refused, because the user
+    may then be assigned to another agent.
     """
 
     def __init__(self, client: AssignmentClient, assignment: Held, *, timeout: timedelta) -> None:
@@ -190,7 +190,7 @@ class Hold:
     def complete(
         self, outcome: str, *, notes: str | None = None, callback_at: datetime | None = None
     ) -> FinishAnswer:
-        """Complete the call with `outcome`."""
+        """Complete the assignment with `outcome`, the result of the call."""
         return self._end(
             self._client.complete(
                 self.assignment.id,
@@ -204,7 +204,7 @@ class Hold:
         )
 
     def skip(self) -> FinishAnswer:
-        """Skip this user: by default no offers for 15 minutes, to this agent none for an hour."""
+        """Skip this user: by default no offer for 15 minutes, none to this agent for an hour."""
         held = self.assignment
         return self._end(
             self._client.skip(held.id, held.agent_id, version=held.version, timeout=self._timeout)
@@ -217,7 +217,7 @@ class Hold:
         seconds: int | None = None,
         why: str | None = None,
     ) -> FinishAnswer:
-        """Defer this user: offer the user to nobody before `until`, or for `seconds`."""
+        """Defer this user: the user is offered to nobody before `until`, or for `seconds`."""
         held = self.assignment
         return self._end(
             self._client.defer(
@@ -241,7 +241,7 @@ class Hold:
         )
 
     def release(self) -> FinishAnswer:
-        """Release the assignment unchanged."""
+        """End the assignment without an outcome; the user can be offered again at once."""
         held = self.assignment
         return self._end(
             self._client.release(
@@ -279,7 +279,7 @@ class Hold:
     def _pause(lease: timedelta, until: datetime) -> float:
         """Return the seconds until the next renewal of a lease that ends at `until`.
 
-        A third of the remaining time, or of a full `lease` if that is less.
+        A third of the time that is left, or of `lease`, the full length, if that is less.
         """
         left = min(until - datetime.now(UTC), lease)
         return max(left.total_seconds() / RENEWALS_A_LEASE, SOONEST_SECONDS)

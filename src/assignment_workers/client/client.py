@@ -37,7 +37,7 @@ T = TypeVar("T")
 class Client(OperatorMethods, AssignmentClient):
     """Sends commands over Celery and waits for the answers. Safe to share between threads.
 
-    The first call starts one thread, which sends the calls of all callers.
+    The first call starts one thread, which sends the calls of all threads that use the client.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class Client(OperatorMethods, AssignmentClient):
         key: str | None = None,
         tracing: Tracing = NO_TRACES,
     ) -> Client:
-        """Return a client of the stack on this Redis, without contacting a server.
+        """Return a client of the workers that use this Redis, without contacting a server.
 
-        Raises `UsageError` for an address that is none of Redis or the broker. If a server does not
-        answer, the first call returns `Unavailable`. `key` is `ASSIGNMENT_WORKERS_COMMAND_KEY`, for
-        a program that knows which operator acts. `tracing`: see `traces.follow`.
+        Raises `UsageError` for an invalid address. If a server does not answer, the first call
+        returns `Unavailable`. `key` is `ASSIGNMENT_WORKERS_COMMAND_KEY`, for a program that knows
+        which operator acts. `tracing`: see `traces.follow`.
         """
         return cls(redis_url, broker_url=broker_url, lanes=lanes, key=key, tracing=tracing)
 
@@ -100,7 +100,10 @@ class Client(OperatorMethods, AssignmentClient):
             self._thread.join()
 
     def exchange(self, exchange: CeleryExchange) -> Any:  # noqa: ANN401 - of the exchange's kind
-        """Carry out one exchange, and return its result. Raises `BrokerUnavailable`."""
+        """Carry out one exchange (such as a command and its answer) and return its result.
+
+        Raises `BrokerUnavailable`.
+        """
         match exchange:
             case Ask(command, timeout):
                 return self.ask(command, timeout)
@@ -122,17 +125,16 @@ class Client(OperatorMethods, AssignmentClient):
         *,
         dead_letter: int | None = None,
     ) -> str:
-        """Send a stored message unchanged to the Celery queue `queue`; return its new id.
+        """Send the message of a dead letter unchanged to a Celery queue; return its new id.
 
-        `dead_letter` is the number of the dead letter that held the message. Raises
-        `BrokerUnavailable`.
+        `dead_letter` is the number of the dead letter. Raises `BrokerUnavailable`.
         """
         return self._run(
             lambda dispatcher: dispatcher.send(task, args, kwargs, queue, dead_letter=dead_letter)
         )
 
     def ask(self, command: CommandCall, timeout: timedelta) -> object:
-        """Send a command and return the result of its task; `Unavailable` if none came in time."""
+        """Send a command and return the task's result; `Unavailable` if none arrives in time."""
         seconds = timeout.total_seconds()
         future: Future[object] = Future()
         loop = self._running()

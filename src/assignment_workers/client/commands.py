@@ -15,43 +15,49 @@ ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
 BY = "by"
-"""The argument of operators' commands that names the actor."""
+"""The name of the argument that has the operator who sends a command."""
 OFF_THE_LINE = frozenset({MAINTENANCE, HEARTBEATS})
-"""Celery queues that are no assignment queues: their messages have neither an order nor a lane."""
+"""The Celery queues that are not assignment queues. Their messages have no order and no lane."""
 
 
 @dataclass(frozen=True)
 class CommandCall:
-    """A request or command to send. Sent twice on an assignment queue, it has one effect."""
+    """A request or command to send. Sent twice to an assignment queue, it is carried out once."""
 
     task: str
     arguments: dict[str, Any]
     args: Sequence[Any] = ()
     celery_queue: str = ASSIGNMENT
     many: str | None = field(default=None, kw_only=True)
-    """The batch task that takes many such commands, in its list argument `requests`; None if none.
+    """The batch task that takes many such commands, in its argument `requests`; None if there is
+    none.
     """
     timeout: timedelta | None = field(default=None, kw_only=True)
-    """The time that the caller waits, sent as `sent_at` and `deadline`; None to send neither."""
+    """The time that the caller waits, from which `sent_at` and `deadline` are made.
+
+    None: neither argument is sent.
+    """
     position: int | None = field(default=None, kw_only=True)
-    """The command's position in the database's order before it was sent; None if it has none."""
+    """The position of the command in the order that the database assigned; None if it has none."""
     sender: str | None = field(default=None, kw_only=True)
-    """The token that sends the command for its agent, such as `token 0a12`; None: the agent's own.
+    """The token that sends the command on behalf of the agent, such as `token 0a12`.
+
+    None: the agent's own token, or no token.
     """
 
     def at(self, position: int) -> CommandCall:
-        """Return the command with its position in the database's order."""
+        """Return a copy of the command with `position`, its position in the database's order."""
         return replace(self, position=position)
 
     def sent_by(self, sender: str) -> CommandCall:
-        """Return the command with the token that sends it for its agent, such as `token 0a12`.
+        """Return a copy of the command with `sender`, the token that sends it for the agent.
 
-        A command that names its actor in `by` is returned unchanged.
+        A command that names an operator in `by` is returned unchanged.
         """
         return self if self.arguments.get(BY) else replace(self, sender=sender)
 
     def said_by(self, ends: datetime) -> dict[str, Any]:
-        """Return the arguments of the message for a caller who waits until `ends`.
+        """Return the arguments to send for a caller who waits until `ends`.
 
         `ends` is a time of the database's clock.
         """
@@ -64,7 +70,7 @@ class CommandCall:
 def request(
     agent_id: int, queue: str | None, request_id: str, *, timeout: timedelta
 ) -> CommandCall:
-    """Build a request for an agent's next user; nobody is assigned when `timeout` has passed.
+    """Build a request for an agent's next user. After `timeout` no user is assigned.
 
     `queue`: the dialer queue to take the user from; None: any that the agent may work on.
     """
@@ -75,7 +81,7 @@ def request(
 
 
 def act(call: VerbCall) -> CommandCall:
-    """Build the command of a verb: to complete a call, to skip a user, and the like."""
+    """Build the command for a verb, such as to complete an assignment or to skip a user."""
     return CommandCall(
         f"assignment.{call.verb}",
         {"move": call.verb, **call.arguments},
@@ -140,9 +146,9 @@ def reassign(assignment_id: UUID | str, agent_id: int, by: str, why: str) -> Com
 
 
 def drain(queue: str, by: str) -> CommandCall:
-    """Build the command that removes ready and waiting users from this dialer queue.
+    """Build the command that removes users whom no agent has from this dialer queue.
 
-    One command removes a limited number of users; active assignments go on.
+    One command removes a limited number of users; active assignments are not changed.
     """
     return CommandCall("queue.drain", {"queue": queue, "by": by})
 
@@ -158,10 +164,10 @@ def do_not_contact(
     source: str | None = None,
     raw: bool = False,
 ) -> CommandCall:
-    """Build the command that suppresses a user or phone number in one dialer queue or in all.
+    """Build the command that suppresses a user or a phone number in one dialer queue or in all.
 
-    `source`: the origin, such as a register. `raw`: True to store a `phone` that is no number, as
-    text.
+    `source`: the origin of the suppression, such as a public register. `raw`: True to store a
+    `phone` that cannot be read as a phone number, as text.
     """
     arguments = {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
     more = {
@@ -181,7 +187,7 @@ def flip_list(list_id: int, why: str, by: str) -> CommandCall:
 
 
 def drop_list(name: str, why: str, by: str) -> CommandCall:
-    """Build the command that ends the effect of a named suppression list."""
+    """Build the command that ends the effect of the suppression list `name`."""
     return CommandCall("user.drop_suppression_list", {"name": name, "why": why, "by": by})
 
 
@@ -196,7 +202,7 @@ def lift(
 ) -> CommandCall:
     """Build the command that lifts a suppression: `do_not_contact`, `quarantine` or `closed`.
 
-    `queue` names the dialer queue of the suppression, such as that in which the user is closed.
+    `queue`: the dialer queue to which the suppression is limited; None for a suppression in all.
     """
     arguments = {"kind": kind, "user_id": user_id, "phone": phone, "why": why, "by": by}
     return CommandCall(
@@ -214,16 +220,16 @@ def change_settings(changes: Sequence[Mapping[str, Any]], by: str, why: str) -> 
 
 
 def passing(celery_queue: str) -> CommandCall:
-    """Build a command that ends lapsed assignments, which any process may send at any time.
+    """Build a command that proves that an assignment queue is being worked off.
 
-    Its answer shows that each message that was sent to this assignment queue before was carried
-    out.
+    The command ends lapsed assignments, so any process may send it at any time. Its answer shows
+    that each message that was sent to `celery_queue` before it has been carried out.
     """
     return CommandCall("assignment.expire", {}, celery_queue=celery_queue)
 
 
 def repair() -> CommandCall:
-    """Build the command that corrects published entries by the active assignments."""
+    """Build the command that corrects queue entries that contradict the active assignments."""
     return CommandCall("queue.repair", {})
 
 
@@ -234,5 +240,5 @@ def regenerate(queue: str | None) -> CommandCall:
 
 
 def count_answers(hours: Sequence[dict[str, Any]]) -> CommandCall:
-    """Build the message with a client's counts of answers: `CountedHour`s as JSON."""
+    """Build the message with a client's counts of answers; `hours` are `CountedHour`s as JSON."""
     return CommandCall("history.count_answers", {"hours": list(hours)}, celery_queue=MAINTENANCE)

@@ -52,13 +52,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LOOK_SECONDS = 0.05
-"""Seconds between two checks of `built` for the result of a build, because a build takes seconds.
-"""
+"""Seconds between two checks whether a build has finished. A build takes seconds."""
 
 
 @dataclass(slots=True)
 class Ask:
-    """Send a command and wait for its answer; the result is `Unavailable` after `timeout`."""
+    """An exchange: send a command and wait for its answer.
+
+    The result is `Unavailable` after `timeout`.
+    """
 
     command: CommandCall
     timeout: timedelta
@@ -66,7 +68,7 @@ class Ask:
 
 @dataclass(slots=True)
 class Send:
-    """Send a message without waiting for an answer; the result is its task id.
+    """An exchange: send a message without waiting for an answer. The result is the task id.
 
     Raises `BrokerUnavailable`.
     """
@@ -79,49 +81,52 @@ class Send:
 
 @dataclass(slots=True)
 class LookUp:
-    """Read the stored `Result` of a task; None if there is none yet. Raises `BrokerUnavailable`."""
+    """An exchange: read the stored `Result` of a task. None if there is none yet.
+
+    Raises `BrokerUnavailable`.
+    """
 
     task_id: str
 
 
 @dataclass(slots=True)
 class Count:
-    """Count the answer that the caller of a request gets, for the service levels."""
+    """An exchange: count the answer to a request, for the service levels."""
 
     answer: RequestAnswer
 
 
 @dataclass(slots=True)
 class Pause:
-    """Wait for some seconds."""
+    """An exchange: wait for some seconds."""
 
     seconds: float
 
 
 CeleryExchange: TypeAlias = Ask | Send | LookUp | Count | Pause
 Steps: TypeAlias = Generator[Any, Any, T]
-"""A method of a client: it yields exchanges, of the kind of its core, and returns the answer."""
+"""The generator that a client method is written as: it yields exchanges and returns the answer."""
 
 
 class RunsNow(Protocol):
-    """A client that waits for the answers."""
+    """A client whose methods wait and return the answers."""
 
     def run(self, steps: Steps[R], /) -> R:
-        """Carry out the exchanges, and return the answer."""
+        """Carry out the exchanges that the generator `steps` yields, and return its answer."""
 
 
 class RunsLater(Protocol):
-    """A client for asyncio."""
+    """A client for asyncio, whose methods return coroutines."""
 
     def run(self, steps: Steps[R], /) -> Coroutine[Any, Any, R]:
-        """Return a coroutine that carries out the exchanges and returns the answer."""
+        """Return a coroutine that carries out the exchanges of `steps` and returns their answer."""
 
 
 class Operation(Generic[P, T]):
-    """A method of the clients, made from the method of a core that declares it.
+    """A descriptor that makes a client method from `declared`, a generator method of a core.
 
-    Of a client that waits it returns the answer, of a client for asyncio a coroutine for it; mypy
-    and editors see the declared signature.
+    On a client that waits, the method returns the answer; on a client for asyncio, a coroutine for
+    the answer. mypy and editors see the signature of `declared`.
     """
 
     def __init__(self, declared: Callable[Concatenate[Any, P], Steps[T]]) -> None:
@@ -151,11 +156,11 @@ class Operation(Generic[P, T]):
 
 
 class Core(ABC):
-    """The methods of an agent's client. What is sent depends on the way: Celery or HTTP."""
+    """The methods of an agent's client as generators. Subclasses send over Celery or HTTP."""
 
     @abstractmethod
     def act(self, call: VerbCall) -> Steps[FinishAnswer]:
-        """Send the call of a verb."""
+        """Send a command about an assignment, such as `complete`."""
 
     @abstractmethod
     def request_next(
@@ -168,10 +173,10 @@ class Core(ABC):
     ) -> Steps[RequestAnswer]:
         """Request the next user for this agent, from `queue` or any queue allowed to the agent.
 
-        `timeout` is the longest wait and the deadline of the request: nobody is assigned after it.
-        A message that is lost is sent again within that time. `Unavailable` means that no answer
-        came. The request may have been answered in the last instant: repeat it with the same
-        `request_id` to find out.
+        `timeout` is the longest wait and the deadline of the request: no user is assigned after it.
+        A lost message is sent again within that time. `Unavailable` means that no answer arrived; a
+        user may have been assigned just before the deadline. To find out, repeat the call with the
+        same `request_id`.
         """
 
     @abstractmethod
@@ -206,7 +211,7 @@ class Core(ABC):
 
 
 class CeleryCore(Core):
-    """The methods of a client over Celery: those of agents, and operators' commands."""
+    """The methods of a client over Celery as generators: agents' and operators' commands."""
 
     def __init__(self, clock: Clock, randomness: Random) -> None:
         self._clock = clock
@@ -214,7 +219,7 @@ class CeleryCore(Core):
         self._accepted = Accepted()
 
     def act(self, call: VerbCall) -> Steps[FinishAnswer]:
-        """Send the call of a verb."""
+        """Send a command about an assignment, such as `complete`."""
         return as_finish_answer((yield Ask(commands.act(call), call.timeout)))
 
     def request_next(
@@ -264,7 +269,7 @@ class CeleryCore(Core):
     def command(
         self, command: CommandCall, *, timeout: timedelta = TIMEOUT
     ) -> Steps[CommandAnswer]:
-        """Send the command of an operator and return its answer."""
+        """Send an operator's command and return its answer."""
         return as_command_answer((yield Ask(command, timeout)))
 
     def pause(
@@ -290,11 +295,11 @@ class CeleryCore(Core):
         return self.command(commands.resume(queue, by, why), timeout=timeout)
 
     def repair(self, *, timeout: timedelta = TIMEOUT) -> Steps[CommandAnswer]:
-        """Correct the published entries that contradict the active assignments."""
+        """Correct the entries of the published queues that contradict the active assignments."""
         return self.command(commands.repair(), timeout=timeout)
 
     def regenerate(self, queue: str | None = None) -> Steps[str | Unavailable]:
-        """Request a build of one dialer queue, or of all; return the id of the build task."""
+        """Request a build of one dialer queue (None: of all); return the id of the build task."""
         command = commands.regenerate(queue)
         try:
             task_id: str = yield Send(command.task, (), command.arguments, command.celery_queue)
@@ -303,9 +308,9 @@ class CeleryCore(Core):
         return task_id
 
     def built(self, task_id: str, *, timeout: timedelta) -> Steps[Built | Unavailable]:
-        """Wait for the build with this task id, which `regenerate` returned.
+        """Wait for the build with the task id that `regenerate` returned; return its result.
 
-        `Unavailable` if the build is not finished in time, or failed.
+        `Unavailable` if the build fails, or is not finished within `timeout`.
         """
         ends = time.monotonic() + timeout.total_seconds()
         while True:
@@ -328,9 +333,9 @@ class CeleryCore(Core):
 
 
 class AgentMethods(AgentVerbs):
-    """The methods of every client of an agent. Repeating one has no second effect.
+    """The methods that every client of an agent has. Repeating a command has no second effect.
 
-    Each waits at most `timeout`; over HTTP two seconds longer for the response.
+    Each method waits at most `timeout`; over HTTP two seconds longer for the response.
     """
 
     request_next = Operation(Core.request_next)
@@ -339,7 +344,7 @@ class AgentMethods(AgentVerbs):
 
 
 class OperatorMethods:
-    """The methods of the clients over Celery that are for operators' programs."""
+    """The methods for operators' programs, which only the clients over Celery have."""
 
     command = Operation(CeleryCore.command)
     pause = Operation(CeleryCore.pause)

@@ -15,7 +15,7 @@ _AT_ONCE = 500
 def forget_results_at(url: str | None, person: Person) -> int:
     """Delete the task results that name `person` from the Redis at `url`; return their number.
 
-    0 if `url` is not a Redis: other backends keep no results beyond the process.
+    Returns 0 if `url` is not a Redis address: other backends store no results outside the process.
     """
     if url is None or not url.startswith(REDIS):
         return 0
@@ -24,7 +24,7 @@ def forget_results_at(url: str | None, person: Person) -> int:
 
 
 def forget_results(server: Redis, person: Person) -> int:
-    """Delete the task results that name `person`; return their number. Reads every result."""
+    """Delete the task results that name `person`; return their number. Reads every task result."""
     count = 0
     for key in server.scan_iter(match=f"{RESULT_PREFIX}*", count=_AT_ONCE):
         found = server.get(key)

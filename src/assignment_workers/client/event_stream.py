@@ -15,10 +15,11 @@ from assignment_workers.errors import AssignmentWorkersError
 
 PATH = "/v1/events"
 SILENT_SECONDS = 45.0
-"""Seconds without a byte after which a connection counts as lost. The gateway sends something every
-15 seconds."""
+"""Seconds without a byte after which a connection counts as lost. The gateway sends at least a
+comment every 15 seconds.
+"""
 AGAIN_SECONDS, AGAIN_AT_MOST = 0.5, 15.0
-"""Seconds before the first attempt to connect again, and the most before a later one."""
+"""Seconds before the first attempt to reconnect, and the most seconds before a later attempt."""
 
 
 class StreamedEvent(BaseModel):
@@ -54,7 +55,7 @@ class EventsRefused(AssignmentWorkersError):
 
 
 class EventPosition:
-    """The last event that a reader has read. After a lost connection, reading continues there."""
+    """The position of a reader in the events. After a lost connection, reading continues there."""
 
     def __init__(self, agent_id: int | None, after: int | None) -> None:
         self.parameters = {} if agent_id is None else {"agent_id": str(agent_id)}
@@ -64,15 +65,18 @@ class EventPosition:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of the next attempt to connect."""
+        """The HTTP headers of the next attempt to connect, with the id of the last event."""
         return {} if self._last is None else {"Last-Event-ID": str(self._last)}
 
     def connected(self) -> None:
-        """Note that a gateway streams events."""
+        """Reset the count of failed attempts, because the gateway streams events."""
         self._failed, self._retry_after = 0, 0.0
 
     def refused(self, status: int, body: object) -> None:
-        """Note a response that is no stream. Raises `EventsRefused` if no retry helps."""
+        """Handle a response that is no event stream.
+
+        Raises `EventsRefused` if a retry would not help.
+        """
         said = body if isinstance(body, dict) else {}
         soon = said.get("retry_after")
         self._retry_after = float(soon) if isinstance(soon, int | float) else 0.0
@@ -82,7 +86,7 @@ class EventPosition:
         raise EventsRefused(str(said.get("code") or "malformed"), reason)
 
     def event(self, sent: ServerSentEvent) -> StreamedEvent | None:
-        """Return the event that was sent, or None if the message only says how far it came."""
+        """Return the event in the message; None if the message has only a new position."""
         if sent.id.isdecimal():
             self._last = int(sent.id)
         return StreamedEvent.model_validate_json(sent.data) if sent.data else None

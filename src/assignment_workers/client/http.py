@@ -59,10 +59,10 @@ class HttpClient(HttpMethods, AssignmentClient):
 
     @classmethod
     def of_stack(cls, home: Path = Path(".assignment-workers")) -> HttpClient:
-        """Return a client, with its token, of the stack that `assignment-workers up` runs here.
+        """Return a client, with token, for the stack that `assignment-workers up` runs here.
 
-        `home` is the home of the stack. Raises `NoStack` if none runs on it, and `HomeUnusable` if
-        the home belongs to another user.
+        `home` is the home directory of the stack. Raises `NoStack` if no stack runs with it, and
+        `HomeUnusable` if the directory belongs to another operating system user.
         """
         from assignment_workers.runtime.errors import NoStack
         from assignment_workers.runtime.stack import running_stack
@@ -78,7 +78,7 @@ class HttpClient(HttpMethods, AssignmentClient):
         self._connections.clear()
 
     def exchange(self, exchange: HttpExchange) -> Reply | None:
-        """Send the request, or sleep for the pause; return the reply, None if there is none."""
+        """Send an HTTP request, or sleep for a `Pause`. Return the reply; None if there is none."""
         match exchange:
             case Pause(seconds):
                 time.sleep(seconds)
@@ -89,11 +89,11 @@ class HttpClient(HttpMethods, AssignmentClient):
     def events(
         self, *, agent_id: int | None = None, after: int | None = None
     ) -> Iterator[StreamedEvent]:
-        """Yield events as they are committed, without end; a lost connection is made again.
+        """Yield events as they are committed, without end; reconnect after a lost connection.
 
-        `agent_id`: only those of this agent. `after`: the id of an event; those that came later are
-        yielded first, none twice. Raises `EventsRefused` if the gateway refuses the token, for
-        example. Leave the loop to close the connection.
+        `agent_id`: only events of this agent. `after`: the id of an event; later events are yielded
+        first, and none twice. Raises `EventsRefused`, for example if the gateway refuses the token.
+        Leaving the loop closes the connection.
         """
         position = EventPosition(agent_id, after)
         with httpx.Client(**connection_options(self._gateway, self._token)) as http:

@@ -53,7 +53,7 @@ class AsyncHttpClient(HttpMethods, AsyncAssignmentClient):
         await self._connections.aclose()
 
     async def exchange(self, exchange: HttpExchange) -> Reply | None:
-        """Send the request, or sleep for the pause; return the reply, None if there is none."""
+        """Send an HTTP request, or sleep for a `Pause`. Return the reply; None if there is none."""
         match exchange:
             case Pause(seconds):
                 await asyncio.sleep(seconds)

@@ -41,16 +41,19 @@ from assignment_workers.errors import UsageError
 from assignment_workers.identity import new_id
 
 MARGIN_SECONDS = 2.0
-"""Seconds added to a request's own timeout, for the way to the gateway and back."""
+"""Seconds that the HTTP time-out is longer than the request's own, for the network."""
 CONNECT_SECONDS = 5.0
-"""The longest wait for a connection to the gateway's stream of events."""
+"""The most seconds to wait for a connection to the gateway's stream of events."""
 PAUSE_SECONDS = 0.1
-"""Seconds before a call is repeated when the gateway could not be reached."""
+"""Seconds before a call is repeated because the gateway could not be reached."""
 
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """Send one HTTP request; the result is a `Reply`, or None without an answer in `seconds`."""
+    """An exchange: send one HTTP request.
+
+    The result is a `Reply`; None if none arrives in `seconds`.
+    """
 
     method: str
     path: str
@@ -60,13 +63,13 @@ class HttpRequest:
 
 HttpExchange: TypeAlias = HttpRequest | Pause
 Reply: TypeAlias = tuple[int, object]
-"""The status of a response, and its decoded JSON."""
+"""The HTTP status of a response, and its decoded JSON body."""
 
 
 def gateway_address(gateway_url: str) -> str:
-    """Return the address without a slash at its end.
+    """Return the gateway's address without a login and without a slash at its end.
 
-    Raises `UsageError` if `gateway_url` is no address of a gateway.
+    Raises `UsageError` if `gateway_url` is no HTTP address.
     """
     try:
         parts = urlsplit(check_address(gateway_url, "http", "https"))
@@ -78,7 +81,7 @@ def gateway_address(gateway_url: str) -> str:
 
 
 def headers(token: str | None) -> dict[str, str]:
-    """Return the headers of every request."""
+    """Return the HTTP headers of every request, with the token if there is one."""
     said = {"Content-Type": "application/json"}
     return said | {"Authorization": f"Bearer {token}"} if token else said
 
@@ -86,7 +89,7 @@ def headers(token: str | None) -> dict[str, str]:
 def connection_options(gateway: str, token: str | None) -> dict[str, Any]:
     """Return the options of an httpx client for the gateway at this address.
 
-    The system's certificates are trusted, and no proxy of the environment is used.
+    The operating system's certificates are trusted; proxies named in the environment are not used.
     """
     return {
         "base_url": gateway,
@@ -99,7 +102,7 @@ def connection_options(gateway: str, token: str | None) -> dict[str, Any]:
 
 
 def decoded(response: httpx.Response) -> object:
-    """Return the decoded JSON of a response; None if it is none."""
+    """Return the decoded JSON body of a response; None if the body is not JSON."""
     try:
         return response.json()
     except ValueError:
@@ -107,14 +110,14 @@ def decoded(response: httpx.Response) -> object:
 
 
 class HttpCore(Core):
-    """The methods of a client of the gateway."""
+    """The methods of a client over HTTP as generators."""
 
     def __init__(self, clock: Clock, randomness: Random) -> None:
         self._clock = clock
         self._randomness = randomness
 
     def act(self, call: VerbCall) -> Steps[FinishAnswer]:
-        """Send the call of a verb."""
+        """Send a command about an assignment, such as `complete`."""
         path = f"/v1/assignments/{quote(call.arguments['assignment_id'], safe='')}/{call.verb}"
         return as_finish_answer((yield from _post(path, call.own, call.timeout)))
 
@@ -140,7 +143,10 @@ class HttpCore(Core):
         why: str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> Steps[StateAnswer]:
-        """Set the agent's state; see `Core.state`. The token identifies the caller, not `by`."""
+        """Set the agent's state; see `Core.state`.
+
+        `by` is not sent: the token identifies the caller.
+        """
         payload = {"state": becomes, "why": why}
         path = f"/v1/agents/{agent_id}/state"
         return as_state_answer((yield from _post(path, payload, timeout)))
@@ -185,8 +191,8 @@ def _post(
 ) -> Steps[object]:
     """Post `payload` to the gateway and return the answer.
 
-    The call is repeated while the gateway cannot be reached and time is left; every command may be
-    sent twice. `timed`: True to send the timeout with the payload.
+    While the gateway cannot be reached and time is left, the request is repeated; every command may
+    be sent twice. `timed`: True to send the remaining time with the payload.
     """
     ends = time.monotonic() + timeout.total_seconds()
     while True:
@@ -223,7 +229,7 @@ _BY_STATUS: dict[int, Code] = {
     HTTPStatus.UNAUTHORIZED: Code.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: Code.FORBIDDEN,
 }
-"""The `Code` for each HTTP status of a refusal whose body has none, because a proxy sent it."""
+"""By HTTP status: the `Code` of a refusal whose body has none, because a proxy sent it."""
 
 
 def _unavailable(answer: object) -> Unavailable:

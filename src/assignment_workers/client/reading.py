@@ -32,11 +32,12 @@ from assignment_workers.errors import BrokerUnavailable
 log = logging.getLogger(__name__)
 
 Built: TypeAlias = dict[str, dict[str, int | str]]
-"""By dialer queue: the `generation` built and its `size`, or the reason why it was `skipped`."""
+"""The result of a build, by dialer queue: the `generation` and its `size`, or why it was `skipped`.
+"""
 
 
 def database_time(value: object) -> datetime | None:
-    """Return the database's time in a `too_late` answer, a task's result; None for others."""
+    """Return the database's time in a `too_late` answer; None for any other answer."""
     match value:
         case {"outcome": "too_late", "database_time": str(said)}:
             try:
@@ -94,9 +95,9 @@ def as_heartbeat_answer(value: object) -> HeartbeatAnswer:
 
 
 def no_answer(timeout: timedelta, *, waiting: int | None = None) -> Unavailable:
-    """Return the answer for a caller whose command was not answered within `timeout`.
+    """Return the answer `Unavailable` for a command that was not answered within `timeout`.
 
-    `waiting`: how many messages were in the Celery queue after the command was sent, if known.
+    `waiting`: how many messages the Celery queue had when the command was sent, if known.
     """
     reason = f"no answer within {timeout.total_seconds():g} s"
     if waiting is not None and waiting > 1:
@@ -105,7 +106,7 @@ def no_answer(timeout: timedelta, *, waiting: int | None = None) -> Unavailable:
 
 
 def down(error: BrokerUnavailable) -> Unavailable:
-    """Return the answer to a call while the broker, or the Redis of results, is unavailable."""
+    """Return the answer `Unavailable` for a call while the broker or the result backend is down."""
     return Unavailable(retry_after=2.0, reason=error.general)
 
 

@@ -16,15 +16,17 @@ from assignment_workers.schema.dialer import Agent
 
 AGENTS = 100
 INCIDENT_USER = 2064
-"""The user of the incident (original-dialer section 0): unsigned, new and claimable."""
+"""The user of the incident (original-dialer section 0), in the demo data unsigned, new and
+claimable.
+"""
 INCIDENT_QUEUE = "unsigned_users"
-"""The dialer queue of that user."""
+"""The dialer queue of the incident's user."""
 ALLOWED = (INCIDENT_QUEUE, "outstanding_requests")
-"""The dialer queues that the agents may take users from."""
+"""The dialer queues from which the demo agents may get users."""
 
 
 def is_seeded(connection: Connection) -> bool:
-    """Return True if the database has a CRM with users, to which no demo data may be written."""
+    """Return True if the database has a CRM with users. Demo data must not be written there."""
     there = connection.execute(text("SELECT to_regclass('crm.users') IS NOT NULL")).scalar_one()
     return bool(there) and bool(
         connection.execute(select(exists(select(1).select_from(CrmUser)))).scalar_one()
@@ -32,10 +34,11 @@ def is_seeded(connection: Connection) -> bool:
 
 
 def seed(connection: Connection, *, users: int, seed: int, now: datetime) -> None:
-    """Fill a new database: agents 1 to 100, and `users` users in each pool, most of them eligible.
+    """Fill a new database with agents 1 to 100, and `users` users in each dialer queue.
 
-    Even ids are unsigned, odd ids have outstanding requests. About one in twelve of each pool
-    breaks a rule: disabled, all claims cancelled, converted already, opted out, cooling down.
+    Most users are eligible. Users with even ids are unsigned, those with odd ids have outstanding
+    requests. About one in twelve breaks a rule: disabled, all claims cancelled, already converted,
+    opted out, or cooling down. The same `seed` gives the same data.
     """
     connection.execute(text("CREATE SCHEMA IF NOT EXISTS crm"))
     CrmBase.metadata.create_all(connection)

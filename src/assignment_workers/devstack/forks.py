@@ -25,20 +25,20 @@ from assignment_workers.devstack import session_leader
 
 COMMAND = "assignment-workers"
 PYTHON = (sys.executable, "-m", "assignment_workers")
-"""The words before a command of ours (`up`, `process`) when it is started without a fork."""
+"""The command line that runs this package without a fork; a command (`up`, `process`) follows it.
+"""
 _CONTEXT = get_context("forkserver")
 _prepared = threading.Event()
 _STARTING_OR_ENDING = threading.Lock()
-"""A lock, held during a start and an end of a fork.
-
-The reason: a start collects the exit status of every fork that has ended.
+"""A lock for the start and the end of a fork, because a start collects the exit status of every
+fork that has ended.
 """
 
 
 def prepare(modules: Sequence[str]) -> None:
-    """Begin to import these modules in a process of their own, from which forks are made.
+    """Start a process that imports these modules, from which processes are forked later.
 
-    Returns at once. `can_fork` stays false if that process cannot be started: it needs a socket in
+    Returns at once. `can_fork` stays False if that process cannot be started: it needs a socket in
     the folder for temporary files, whose path may be too long, and which may be full.
     """
     # Celery would rename the processes in its own way, with our arguments in the middle.
@@ -55,13 +55,16 @@ def can_fork() -> bool:
 
 
 class Fork:
-    """A running command with the interface of a `subprocess.Popen`.
+    """A forked process that runs a command of ours, with the interface of `subprocess.Popen`.
 
     The process leads a session of its own. Its output can be read from `stdout`.
     """
 
     def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
-        """Run our command line with the arguments `words` and this environment. Raises OSError."""
+        """Run a command of this package with the arguments `words` in the environment `env`.
+
+        Raises OSError.
+        """
         reader, writer = _CONTEXT.Pipe(duplex=False)
         with reader, writer, _STARTING_OR_ENDING:
             self._process = _CONTEXT.Process(target=_be, args=(list(words), dict(env), writer))
@@ -71,7 +74,7 @@ class Fork:
         self.returncode: int | None = None
 
     def wait(self) -> int:
-        """Wait for the end; return the exit status, negative for a signal that ended it."""
+        """Wait until the process ends; return its exit status, negative if a signal ended it."""
         wait([self._process.sentinel])
         with _STARTING_OR_ENDING:
             self._process.join()
@@ -80,7 +83,7 @@ class Fork:
         return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal, unless the process has ended."""
+        """Send a signal to the process, unless it has ended."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):  # it has ended just now
                 os.kill(self.pid, number)

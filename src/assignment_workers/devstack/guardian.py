@@ -30,26 +30,27 @@ WORKER_SECONDS = 5.0
 
 
 class Ward(NamedTuple):
-    """A process that the guardian is to end, the leader of a process group."""
+    """A process that the guardian ends when the supervisor is gone. It leads a process group."""
 
     pid: int
     signal: int
     seconds: float
-    """The longest time that the process may take after the signal."""
+    """The most seconds from the signal to the end of the process; then it is killed."""
     server: bool
-    """True for a server, which is ended after all other processes."""
+    """True for a server. Servers are ended after all other processes."""
 
 
 class Guardian:
-    """The supervisor's handle of the guardian process, connected to it by a pipe.
+    """Starts the guardian process and names to it, over a pipe, the processes to end.
 
-    When the pipe closes, the guardian ends every process that was watched and not forgotten.
+    When the pipe closes, the guardian ends every process that was passed to `watch` but not to
+    `forget`.
     """
 
     def __init__(self, *, keeps: Sequence[int] = (), record: WorkerRecord | None = None) -> None:
-        """Start the guardian process, which keeps the file descriptors `keeps` open as well.
+        """Start the guardian process. It keeps the file descriptors `keeps` open.
 
-        `record` gets every process that is watched, except servers, until it is forgotten.
+        `record` also stores each process passed to `watch`, except servers, until `forget`.
         """
         self._record = record
         self._process = subprocess.Popen(
@@ -74,23 +75,23 @@ class Guardian:
 
     @property
     def pid(self) -> int:
-        """The id of the guardian's process."""
+        """The process id of the guardian."""
         return self._process.pid
 
     def watch(self, ward: Ward) -> None:
-        """Let the guardian end the process `ward` if the supervisor is killed from now on."""
+        """Add a process that the guardian ends if the supervisor is killed."""
         self._write(f"watch {ward.pid} {ward.signal} {ward.seconds} {int(ward.server)}\n")
         if self._record is not None and not ward.server:
             self._record.add(ward.pid)
 
     def forget(self, pid: int) -> None:
-        """Remove a process that has ended from the list of processes to end."""
+        """Remove a process, which has ended, from those that the guardian would end."""
         self._write(f"forget {pid}\n")
         if self._record is not None:
             self._record.remove(pid)
 
     def close(self) -> None:
-        """End the guardian, after it has ended every process that was not forgotten."""
+        """Close the pipe and wait for the guardian, which first ends the remaining processes."""
         if self._process.stdin and not self._process.stdin.closed:
             self._process.stdin.close()
         self._process.wait()
@@ -105,7 +106,7 @@ class Guardian:
 
 
 def main() -> None:
-    """Be the guardian: read the processes to end until the pipe closes, then end them."""
+    """Run as the guardian: read the processes to end from the pipe; when it closes, end them."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     wards: dict[int, Ward] = {}

@@ -13,25 +13,25 @@ from honcho.colour import get_colours
 from honcho.printer import Message, Printer
 
 OURS = "up"
-"""The name under which the supervisor writes its own lines."""
+"""The name that the supervisor's own lines have in the log."""
 FILE_BYTES = 10_000_000
 FILES_KEPT = 3
-"""The number of rotated files of each process, besides the current file."""
+"""The number of rotated log files per process, besides the current file."""
 
 
 class _File(RotatingFileHandler):
-    """A log file that drops lines when the disk is full, so that the stack goes on."""
+    """A log file that drops lines while the disk is full, so that the stack continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Drop the line."""
+        """Drop the line that could not be written."""
 
 
 class Log:
-    """Lines from any thread, whole and in the order of their arrival, on one stream.
+    """Writes lines from any thread to one stream, whole and in the order of their arrival.
 
-    Each line has the time and the name of the process that wrote it. Prefixes are coloured when
-    the stream is a terminal and `colour` is true. When the stream is gone (a closed terminal, a
-    broken pipe), lines are dropped and the processes go on.
+    Each line has the time and the name of the process that wrote it. The prefixes are coloured if
+    `colour` is true and the stream is a terminal. When the stream is gone (a closed terminal, a
+    broken pipe), lines are dropped and the processes continue.
 
     With `folder`, every line also goes to a rotated file there, named after its process. Unless
     `verbose`, the stream then shows only the lines of `say`, without time and name.
@@ -50,24 +50,24 @@ class Log:
         self.verbose = verbose or folder is None
 
     def introduce(self, *names: str) -> None:
-        """Assign these names their colours, in this order, and make the prefixes wide enough."""
+        """Assign a colour to each of these names, in order; make the prefixes wide enough."""
         with self._lock:
             for name in names:
                 self._colour(name)
 
     def write(self, name: str, line: str) -> None:
-        """Write one line of a process."""
+        """Write a line of the process `name`."""
         with self._lock:
             self._file(name, line)
             if self.verbose:
                 self._print(name, line)
 
     def note(self, line: str) -> None:
-        """Write one line of the supervisor to its file, and if `verbose` to the stream."""
+        """Write a line of the supervisor to its file, and to the stream if `verbose`."""
         self.write(OURS, line)
 
     def say(self, line: str) -> None:
-        """Write one line of the supervisor for the person who started it."""
+        """Write a line for the person who started the stack, to file and stream."""
         with self._lock:
             self._file(OURS, line)
             if self.verbose:
@@ -80,7 +80,7 @@ class Log:
                 return
 
     def close(self) -> None:
-        """Close the files; nothing is written afterwards."""
+        """Close the log files. Call nothing afterwards."""
         with self._lock:
             for file in self._files.values():
                 file.close()

@@ -17,14 +17,15 @@ from assignment_workers.runtime.errors import StackFailed
 from assignment_workers.runtime.home import write_private
 
 END_SECONDS = 5.0
-"""The longest time from SIGTERM to the end of a worker; then the worker is killed."""
+"""The most seconds from SIGTERM to the end of a worker; then the worker is killed."""
 
 
 class WorkerRecord:
-    """The running workers of a stack, in a file of its home: the next stack there ends them.
+    """A file in the home of a stack that names its running workers.
 
-    A worker is its process id and the time of its start, because ids are used again. Only the
-    holder of the home may use the record, from any thread.
+    The next stack on that home ends the workers that are left over. A worker is identified by its
+    process id and start time, because ids are reused. Only the process that holds the home may use
+    the record; it may do so from any thread.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,13 +34,13 @@ class WorkerRecord:
         self._lock = threading.Lock()
 
     def add(self, pid: int) -> None:
-        """Record a worker that has just started."""
+        """Record the worker with this process id, which has just started."""
         with self._lock, contextlib.suppress(psutil.NoSuchProcess):
             self._running[pid] = psutil.Process(pid).create_time()
             self._write()
 
     def remove(self, pid: int) -> None:
-        """Remove a worker that has ended."""
+        """Remove the worker with this process id, which has ended."""
         with self._lock:
             if self._running.pop(pid, None) is not None:
                 self._write()
@@ -78,11 +79,11 @@ class WorkerRecord:
 def end_orphans(
     name: str, matches: Callable[[Sequence[str]], bool], number: signal.Signals, *, seconds: float
 ) -> None:
-    """End every process whose command line `matches`: by signal `number`, later by SIGKILL.
+    """End every process whose command line `matches`: by signal `number`, then by SIGKILL.
 
-    SIGKILL follows after `seconds`. `name` is the kind of server, for the error's message. Only the
-    holder of the home may call this, because the servers that match belong to that home. Raises
-    `StackFailed` if a process cannot be ended.
+    SIGKILL follows after `seconds`. `name` is the kind of server, for the error message. Only the
+    process that holds the home may call this, because the matching servers belong to that home.
+    Raises `StackFailed` if a process cannot be ended.
     """
     strays = [stray for stray in psutil.process_iter() if matches(_command_line(stray))]
     for ending, patience in ((number, seconds), (signal.SIGKILL, 5.0)):
@@ -99,7 +100,7 @@ def end_orphans(
 
 
 def _command_line(process: psutil.Process) -> Sequence[str]:
-    """Return the command line; empty if the process has ended, is a zombie, or cannot be read."""
+    """Return the command line of a process; empty if it has ended or cannot be read."""
     try:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):

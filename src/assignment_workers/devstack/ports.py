@@ -19,9 +19,8 @@ from assignment_workers.runtime.home import write_private
 LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - tried, never served
 CHOICE = range(20_000, 32_000)
-"""The ports to choose from: below those that the system gives to outgoing connections.
-
-An outgoing connection could otherwise take the port of a server between two starts.
+"""The range of ports for embedded servers, below the ports that the system uses for outgoing
+connections. Otherwise an outgoing connection could take the port of a server between two starts.
 """
 
 
@@ -35,9 +34,10 @@ class Address(BaseModel):
 
 
 def remembered(file: Path) -> Address:
-    """Return the address that `file` stores between starts.
+    """Return the address stored in `file`, so that a server keeps its port and password.
 
-    If the stored port is in use, another port is chosen and stored.
+    If there is none, a new address is chosen. If the stored port is in use, another port is chosen.
+    The result is stored.
     """
     try:
         address = Address.model_validate_json(file.read_text(encoding="utf-8"))
@@ -54,14 +54,14 @@ def remembered(file: Path) -> Address:
 def require_free(port: int, *, purpose: str, setting: str) -> None:
     """Raise `PortTaken` if any program listens on the port.
 
-    The message says what the port is for (`purpose`), and names the setting to change.
+    The message has the `purpose` of the port and the name of the `setting` to change.
     """
     if not is_free(port, host=EVERY_ADDRESS):
         raise PortTaken(port, purpose=purpose, setting=setting, holder=_holder(port))
 
 
 def _holder(port: int) -> str | None:
-    """Name the process that listens on the port; None if it is unknown, as for another user's."""
+    """Return a description of the process that listens on the port; None if it cannot be found."""
     try:
         listening = [
             each.pid
@@ -82,7 +82,7 @@ def _holder(port: int) -> str | None:
 def is_free(port: int, *, host: str = LOOPBACK) -> bool:
     """Return True if a server could listen on the port now.
 
-    Remaining connections of a server that has just ended do not make the port taken.
+    Connections that remain of a server that has just ended do not count.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -103,7 +103,7 @@ def _free_port() -> int:
 
 
 def answers_http(host: str, port: int, path: str) -> bool:
-    """Return True if a server of this machine answers `200` to a GET within a second."""
+    """Return True if a server on this machine answers a GET of `path` with 200 within a second."""
     on_any = host in {EVERY_ADDRESS, "::"}
     connection = HTTPConnection(LOOPBACK if on_any else host, port, timeout=1)
     try:

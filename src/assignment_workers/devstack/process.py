@@ -21,47 +21,50 @@ from assignment_workers.devstack.guardian import Guardian, Ward
 from assignment_workers.devstack.log import Log
 
 LOG_BYTES = 10_000_000
-"""The size in bytes above which a server's log file is renamed at the next start.
-
-One renamed file is kept.
+"""The size in bytes above which a server's log file is renamed at the next start. One renamed file
+is stored.
 """
 LINE_BYTES = 65_536
 LAST_LINES = 8
-"""The number of last lines that are shown of a process that failed."""
+"""The number of last lines that are shown if a process fails."""
 GRAVE = re.compile(r"FATAL|PANIC|fatal|failed|could not|can't|unable", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """A process that runs for as long as the stack does."""
+    """The description of a process that runs as long as the stack."""
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables that are added to our own environment."""
+    """Variables that are added to this process's environment."""
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 30.0
-    """The longest time from `stop_signal` to the end; then the process is killed."""
+    """The most seconds from `stop_signal` to the end of the process; then it is killed."""
     log: Path | None = None
-    """The file for the output; None: the common log."""
+    """The file for the output of the process; None: the log of the stack."""
     ready: Callable[[int], bool] | None = None
-    """For a server: return True if the process with this pid serves now, within a second."""
+    """For a server: a function that returns, within a second, True if the process with this id
+    serves.
+    """
     is_ours: bool = False
-    """True if `argv` is `forks.PYTHON` with a command of ours, which is forked where possible."""
+    """True if `argv` is `forks.PYTHON` with a command. Such a process is forked if possible."""
     clear: Callable[[], None] | None = None
-    """For a server: called before each start to end the processes of an earlier server."""
+    """For a server: a function that ends leftover processes of an earlier server, before each
+    start.
+    """
 
     @property
     def is_server(self) -> bool:
-        """True if the others need this process: they start once it is ready, and stop before it."""
+        """True for a server: other processes start once it is ready, and stop before it."""
         return self.ready is not None
 
 
 class Child:
-    """A running process, the leader of a session and a group of its own.
+    """A running process of the stack, which leads a session and a process group of its own.
 
-    The terminal's SIGINT goes to the whole foreground group and therefore never reaches this
-    process. The processes that it started are ended with it.
+    SIGINT of the terminal goes to the foreground group and therefore does not reach this process.
+    When the process ends, its whole group is killed.
     """
 
     def __init__(
@@ -72,7 +75,10 @@ class Child:
         *,
         ended: Callable[[Child], None] | None = None,
     ) -> None:
-        """Start the process; `ended` is called once, from another thread. Raises OSError."""
+        """Start the process. `ended` is called once when it has ended, from another thread.
+
+        Raises OSError.
+        """
         self.spec = spec
         self._log = log
         self._guardian = guardian
@@ -92,17 +98,17 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The id of the process, which is also the id of its session and its group."""
+        """The process id, which is also the id of its session and its process group."""
         return self._process.pid
 
     @property
     def is_over(self) -> bool:
-        """True if the process has ended and all its output is in the log."""
+        """True if the process has ended and its output is in the log."""
         return self._over.is_set()
 
     @property
     def status(self) -> int | None:
-        """The exit status, negative for the signal that ended the process; None while it runs."""
+        """The exit status; negative if a signal ended the process; None while it runs."""
         return self._process.returncode if self.is_over else None
 
     def wait(self, seconds: float) -> bool:
@@ -119,7 +125,7 @@ class Child:
             _kill_group(self.pid)
 
     def stop(self, *, waiting: Callable[[float], None] | None = None) -> None:
-        """Ask the process to stop and wait for its end; if it is too slow, kill it and log a line.
+        """Ask the process to stop and wait for its end. If it is too slow, kill it and log a line.
 
         `waiting` is called several times a second with the seconds that are left.
         """
@@ -138,14 +144,14 @@ class Child:
                 waiting(left)
 
     def how_it_ended(self) -> str:
-        """Describe the end of the process: `exit status 3`, `signal SIGKILL`."""
+        """Return the end of the process as text, such as `exit status 3` or `signal SIGKILL`."""
         status = self._process.returncode
         if status is not None and status < 0:
             return f"signal {signal.Signals(-status).name}"
         return f"exit status {status}"
 
     def last_words(self) -> str:
-        """Return the gravest line that the process wrote to its log file since its start.
+        """Return the most serious line that the process wrote to its log file since its start.
 
         Empty if a signal ended the process.
         """
@@ -159,7 +165,7 @@ class Child:
         return (grave or told or [""])[-1]
 
     def last_lines(self) -> list[str]:
-        """Return the last lines that the process wrote into the common log."""
+        """Return the last lines that the process wrote to the log of the stack."""
         return list(self._last)
 
     def _read(self) -> None:

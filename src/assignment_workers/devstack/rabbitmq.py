@@ -20,15 +20,15 @@ from assignment_workers.devstack.server import Server
 from assignment_workers.runtime.errors import StackFailed
 
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""The program of Debian's package. Unlike the one in /usr/sbin, it runs as the present account."""
+"""The program of Debian's package. Unlike the one in /usr/sbin, it runs as the current account."""
 ACCOUNT = "guest:guest"
-"""The account of a new node, which RabbitMQ admits on the loopback interface alone."""
+"""User and password of a new node. RabbitMQ accepts them on the loopback interface only."""
 ANSWER_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class NodePorts:
-    """The loopback ports of a node, of its Erlang distribution, and of Erlang's port mapper."""
+    """The loopback ports of a RabbitMQ node: AMQP, Erlang distribution, Erlang's port mapper."""
 
     node: int
     distribution: int
@@ -44,15 +44,15 @@ class NodePorts:
 
 
 def port_mapper(directory: Path, ports: NodePorts) -> ProcessSpec:
-    """Return the process of the port mapper, which runs as long as the node and its restarts."""
+    """Return the process of Erlang's port mapper, which runs while the node runs and restarts."""
     command: Sequence[str] = ["epmd", "-port", str(ports.mapper), "-address", LOOPBACK]
     return ProcessSpec("epmd", command, log=directory.with_suffix(".epmd"))
 
 
 def prepare(directory: Path, ports: NodePorts) -> Server:
-    """Write the node's configuration; return the node, whose data are in `directory`.
+    """Write the configuration of a RabbitMQ node with its data in `directory`; return the node.
 
-    The port mapper must run.
+    The port mapper must run before the node is started.
     """
     directory.mkdir(parents=True, exist_ok=True)
     plugins, settings = directory / "plugins", directory / "rabbitmq.conf"

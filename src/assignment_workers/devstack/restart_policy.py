@@ -6,33 +6,34 @@ from collections import deque
 
 LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0
-"""A process that ran for this long is restarted at once, without a pause."""
+"""A process that ran for at least this many seconds is restarted without a pause."""
 START_SECONDS = 10.0
-"""A process that failed sooner than this failed at its start."""
+"""A process that failed after fewer seconds than this failed at its start."""
 FAILURES = 5
 WINDOW_SECONDS = 60.0
 
 
 class RestartPolicy:
-    """The pauses before the restarts of one process: none at first, then 1, 2, 4 ... 30 seconds.
+    """Computes the pauses before a process is restarted: none at first, then 1, 2, 4 ... 30 s.
 
-    The process is given up after `FAILURES` failures at its start within `WINDOW_SECONDS`, if
-    it has never run for `START_SECONDS`. If it has, it is restarted for ever, so that its
-    failures do not end the stack.
+    There is no restart after `FAILURES` failures at the start within `WINDOW_SECONDS`, unless the
+    process has once run for `START_SECONDS`: then its failures never end the stack.
     """
 
     def __init__(self) -> None:
         self._restarts = 0
         self._failures: deque[float] = deque()
         self.has_run = False
-        """True if the process ever ran for `START_SECONDS`: it is then configured rightly."""
+        """True if the process once ran for `START_SECONDS`, which shows that its configuration is
+        correct.
+        """
 
     def after_end(self, *, now: float, lived: float, failed: bool) -> float | None:
-        """Return the seconds until the next start, or None for no further start.
+        """Return the seconds until the next start of the process; None for no further start.
 
-        `now` is the time of any steady clock, and `lived` the running time of the process, both in
-        seconds. `failed` is false for a process that ended on purpose, or because a server that it
-        needs was not there.
+        `now` is the time of any steady clock, and `lived` the time that the process ran, both in
+        seconds. `failed` is False for a process that ended on purpose, or because a server that it
+        needs was down.
         """
         if lived >= STEADY_SECONDS:
             self._restarts = 0

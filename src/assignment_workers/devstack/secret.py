@@ -14,22 +14,22 @@ FLOWER_USER = "flower"
 
 
 class StackSecret(BaseModel):
-    """The secrets that admit a program to the gateway and to Flower."""
+    """The secrets by which a program gets access to the gateway and Flower of a stack."""
 
     model_config = ConfigDict(frozen=True)
 
     gateway_token: str
     """A bearer token that may do everything on this stack."""
     flower_auth: str
-    """`user:password`."""
+    """User and password for Flower, as `user:password`."""
     number_key: str | None = None
-    """The key for the hashes of forgotten phone numbers; null in a home of an earlier version."""
+    """The key for hashes of forgotten phone numbers; null in a home of an earlier release."""
 
 
 def remembered(home: Path) -> StackSecret:
-    """Return the secrets that the home stores between starts, mode 0600; create missing ones.
+    """Return the secrets stored in the home (mode 0600); create the missing ones.
 
-    To replace them, delete the file while the stack is down.
+    To replace the secrets, delete the file while the stack is down.
     """
     file = home / FILE
     try:

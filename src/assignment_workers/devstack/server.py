@@ -13,23 +13,24 @@ from assignment_workers.runtime.errors import StackFailed
 
 POLL_SECONDS = 0.02
 READY_SECONDS = 300.0
-"""The longest time of a start. It is long because a server recovers its data after a crash."""
+"""The most seconds that a server may take to start. It is long because of recovery after a crash.
+"""
 
 
 @dataclass(frozen=True)
 class Server:
-    """The process of a server, and the address at which programs reach it."""
+    """An embedded server: its process, and the address at which programs reach it."""
 
     spec: ProcessSpec
     url: str
     make: Callable[[], None] = lambda: None
-    """A function to call once before the start: it creates the data if there are none."""
+    """A function to call once before the start. It creates the data if there are none."""
 
 
 def start(server: Server, log: Log, guardian: Guardian) -> Child:
-    """Start the server without a supervisor and wait until it serves: for tests and short runs.
+    """Start the server without a supervisor, and wait until it serves. For tests and short runs.
 
-    The caller stops the child. Raises `StackFailed`.
+    The caller stops the returned process. Raises `StackFailed`.
     """
     child = Child(server.spec, log, guardian)
     deadline = time.monotonic() + READY_SECONDS
@@ -44,12 +45,12 @@ def start(server: Server, log: Log, guardian: Guardian) -> Child:
 
 
 def is_ready(child: Child) -> bool:
-    """Return True if this process, not another server on its port, serves now."""
+    """Return True if this process serves now. Another server on the same port does not count."""
     return not child.is_over and (child.spec.ready is None or child.spec.ready(child.pid))
 
 
 def failure(child: Child) -> str:
-    """Return one line about a server that ended when it should not have."""
+    """Return a line about a process that ended unexpectedly, with its last output."""
     words = child.last_words()
     return (
         f"{child.spec.name} ended with {child.how_it_ended()}"

@@ -32,9 +32,9 @@ from assignment_workers.devstack.server import POLL_SECONDS, READY_SECONDS, fail
 from assignment_workers.runtime.errors import StackFailed
 
 GAVE_UP = os.EX_TEMPFAIL
-"""The exit status of a process that ended on purpose and wants a restart: no failure."""
+"""The exit status of a process that ended on purpose and wants a restart. It is no failure."""
 ABANDONED_SECONDS = 10.0
-"""The longest wait for work in a thread whose servers are gone."""
+"""The most seconds to wait, at the end, for a thread whose servers are gone."""
 
 Result = TypeVar("Result")
 
@@ -47,7 +47,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """A context manager in which SIGINT, SIGTERM and SIGHUP are only queued for the supervisor."""
+    """A context manager that queues SIGINT, SIGTERM and SIGHUP for the supervisor."""
 
     def __init__(self) -> None:
         self.noted: queue.SimpleQueue[signal.Signals | Child | None] = queue.SimpleQueue()
@@ -76,7 +76,7 @@ class Signals:
 
 @dataclass
 class _Service:
-    """One process specification with its present child and its restarts."""
+    """The description of a process, its running child if there is one, and its restarts."""
 
     spec: ProcessSpec
     child: Child | None = None
@@ -87,11 +87,11 @@ class _Service:
 
 
 class Supervisor:
-    """A context manager that runs the processes given to `start`, and ends them, last first.
+    """A context manager that runs the processes passed to `start`, and at the end stops them.
 
-    While one of its methods blocks, the supervisor restarts processes that end. The method
-    raises `Interrupted` when a signal came, and `StackFailed` when a process cannot be kept
-    running.
+    They are stopped last first. While one of its methods blocks, processes that end are restarted.
+    The method raises `Interrupted` when a signal arrives, and `StackFailed` if a process cannot be
+    kept running.
     """
 
     def __init__(self, log: Log, guardian: Guardian, signals: Signals) -> None:
@@ -118,14 +118,14 @@ class Supervisor:
             thread.join(ABANDONED_SECONDS)
 
     def start(self, *specs: ProcessSpec) -> None:
-        """Start these processes, in this order, without waiting for them."""
+        """Start these processes in this order. Does not wait until they are ready."""
         for spec in specs:
             service = _Service(spec)
             self._services[spec.name] = service
             self._run(service)
 
     def wait_ready(self) -> None:
-        """Wait until every server started so far serves.
+        """Wait until every started server serves.
 
         Raises `StackFailed` if a server ends before that, or takes too long.
         """
@@ -137,7 +137,7 @@ class Supervisor:
             self._step(POLL_SECONDS)
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """Run `work` in a thread, which a signal abandons; return its result or raise its error."""
+        """Call `work` in a thread; return its result or raise its error. A signal ends the wait."""
         future: Future[Result] = Future()
 
         def run() -> None:
@@ -156,15 +156,15 @@ class Supervisor:
         return future.result()
 
     def supervise(self, seconds: float | None = None) -> None:
-        """Restart processes that end, for `seconds`, or without `seconds` until a signal."""
+        """Restart processes that end, for `seconds`; with None until a signal arrives."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while deadline is None or time.monotonic() < deadline:
             self._step(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _step(self, longest: float | None) -> None:
-        """Handle one end or signal that comes within `longest` seconds (None: any time).
+        """Handle the next end of a process or signal, within `longest` seconds (None: no limit).
 
-        Then start the processes that are due, and mark the servers that have become ready.
+        Then start the processes whose restart is due, and note the servers that have become ready.
         """
         waits = [
             longest,
@@ -240,7 +240,8 @@ class Supervisor:
     def _restart_due(self) -> None:
         """Start the processes whose restart is due.
 
-        Other processes wait until all servers are ready, because without servers they would fail.
+        Processes other than servers wait until all servers are ready, because they would fail
+        without them.
         """
         for service in self._services.values():
             due = service.restart_at is not None and service.restart_at <= time.monotonic()

@@ -29,24 +29,26 @@ from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
 READY_SECONDS = 300.0
-"""The longest time of a start on a busy machine.
-
-A stack that fails to start ends earlier, which is reported at once.
+"""The most seconds for a start on a busy machine. If the start fails earlier, that is reported at
+once.
 """
 STOP_SECONDS = 60.0
 DISK = "assignment-workers-disk"
-"""The name of the file system in memory of a stack's PostgreSQL."""
+"""The name of the file system in memory that a stack's PostgreSQL may have."""
 DISK_SIZE = "6g"
 RESIZES = 50
 MEMORY_BYTES = 8_000_000_000
-"""The free memory that a stack with a file system in memory needs."""
+"""The free memory, in bytes, that a stack with a file system in memory needs."""
 FIRST = re.compile(rb"\b(assigned|no user)\b")
-"""A pattern for the last line that a start prints; both dialer queues are built by then."""
+"""A pattern of the last line that `up` prints at a start; both dialer queues are built by then."""
 
 
 @contextmanager
 def database() -> Iterator[str]:
-    """Yield the address of an empty PostgreSQL that syncs its writes. Raises `StackFailed`."""
+    """Run an empty PostgreSQL while this context lasts; yield its address. Raises `StackFailed`.
+
+    Writes are synced to the disk.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="assignment-workers-") as folder,
         hold(Path(folder) / "home") as home,
@@ -62,7 +64,7 @@ def database() -> Iterator[str]:
 
 @dataclass
 class Broker:
-    """A RabbitMQ node for one stack, outside the stack's processes."""
+    """A RabbitMQ node for one stack, which is not one of the stack's processes."""
 
     url: str
     _server: Server
@@ -72,7 +74,7 @@ class Broker:
 
     @property
     def processes(self) -> list[int]:
-        """The ids of the node's processes, the first one first."""
+        """The ids of all processes of the node. The first id is the node's own."""
         node = psutil.Process(self._child.pid)
         return [node.pid, *(each.pid for each in node.children(recursive=True))]
 
@@ -82,7 +84,7 @@ class Broker:
         self._child.wait(STOP_SECONDS)
 
     def restart(self) -> None:
-        """Start the killed node with its data, at its address. Raises `StackFailed`."""
+        """Start the killed node again, with the same data and address. Raises `StackFailed`."""
         self._child = server.start(self._server, self._log, self._guardian)
 
     def stop(self) -> None:
@@ -93,7 +95,10 @@ class Broker:
 
 @contextmanager
 def broker(folder: Path) -> Iterator[Broker]:
-    """Run a RabbitMQ node with its data in this folder. Raises `StackFailed`."""
+    """Run a RabbitMQ node with its data in `folder` while this context lasts.
+
+    Raises `StackFailed`.
+    """
     if not rabbitmq.PROGRAM.exists():
         raise StackFailed(
             f"RabbitMQ is not installed at {rabbitmq.PROGRAM} (Debian: apt install rabbitmq-server)"
@@ -116,28 +121,28 @@ def broker(folder: Path) -> Iterator[Broker]:
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system in memory that only the processes of a stack see.
+    """A file system in memory that only the processes of one stack can see.
 
-    It is gone when the last of them ends, however it ends.
+    It is removed when the last of these processes ends.
     """
 
     process: int
-    """A process of the stack."""
+    """The id of a process of the stack."""
     path: Path
 
     def seen(self, path: Path) -> Path:
-        """Return the path under which this process sees a `path` of the stack."""
+        """Return the path by which this process can reach `path` of the stack."""
         return Path(f"/proc/{self.process}/root{path}")
 
     def fill(self) -> None:
-        """Shrink the file system so that it has no free space. Raises `OSError` if that fails."""
+        """Shrink the file system until it has no free space. Raises `OSError` if that fails."""
         for _ in range(RESIZES):  # a file may grow in between
             if self._resize(str(_used(self.seen(self.path)))):
                 return
         raise OSError(f"{self.path} cannot be made smaller")
 
     def empty(self) -> None:
-        """Grow the full file system to its first size. Raises `OSError` if that fails."""
+        """Grow the file system to its original size. Raises `OSError` if that fails."""
         if not self._resize(DISK_SIZE):
             raise OSError(f"{self.path} cannot be made larger")
 
@@ -149,9 +154,9 @@ class Disk:
 
 
 def disk_of(process: int) -> Disk | None:
-    """Return the file system of a stack's PostgreSQL alone; None if the stack has none.
+    """Return the file system in memory of a stack's PostgreSQL; None if the stack has none.
 
-    `process`: the stack's first process.
+    `process`: the id of the stack's first process.
     """
     mounts = Path(f"/proc/{process}/mountinfo")
     for line in mounts.read_text(encoding="utf-8").splitlines() if mounts.exists() else ():
@@ -168,12 +173,12 @@ def _used(path: Path) -> int:
 
 @contextmanager
 def stack(folder: Path, variables: Mapping[str, str], *, own_disk: bool = False) -> Iterator[Stack]:
-    """Run a whole stack in this folder, with a demo CRM and a standby sequencer.
+    """Run a whole stack in `folder`, with a demo CRM and a standby sequencer.
 
-    `own_disk`: give PostgreSQL a file system in memory to itself, which `disk_of` finds, if this
-    account may mount one and the memory is large enough. A separate process runs `up` with only the
-    settings in `variables`; the environment's are ignored. Its output goes to `stack.log` in the
-    folder. Raises `StackFailed`.
+    `own_disk`: give PostgreSQL a file system in memory, which `disk_of` finds, if this account may
+    mount one and there is enough memory. A separate process runs `up` with only the settings in
+    `variables`; those of the environment are ignored. Its output goes to `stack.log` in `folder`.
+    Raises `StackFailed`.
     """
     home, log = folder / "home", folder / "stack.log"
     ours = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "CRM_DATABASE_URL")
@@ -221,13 +226,13 @@ def _can_mount() -> bool:
 
 
 def _mounted(place: Path) -> list[str]:
-    """Return the words before a command by which it alone sees a file system in memory."""
+    """Return the words to put before a command so that it alone sees a file system in memory."""
     mount = f'mount -t tmpfs -o size={DISK_SIZE},mode=0700 {DISK} "$0" && exec "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(place)]
 
 
 def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Stack:
-    """Wait until the stack works and has printed its first assignment; return its addresses."""
+    """Wait until the stack has printed its first assignment; return the stack's addresses."""
     settings = Settings.model_validate({"home": home})
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:

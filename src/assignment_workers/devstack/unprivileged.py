@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 ACCOUNT = "pgserver"
-"""The name that the wheel of the embedded PostgreSQL uses for its own account."""
+"""The account name that the wheel of the embedded PostgreSQL uses."""
 FALLBACK = "nobody"
 PROBE = "?"
-"""The first argument in place of a program: test only whether the program could be run."""
+"""The first argument, in place of a program, that requests only a test."""
 PROBE_SECONDS = 10
 
 # From linux/prctl.h, linux/securebits.h, linux/capability.h and linux/sched.h.
@@ -49,23 +49,26 @@ CLONE_NEWUSER = 0x10000000
 
 
 class Account(NamedTuple):
-    """An account to run a program as, and the way to become it."""
+    """An account to run a program as, and the way to change to it."""
 
     uid: int
     gid: int
     way: Literal["account", "namespace"]
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """Return the command that runs `argv` as this account; for a process of root."""
+        """Return the command that runs `argv` as this account.
+
+        Only a process of root may use it.
+        """
         return [sys.executable, "-I", "-S", __file__, self.way, str(self.uid), str(self.gid), *argv]
 
 
 def account_for(program: Path, data: Path) -> Account | None:
-    """Return the account for `program` on `data`; None if this process is not root.
+    """Return the account that is to run `program` on `data`; None if this process is not root's.
 
-    The account is the owner of the data. Without data it is the system account `ACCOUNT`, which is
-    created if it does not exist. The folder of `data` has to exist. Raises `StackFailed`, in one
-    line, if this process may not run the program as that account.
+    It is the account that owns the data. Without data it is the system account `ACCOUNT`, which is
+    created if needed. The folder of `data` must exist. Raises `StackFailed`, with one line, if this
+    process may not run the program as that account.
     """
     if os.geteuid() != 0:
         return None
@@ -96,7 +99,7 @@ def _candidates(data: Path) -> list[Account]:
 
 
 def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
-    """Try to run the program as this account on a folder; return the error, None if it works."""
+    """Try to run `program` as this account with `folder`; return the error, or None if it works."""
     if account.way == "account" and not _may(CAP_KILL):
         return "CAP_KILL is missing, and its processes could not be ended"
     done = subprocess.run(
@@ -138,7 +141,7 @@ def _entry(name: str) -> pwd.struct_passwd | None:
 
 
 def main() -> None:
-    """Become the program: `WAY UID GID PROGRAM ARGUMENT...`."""
+    """Change to another account and execute a program: `WAY UID GID PROGRAM ARGUMENT...`."""
     way, uid, gid, program, *arguments = sys.argv[1:]
     try:
         if way == "namespace":
@@ -169,7 +172,10 @@ def _become(uid: int, gid: int) -> None:
 
 
 def _keep_access() -> None:
-    """Keep CAP_DAC_OVERRIDE across exec. If a sandbox forbids that, file permissions decide."""
+    """Keep CAP_DAC_OVERRIDE across exec.
+
+    If a sandbox forbids that, normal file permissions apply.
+    """
     libc = ctypes.CDLL(None)
     bit = 1 << CAP_DAC_OVERRIDE
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
@@ -192,7 +198,7 @@ def _enter_namespace(uid: int, gid: int) -> None:
 
 
 def _probe(program: str, folder: str) -> None:
-    """End with a one-line error if this user may not run the program or write in the folder."""
+    """Exit with a one-line error if this user may not run the program or write in the folder."""
     if not os.access(program, os.X_OK):
         sys.exit(f"user {os.geteuid()} may not run {program}")
     try:

@@ -27,33 +27,35 @@ from assignment_workers.runtime.stack import Stack
 from assignment_workers.settings import Settings
 
 READY_SECONDS = 60.0
-"""The longest time until all our processes work."""
+"""The most seconds until all processes of the stack work."""
 GATEWAY, FLOWER = "gateway", "flower"
 WORKERS = "workers.json"
-"""The file in the home that names the running workers (`orphans.WorkerRecord`)."""
+"""The file in the home that has the running workers (`orphans.WorkerRecord`)."""
 LOGS = "logs"
-"""The folder in the home with a rotated log file for each process."""
+"""The folder in the home that has a rotated log file for each process."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a start. Each is called in a thread other than the main one."""
+    """The functions that `up` calls during a start, each in a thread other than the main one."""
 
     migrate: Callable[[str], object]
-    """Migrate the database at this address to our schema."""
+    """A function that migrates the database at this address to the current schema."""
     seed: Callable[[Settings], object] | None
-    """Fill a new database with the demo CRM; None: no demo."""
+    """A function that fills a new database with the demo CRM; None: no demo."""
     missing: Callable[[Settings], str | None]
-    """Return in a few words what the processes are not ready for yet; None once they work."""
+    """A function that returns, in a few words, why the processes do not work yet; None once they
+    do.
+    """
     announce: Callable[[Stack], object]
-    """Print the addresses, once, for the person who started the stack."""
+    """A function that prints the stack's addresses for the person who started it."""
 
 
 def processes(*, sequencers: int = 1, lanes: Sequence[str] = ()) -> list[ProcessSpec]:
-    """Return our processes in the order of their start; the supervisor stops them in reverse.
+    """Return the processes of a stack in the order of their start; they are stopped in reverse.
 
-    `sequencers` is the number for each lane: one leads, the others stand by. `lanes` are the lanes
-    besides the default one.
+    `sequencers` is the number of sequencers per lane: one leads, the others stand by. `lanes` are
+    the lanes besides the default one.
     """
     command = [*forks.PYTHON, "process"]
     workers = []
@@ -80,13 +82,12 @@ def up(
     output: TextIO = sys.stdout,
     verbose: bool = True,
 ) -> int:
-    """Run the stack until a signal (0), or until something cannot run (the error's exit code).
+    """Run the stack until a signal (returns 0), or until an error (returns its exit code).
 
-    `children` are our processes (see `processes`). `port` is the gateway's, instead of the
-    setting's. The output of the processes goes to
-    `logs/` in the home, and to `output` if `verbose`. Call it in the main thread. Raises
-    `HomeHeld`, `HomeUnusable` and `PortTaken` before anything is started; later errors are
-    logged in one line.
+    `children` are the processes to run (see `processes`). `port` is the gateway's port, instead of
+    the setting's. The output of the processes goes to `logs/` in the home, and to `output` if
+    `verbose`. Call it in the main thread. Raises `HomeHeld`, `HomeUnusable` and `PortTaken` before
+    anything is started; later errors are logged in one line.
     """
     if port is not None:
         settings = settings.model_copy(update={"gateway_port": port})
@@ -152,7 +153,7 @@ def _run(
 
 
 def _plan(settings: Settings, path: Path) -> dict[str, Server]:
-    """Return the servers whose addresses are not set, by the name of the setting."""
+    """Return the embedded servers to start, by the name of the setting that has no address."""
     servers: dict[str, Server] = {}
     if settings.redis_url is None:
         servers["redis_url"] = valkey.prepare(path / "valkey")
@@ -162,7 +163,7 @@ def _plan(settings: Settings, path: Path) -> dict[str, Server]:
 
 
 def _resolved(settings: Settings, servers: Mapping[str, Server], path: Path) -> Settings:
-    """Return the settings with all addresses and secrets."""
+    """Return the settings with the addresses of the embedded servers and the stack's secrets."""
     addresses = {variable: server.url for variable, server in servers.items()}
     redis_url = addresses.get("redis_url", settings.redis_url)
     kept = secret.remembered(path)
@@ -207,9 +208,9 @@ def _with_environment(resolved: Settings, children: Sequence[ProcessSpec]) -> li
 
 
 def _metrics_port(settings: Settings, place: int) -> dict[str, str]:
-    """Return the variable with the metrics port of the process number `place`.
+    """Return the variable with the metrics port of process number `place`.
 
-    Ports are counted up from the setting; without the setting there is no variable.
+    Ports are counted up from the setting. Without the setting, no variable is returned.
     """
     if settings.metrics_port is None:
         return {}

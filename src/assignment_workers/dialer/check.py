@@ -32,7 +32,7 @@ UNSTEADY = {
     *("clock_timestamp", "statement_timestamp", "transaction_timestamp", "timeofday", "random"),
     *("gen_random_uuid", "uuidv4", "uuidv7", "nextval"),
 }
-"""SQL functions whose value is another one at each reading."""
+"""SQL functions that return another value at each call. Rules must not use them."""
 SCORE_AT_MOST = 10**6
 SIZE_AT_MOST = 10**8
 TEXT_AT_MOST = 500
@@ -40,7 +40,7 @@ DELAY_AT_MOST = timedelta(days=10 * 365)
 
 
 def problems(dialer: Dialer) -> Iterator[str]:
-    """Yield what is wrong with a dialer, one line each, with the dialer queue and the rule."""
+    """Yield each error in a dialer's definition as a line, with the dialer queue and the rule."""
     yield from _of_the_whole(dialer)
     for queue in _of_type(dialer.queues, Queue):
         for problem in _of_queue(queue):
@@ -51,7 +51,7 @@ def problems(dialer: Dialer) -> Iterator[str]:
 
 
 def unread(dialer: Dialer) -> Iterator[str]:
-    """Yield the facts that a dialer declares and that cannot be read from an external CRM."""
+    """Yield a line for each declared fact that could not be read from an external CRM."""
     for source in dialer.external_facts(DECLARED, {}).sources:
         table = f"table {source.name}"
         for name, type_ in source.types.items():
@@ -147,7 +147,7 @@ def _of_queue(queue: Queue) -> Iterator[str]:
 
 
 def _of_settings(queue: Queue) -> Iterator[str]:
-    """Yield what is wrong with the calling hours, holidays and size limit of a dialer queue."""
+    """Yield each error in a dialer queue's calling hours, holidays and size limit."""
     readers: tuple[tuple[str, object, Callable[[str], object]], ...] = (
         ("calling_hours", queue.calling_hours, read_week),
         ("holidays", queue.holidays, read_holidays),
@@ -279,7 +279,7 @@ def _unsteady(expression: ColumnElement[Any], why: str) -> Iterator[str]:
 
 
 def _foreign(expression: ColumnElement[Any]) -> Iterator[str]:
-    """Yield the tables that the expression reads other than by a subquery."""
+    """Yield a line for each table that the expression reads without a subquery."""
     for each in expression._from_objects:  # noqa: SLF001 - SQLAlchemy has no public name for it
         if each not in {CrmUser.__table__, UserCallScore.__table__}:
             name = each.name if isinstance(each, Table) else str(each)

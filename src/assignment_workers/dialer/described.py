@@ -61,7 +61,10 @@ class DialerDescription(BaseModel):
 
 
 def describe(dialer: Dialer, policies: Mapping[str, Policy]) -> DialerDescription:
-    """Return the dialer in plain values. `policies`: those of its queues, with calling rules."""
+    """Return the dialer as plain values, for the interfaces.
+
+    `policies`: the policies of its queues.
+    """
     return DialerDescription(
         queues=[
             QueueDescription(
@@ -94,7 +97,7 @@ def describe(dialer: Dialer, policies: Mapping[str, Policy]) -> DialerDescriptio
 
 
 def types(dialer: Dialer, language: Language) -> str:
-    """Return the source text of types that accept only the names of this dialer."""
+    """Return the source text of types that accept only the names in this dialer."""
     named = {
         "Queue": [queue.name for queue in dialer.queues],
         "Outcome": [outcome.name for outcome in dialer.outcomes],

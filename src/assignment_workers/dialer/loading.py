@@ -17,16 +17,16 @@ from assignment_workers.settings import Settings
 NAME = "dialerconfig.py"
 VARIABLE = "ASSIGNMENT_WORKERS_DIALER_CONFIG"
 PACKAGED = "assignment_workers.dialers.claims"
-"""The module whose dialer is used where no file is configured."""
+"""The module whose dialer is used if no file is configured."""
 
 _made: dict[Path, Dialer] = {}
 
 
 def path_of(settings: Settings) -> Path:
-    """Return the path of the configured file.
+    """Return the path of the dialer's file.
 
-    It is the file that the setting names, else `dialerconfig.py` in the working directory, else the
-    packaged one. Raises `UsageError` if there is none.
+    It is the file that the setting names, or else `dialerconfig.py` in the working directory, or
+    else the packaged one. Raises `UsageError` if there is none.
     """
     if settings.dialer_config is not None:
         if not settings.dialer_config.is_file():
@@ -42,7 +42,7 @@ def path_of(settings: Settings) -> Path:
 
 
 def is_packaged(settings: Settings) -> bool:
-    """Return True if no file is configured, so that the packaged dialer is used."""
+    """Return True if the packaged dialer is used, because no file is configured."""
     return path_of(settings) == _packaged()
 
 
@@ -55,10 +55,10 @@ def _packaged() -> Path | None:
 
 
 def load(settings: Settings) -> Dialer:
-    """Make the dialer of the configured file that of this process, and return it.
+    """Load the dialer from the configured file, make it the dialer of this process, and return it.
 
-    A file is read once per process. Raises `UsageError`, one line that names the file, the dialer
-    queue and the rule, for a file that cannot be used.
+    A file is read once per process. Raises `UsageError`, with one line that names the file, the
+    dialer queue and the rule, for a file that cannot be used.
     """
     path = path_of(settings)
     if path not in _made:
@@ -73,9 +73,9 @@ def load(settings: Settings) -> Dialer:
 
 
 def read(path: Path) -> Dialer:
-    """Return the object `dialer` of this file, unchecked.
+    """Run the file and return its object `dialer`, unchecked.
 
-    Raises `UsageError`, one line, for a file that cannot be run or defines no such object.
+    Raises `UsageError`, with one line, if the file cannot be run or defines no such object.
     """
     spec = spec_from_file_location("dialerconfig", path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -95,7 +95,7 @@ def read(path: Path) -> Dialer:
 
 
 def _position(path: Path, error: Exception) -> str:
-    """Return the file, and the last line of it that ran before the error."""
+    """Return the path of the file, and the number of its line in which the error occurred."""
     if isinstance(error, SyntaxError):
         return f"{path}, line {error.lineno}"
     lines = [

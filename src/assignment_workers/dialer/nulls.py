@@ -33,23 +33,23 @@ _NEVER = {
     operators.is_not_distinct_from,
 }
 _ONE_IS_ENOUGH = {"coalesce", "greatest", "least"}
-"""Functions that are null only if all arguments are."""
+"""SQL functions that are null only if all their arguments are null."""
 
 Columns = frozenset[Any]
 
 
 def may_be_null(expression: ClauseElement, known: Columns = frozenset()) -> bool:
-    """Return True unless the expression is certain to be not null.
+    """Return True if the SQL expression may be null; False if it is certainly not null.
 
     Every column may be null, because its row may be missing, except the columns `known`. An
-    expression that this function cannot judge counts as nullable.
+    expression that this function cannot analyse counts as nullable.
     """
     found = _of_leaf(expression, known)
     return _of_whole(expression, known) if found is None else found
 
 
 def _of_leaf(expression: ClauseElement, known: Columns) -> bool | None:
-    """Judge an expression by its kind alone; None if the answer depends on its parts."""
+    """Return True if an expression may be null, judged by its kind; None if its parts decide."""
     match expression:
         case Null():
             return True
@@ -86,7 +86,10 @@ def _of_whole(expression: ClauseElement, known: Columns) -> bool:
 
 
 def _of_list(expression: BooleanClauseList, known: Columns) -> bool:
-    """Judge `x IS NULL OR …` and `x IS NOT NULL AND …`, in which x is no longer null."""
+    """Return True if an AND or OR may be null. In `x IS NULL OR …` the rest counts with x not null.
+
+    The same applies to `x IS NOT NULL AND …`.
+    """
     ruled = operators.is_ if expression.operator is operators.or_ else operators.is_not
     found = [
         each.left

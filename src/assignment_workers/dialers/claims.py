@@ -42,29 +42,32 @@ NOT_BY_A_CALL = (
     "solicitor_letter_of_authority",
     "letter_of_authority",
 )
-"""Types of requirements of a claim that a call cannot obtain."""
+"""Types of a claim's requirements that a call cannot obtain."""
 
 BASE_REQUIREMENT = "base requirement for claim."
-"""The reason of those `id_document` requirements that do not count, compared exactly."""
+"""The reason of `id_document` requirements that do not count. It is compared exactly."""
 
 
 def is_cancelled() -> ColumnElement[bool]:
-    """Return the condition that a claim is cancelled, ignoring case."""
+    """Return the SQL condition that a claim is cancelled, ignoring case."""
     return func.coalesce(func.lower(Claim.status), word("")) == word("cancelled")
 
 
 def has_claim(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Return the condition that a claim of the person meets `condition`."""
+    """Return the SQL condition that the person has a claim that meets `condition`."""
     return exists(select(1).select_from(Claim).where(Claim.user_id == Person.id, condition))
 
 
 def is_signed() -> ColumnElement[bool]:
-    """Return the condition that the person has signed."""
+    """Return the SQL condition that the person has signed."""
     return func.coalesce(Person.current_signature_file_id, word("")) != word("")
 
 
 def wants_something() -> ColumnElement[bool]:
-    """Return the condition that a claim, not cancelled, waits for what a call can obtain."""
+    """Return the SQL condition that a claim of the person needs something that a call can obtain.
+
+    Cancelled claims do not count.
+    """
     excused = and_(
         ClaimRequirement.type == word("id_document"),
         ClaimRequirement.claim_requirement_reason == BASE_REQUIREMENT,
@@ -104,7 +107,7 @@ TIMES = (RESTED, settled(timedelta(hours=2)))
 # -- dialer queues ------------------------------------------------------------------------------
 
 ORDER = (Score.current_score.asc(), Score.created_at.desc())
-"""People with the lowest score first; among equal scores the newest first."""
+"""The order of people: lowest score first; among equal scores the newest first."""
 
 QUEUES = (
     Queue(
@@ -247,7 +250,7 @@ REQUIREMENTS = News(
     Claim.user_id,
     joined=join(ClaimRequirement, Claim, Claim.id == ClaimRequirement.claim_id),
 )
-"""A new requirement may move a person to `outstanding_requests`."""
+"""Claim requirements, because a new one may move a person to `outstanding_requests`."""
 
 MAPPINGS = {
     "people": {
@@ -275,6 +278,6 @@ MAPPINGS = {
         ),
     }
 }
-"""A CRM in another database that has other names for the same facts."""
+"""The names in a CRM in another database that has the same facts under other names."""
 
 dialer = Dialer(queues=QUEUES, outcomes=OUTCOMES, news=[REQUIREMENTS], mappings=MAPPINGS)

@@ -28,19 +28,19 @@ TIMEOUT = timedelta(seconds=10)
 
 
 class Abandoned:
-    """The assignments whose callers disconnected before the answer.
+    """Releases assignments whose callers disconnected before they got the answer.
 
-    Each is released after a grace, unless its agent has asked again.
+    Each is released after a grace period (`grace`), unless its agent has asked again since.
     """
 
     def __init__(self, *, grace: timedelta = GRACE) -> None:
         self.client: AsyncClient
-        """Must be set before the first call."""
+        """The client that sends the release commands. It must be set before the first call."""
         self._grace = grace
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, answer: object) -> None:
-        """Release the assignment in `answer` after a grace, because its caller has disconnected."""
+        """Release the assignment in `answer` after the grace period; ignore any other answer."""
         try:
             read = from_json(answer)
         except ValidationError:
@@ -51,7 +51,7 @@ class Abandoned:
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Stop waiting and release nothing more; the assignments end with their leases."""
+        """Cancel the pending releases. Their assignments end when their leases end."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -24,7 +24,7 @@ from assignment_workers.schema.tables import AnswerKind
 log = structlog.get_logger()
 
 EVERY_SECONDS = 5.0
-"""Seconds between two writes of the sums to the database."""
+"""Seconds between two writes of the counts to the database."""
 _OUTCOMES = {each.value: each for each in AnswerKind}
 _OF_STATUS = {
     HTTPStatus.SERVICE_UNAVAILABLE: AnswerKind.UNAVAILABLE,
@@ -34,7 +34,7 @@ _OF_STATUS = {
 
 
 class AnswerLog:
-    """One gateway's counts of answers, written periodically."""
+    """Counts one gateway's answers to requests; writes the counts to the database periodically."""
 
     def __init__(self, engine: Engine, counts: AnswerTally) -> None:
         self.counts = counts
@@ -42,7 +42,7 @@ class AnswerLog:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the periodic writes; `close` ends them."""
+        """Start the periodic writes. `close` ends them."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -57,7 +57,7 @@ class AnswerLog:
             await self.write()
 
     async def write(self) -> None:
-        """Write the sums. If the database cannot be written, they are kept for the next time."""
+        """Write the counts to the database. If that fails, the next write includes them."""
         hours = self.counts.take()
         if not hours:
             return
@@ -73,7 +73,7 @@ class AnswerLog:
 
 
 class CountedAnswers:
-    """Middleware that counts each answer to a request for a user, by what its caller gets."""
+    """ASGI middleware that counts each response to a request for a user, by kind of answer."""
 
     def __init__(self, app: ASGIApp, *, counts: AnswerTally) -> None:
         self._app = app

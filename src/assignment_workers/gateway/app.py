@@ -64,10 +64,10 @@ def create_app(
     tokens: bool,
     tracing: Tracing = NO_TRACES,
 ) -> FastAPI:
-    """Return the gateway on this database and the Redis of `settings`.
+    """Return the FastAPI application of a gateway, with this database and the Redis of `settings`.
 
-    `crm`: the external CRM; None if the CRM is in that database. Without `tokens` every caller may
-    do everything.
+    `crm`: the external CRM; None if the CRM is in that database. `tokens` False: no token is
+    needed, and every caller may do everything.
     """
     origins = Origins.of(
         settings.allowed_hosts, settings.gateway_origins, listens=settings.gateway_host

@@ -31,7 +31,7 @@ TIMEOUT_MS_MOST = 30_000
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 A_QUEUE = "A_DIALER_QUEUE"
-"""Placeholder in examples, which the OpenAPI document replaces by a dialer queue's name."""
+"""Placeholder in examples. The OpenAPI document replaces it by the name of a dialer queue."""
 
 RequestId = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~]+$")]
 Word = Annotated[str, Field(max_length=200, pattern=r"^[!-~]*$")]

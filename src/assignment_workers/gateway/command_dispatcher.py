@@ -24,17 +24,17 @@ from assignment_workers.gateway.problems import STATUS_OF, refused, unavailable
 log = structlog.get_logger()
 
 CLIENT_CLOSED_REQUEST = 499
-"""Status of a response that nobody reads, because the caller has gone."""
+"""The HTTP status for a caller who disconnected before the response; nobody reads the response."""
 
 
 @dataclass
 class CommandDispatcher:
-    """Sends commands to the sequencer and turns the answers into responses."""
+    """Sends commands to the sequencer and converts their answers to HTTP responses."""
 
     client: AsyncClient
     metrics: Metrics
     abandoned: Callable[[object], None]
-    """Called with the answer to a command whose caller has disconnected."""
+    """A function that is called with the answer to a command whose caller has disconnected."""
 
     async def ask(
         self,
@@ -43,11 +43,11 @@ class CommandDispatcher:
         timeout: timedelta,  # noqa: ASYNC109 - the command's, which ends by itself
         **facts: str,
     ) -> Response:
-        """Send a command and return its answer as a response, with `facts` added.
+        """Send a command and return its answer as an HTTP response, with `facts` added.
 
         A token that is not the agent's own is recorded with the events of the command. If the
-        caller disconnects, a command that has not been sent is dropped. An assignment that
-        was made for a caller who has disconnected is passed to `abandoned`.
+        caller disconnects, a command that has not been sent is dropped. An assignment that was made
+        for a caller who has disconnected is passed to `abandoned`.
         """
         began = time.perf_counter()
         move = command.task.rpartition(".")[2]
@@ -79,9 +79,9 @@ class CommandDispatcher:
 
 
 def response(answer: dict[str, Any], **facts: str) -> Response:
-    """Return an answer and further `facts` as a JSON response.
+    """Return an answer and the further `facts` as a JSON response.
 
-    A refused or unavailable answer becomes problem details.
+    A refused or unavailable answer becomes problem details (RFC 9457).
     """
     match answer:
         case {"outcome": "refused", "code": code, "reason": reason}:
@@ -103,6 +103,6 @@ def _plain(answer: object) -> dict[str, Any]:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Wait until the caller disconnects. The body of the call must have been read."""
+    """Wait until the caller disconnects. The body of the request must have been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -42,10 +42,9 @@ TIMEOUT = timedelta(seconds=10)
 
 
 def routes(kind: type[APIRoute] = RedactedRoute) -> APIRouter:
-    """Return a router whose answers are redacted, unless `kind` is another class of routes.
+    """Return a router whose JSON answers are redacted, unless `kind` is another route class.
 
-    The id of an operation is the name of its function, because generated clients use the id as the
-    name.
+    The id of an operation is the name of its function, because generated clients use it as a name.
     """
     return APIRouter(generate_unique_id_function=lambda route: route.name, route_class=kind)
 
@@ -83,7 +82,7 @@ Who = Annotated[Caller, Depends(_caller)]
 
 
 def _of(roles: frozenset[TokenRole]) -> params.Depends:
-    """Require a caller of these roles, before the body is validated."""
+    """Return a dependency that requires one of these roles, before the body is read."""
 
     async def checked(who: Who) -> Caller:
         who.must_be(roles)
@@ -113,7 +112,7 @@ UserPath = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}),
     Path(description="The CRM's id of the user."),
 ]
-"""A user's id as `user_ids.read` returns it."""
+"""A user's id in a path, in the form that `user_ids.read` returns."""
 Queue = Annotated[str, Path(max_length=200, description="The dialer queue.")]
 Said = Annotated[ActBody | None, Body(description="May be left out.")]
 
@@ -129,7 +128,10 @@ WHEN_FINISHED = (*WHEN_ASKED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 @contextmanager
 def reading(here: Gateway) -> Iterator[Connection]:
-    """Yield a connection for reads. Raises `Problem` 503 if there is none."""
+    """Yield a database connection for reads.
+
+    Raises `Problem` 503 if the database or CRM is down.
+    """
     try:
         with here.engine.connect() as connection:
             yield connection

@@ -24,14 +24,14 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class FastRoute(APIRoute):
-    """A FastAPI route that reads well-formed JSON calls faster than FastAPI does.
+    """A FastAPI route that parses well-formed JSON calls faster than FastAPI does.
 
-    For endpoints that need an `Actor` (a token that may send agents' commands) and take a body and
-    path parameters only. A malformed call goes through FastAPI, so its problem is the usual one.
+    For endpoints that need an `Actor` (a token that may send agents' commands) and take only a body
+    and path parameters. A malformed call is passed to FastAPI, so its error is the usual one.
     """
 
     def get_route_handler(self) -> Handler:
-        """Return a handler that reads well-formed calls itself and passes others to FastAPI's."""
+        """Return a handler that parses well-formed calls itself, others by FastAPI."""
         usual = super().get_route_handler()
         takes = get_type_hints(self.endpoint, include_extras=True)
         body: type[BaseModel] = takes["body"]
@@ -56,7 +56,7 @@ class FastRoute(APIRoute):
 async def _understood(
     request: Request, body: type[BaseModel], path: Mapping[str, TypeAdapter[Any]]
 ) -> dict[str, Any] | None:
-    """Return the arguments of the endpoint: the body and the path parameters, validated.
+    """Return the validated arguments of the endpoint: the body and the path parameters.
 
     `body` is the body's model; `path` has a validator for each parameter. None if the call is
     malformed or incomplete.

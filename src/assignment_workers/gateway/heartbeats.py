@@ -16,24 +16,25 @@ from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 
 EVERY_SECONDS = 1.0
-"""The least seconds between two writes of heartbeats. The first after a pause is written at once.
+"""The least seconds between two writes of heartbeats. After a longer pause, a heartbeat is written
+at once.
 """
 
 
 @dataclass
 class Heartbeats:
-    """Collects the heartbeats of one gateway and writes them together; answers once written."""
+    """Collects the agents' heartbeats at one gateway, writes them together, then answers them."""
 
     engine: Engine
     settings: Settings
     accepted: Accepted = field(default_factory=Accepted)
-    """Offers that heartbeats of this gateway have accepted."""
+    """The offers that agents accepted by a heartbeat at this gateway."""
     _waiting: dict[int, asyncio.Future[HeartbeatAnswer]] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
     _written_at: float = float("-inf")
 
     async def beat(self, agent: int) -> HeartbeatAnswer:
-        """Record that the agent is present now, and return the agent's state."""
+        """Record that the agent is present; return the agent's state once that is written."""
         loop = asyncio.get_running_loop()
         if agent not in self._waiting:
             self._waiting[agent] = loop.create_future()

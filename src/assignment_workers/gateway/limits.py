@@ -16,19 +16,24 @@ from assignment_workers.origins import Origins
 
 BODY_BYTES = 64 * 1024
 REMEMBERED = 10_000
-"""The most callers whose rate is remembered; the one unseen for longest is forgotten first."""
+"""The most keys whose rate is remembered. The key that was not used for the longest time is
+forgotten first.
+"""
 
 
 @dataclass
 class TokenBucket:
-    """A rate limit for each key: `per_second` calls a second, and twice as many at once."""
+    """A rate limit for each key: `per_second` calls a second on average, twice as many at once."""
 
     per_second: float
     clock: Callable[[], float] = time.monotonic
     _seen: OrderedDict[object, tuple[float, float]] = field(default_factory=OrderedDict)
 
     def left(self, key: object) -> float:
-        """Return the seconds until a call of this key may go on; 0.0 if now. Counts no call."""
+        """Return the seconds until the next call of `key` is allowed; 0.0 if now.
+
+        Counts no call.
+        """
         if key not in self._seen:
             return 0.0
         left, at = self._seen[key]
@@ -36,7 +41,7 @@ class TokenBucket:
         return 0.0 if left >= 1.0 else (1.0 - left) / self.per_second
 
     def wait(self, key: object) -> float:
-        """Count a call of this key and return 0.0 if it may go on; else return the seconds left."""
+        """Count a call of `key`; return 0.0 if it is allowed, otherwise the seconds to wait."""
         now = self.clock()
         most = max(self.per_second * 2, 1.0)
         left, at = self._seen.pop(key, (most, now))
@@ -49,7 +54,7 @@ class TokenBucket:
 
 
 class BodyLimit:
-    """Middleware that refuses a body of more than `BODY_BYTES`, of declared length or not."""
+    """ASGI middleware that refuses bodies above `BODY_BYTES`, whether declared or not."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -81,7 +86,7 @@ class BodyLimit:
 
 
 class OwnPages:
-    """Middleware that refuses calls from pages of other origins, even with a valid session."""
+    """ASGI middleware that refuses calls from pages of other origins, also with a valid session."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
         self._app = app
@@ -106,7 +111,7 @@ _LOOKED_AT = frozenset(
 
 
 class _TooLarge(BaseException):
-    """Raised while a body is read that is too large; no handler of the application catches it."""
+    """Raised while a body that is too large is read. No handler of the application catches it."""
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,9 +131,9 @@ SECURITY_HEADERS = [
 
 
 class SecurityHeaders:
-    """Middleware that tells browsers not to guess types, frame pages or store responses.
+    """ASGI middleware that sets security headers: no type guessing, framing or caching by browsers.
 
-    A page of the dashboard sets its own content policy, and an asset its own time in caches.
+    Headers that the application has set, such as a page's content policy, are not changed.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -28,10 +28,10 @@ from assignment_workers.health.model import Health, HealthState, JobState, Proce
 from assignment_workers.telemetry import PREFIX
 
 Labelled = dict[tuple[str, ...], float | None]
-"""The values of a gauge by their labels; None: the value is unknown."""
+"""The values of a gauge by the values of its labels. None: the value is unknown."""
 
 FIGURES_SECONDS = 2.0
-"""The most seconds that a scrape waits for the figures of the database."""
+"""The most seconds that a scrape waits for figures from the database."""
 BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -84,10 +84,10 @@ class Metrics:
 
 
 class StoredFigures(Collector):
-    """The health of the system and the figures of the database as gauges.
+    """A Prometheus collector for the health of the system and the figures in the database.
 
     The figures are the same at every gateway. They are read at most once in `FRESH_SECONDS`, for
-    any number of readers, and waited for `FIGURES_SECONDS` at most. While the database cannot
+    any number of scrapes, with a wait of at most `FIGURES_SECONDS`. While the database cannot
     answer they are left out, because unknown is not zero.
     """
 
@@ -114,7 +114,7 @@ class StoredFigures(Collector):
             yield from _gauges(now)
 
     def _figures(self) -> Figures | None:
-        """Return the figures; None if the database does not answer in time."""
+        """Return the figures in the database; None if the database does not answer in time."""
         if self._reading is None or self._reading.done():
             self._reading = self._threads.submit(self._read_cache.figures)
         try:
@@ -124,7 +124,7 @@ class StoredFigures(Collector):
 
 
 def health_gauges(health: Health) -> Iterator[Metric]:
-    """Yield the health of the system as gauges."""
+    """Yield the gauges for the health of the system."""
     yield gauge(
         "component_state",
         "1 for the state that the component has, 0 for the others.",

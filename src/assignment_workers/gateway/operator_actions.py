@@ -29,10 +29,9 @@ async def recorded(
 ) -> tuple[int, T]:
     """Carry out an action, recorded before and after; return its record number and the result.
 
-    `do` gets the position of the action in the database's order of commands.
-
+    `do` carries out the action; it gets the action's position in the database's order of commands.
     `told` returns the outcome to record for the result of `do`. A `Problem` that `do` raises is
-    recorded as a refusal and raised again. Raises `Problem` 503 if the database did not answer:
+    recorded as a refusal and raised again. Raises `Problem` 503 if the database does not answer:
     either nothing was done, or the record of the action has no outcome.
     """
 
@@ -58,7 +57,10 @@ async def recorded(
 
 
 def outcome_of(response: Response) -> str:
-    """Return the outcome to record for a response. What was only sent is `asked`, not done."""
+    """Return the outcome to record for a response.
+
+    For an action that was only sent it is `asked`.
+    """
     if response.status_code == HTTPStatus.ACCEPTED:
         return ASKED
     if response.status_code < HTTPStatus.BAD_REQUEST:

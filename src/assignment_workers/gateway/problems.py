@@ -53,7 +53,7 @@ class ProblemDetails(BaseModel):
 
 
 class Problem(Exception):
-    """An exception that ends the request with this HTTP status and these problem details."""
+    """Ends the handling of a request with this HTTP status and problem details (RFC 9457)."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Problem(Exception):
         self.facts = facts
 
     def response(self, **facts: object) -> JSONResponse:
-        """Return the problem as a response, with `facts` added to its details."""
+        """Return the response for this problem, with `facts` added to its details."""
         return problem(self.status, self.detail, headers=self.headers, **self.facts, **facts)
 
 
@@ -82,9 +82,9 @@ def refused(
     headers: dict[str, str] | None = None,
     retry_after: float | None = None,
 ) -> Problem:
-    """Return the problem of a refusal; repeating the call gets the same refusal.
+    """Return the problem for a refusal: the same call gets the same refusal.
 
-    With `retry_after`, repeating the call may succeed after these seconds.
+    With `retry_after`, the call may succeed after that many seconds.
     """
     if retry_after is not None:
         headers = (headers or {}) | {"Retry-After": str(max(1, ceil(retry_after)))}
@@ -98,7 +98,7 @@ def unavailable(
     status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE,
     retry_after: float = 2.0,
 ) -> Problem:
-    """Return the problem of a call that may succeed after `retry_after` seconds."""
+    """Return the problem for a call that may succeed after `retry_after` seconds."""
     return Problem(
         status,
         detail,
@@ -111,7 +111,7 @@ def unavailable(
 def problem(
     status: int, detail: str, *, headers: Mapping[str, str] | None = None, **facts: object
 ) -> JSONResponse:
-    """Return the response of a problem; facts that are None are left out."""
+    """Return a response with problem details (RFC 9457). Facts that are None are left out."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -146,7 +146,7 @@ STATUS_OF: dict[str, HTTPStatus] = {
 
 
 def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """Return the problems that a route may answer with, for the OpenAPI document."""
+    """Return the OpenAPI description of the problems with these statuses, for a route."""
     return {
         int(status): {
             "description": status.phrase,
@@ -216,7 +216,7 @@ EXAMPLES: dict[HTTPStatus, dict[str, Any]] = {
 
 
 def _methods(request: Request) -> list[str]:
-    """Return the methods of every route of the request's path; a path may have several routes."""
+    """Return the HTTP methods that the path of the request accepts, of all its routes."""
     found: set[str] = set()
     for route in request.app.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
@@ -228,7 +228,7 @@ def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -
     """Make `app` answer every error that a caller caused with problem details (RFC 9457).
 
     `authenticate` raises `Problem` if the caller may not call. It is called before errors in a body
-    are reported, because a body may be read before its sender is known.
+    are reported, because a body may be parsed before the caller is known.
     """
 
     @app.exception_handler(Problem)
@@ -278,7 +278,10 @@ def _identified(error: Problem, request_id: str | None) -> JSONResponse:
 
 
 async def _request_id(request: Request) -> str | None:
-    """Return the request id of a request for a user: the client's own, or the generated one."""
+    """Return the id of a request for a user: the one that the client sent, or the generated one.
+
+    None for any other call, and if the client's id is invalid.
+    """
     made: str | None = getattr(request.state, "request_id", None)
     if made is not None or request.url.path != ASKED_AT:
         return made

@@ -27,18 +27,19 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 FRESH_SECONDS = 0.5
-"""Seconds for which a value that was read from the database is used again."""
+"""Seconds for which a value read from the database is used again."""
 AT_ONCE = 2
-"""The most database connections for viewers; the others are left for calls of agents."""
+"""The most database connections that reads for viewers use. The others are left for agents' calls.
+"""
 READS = 200
-"""The most values that are remembered."""
+"""The most values that are cached. When there are more, all are dropped."""
 
 
 @dataclass
 class ReadCache:
     """A cache of values read from the database, for any number of viewers.
 
-    Safe to use from any thread. A caller waits while another thread does the same read.
+    May be used from any thread. A caller waits while another thread does the same read.
     """
 
     engine: Engine
@@ -48,7 +49,7 @@ class ReadCache:
     clock: Callable[[], float] = time.monotonic
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
     _age: int = 0
-    """A number that grows whenever all earlier values must be forgotten."""
+    """A number that is incremented whenever all cached values are dropped."""
     _locks: dict[object, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.BoundedSemaphore = field(
@@ -56,7 +57,10 @@ class ReadCache:
     )
 
     def figures(self) -> Figures:
-        """Return the figures of the dialer queues, cached; see `assignment.reports.figures`."""
+        """Return the figures of the dialer queues, cached for `FRESH_SECONDS`.
+
+        See `assignment.reports.figures`.
+        """
         return self.read(
             "figures",
             lambda each: figures(
@@ -67,16 +71,16 @@ class ReadCache:
     def read(
         self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS
     ) -> T:
-        """Run `what` on a connection and return its result, or the cached one if young enough.
+        """Call `what` with a connection and return the result, or the cached result if it is fresh.
 
         The result, with the CRM's ids of users, is cached under `name` for `seconds`. `what` must
-        use only its connection: it must not take another one from this cache. Raises `Problem` 503
-        if the database cannot answer.
+        not use another connection of this cache. Raises `Problem` 503 if the database cannot
+        answer.
         """
         return self.once(name, lambda: self._ask(what), seconds=seconds)
 
     def once(self, name: object, what: Callable[[], T], *, seconds: float = FRESH_SECONDS) -> T:
-        """Run `what` and return its result, or the cached one if young enough.
+        """Call `what` and return the result, or the cached result if it is fresh.
 
         The result is cached under `name` for `seconds`.
         """
@@ -95,7 +99,7 @@ class ReadCache:
             return kept
 
     def forget(self) -> None:
-        """Forget all values, because data was changed; later reads see the change."""
+        """Drop all cached values, because data was changed."""
         with self._guard:
             self._age += 1
             self._kept.clear()

@@ -26,7 +26,7 @@ from assignment_workers.schema.tables import SuppressionKind
 T = TypeVar("T")
 
 HIDDEN = "(for operators)"
-"""The text that is shown in place of a hidden text."""
+"""The text that replaces a hidden text."""
 _JSON = "application/json"
 
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)?")
@@ -111,16 +111,17 @@ _OF_OURS = frozenset(
         "wrong",
     }
 )
-"""Names of fields whose texts are ids or words of this package, never free text, and so are shown.
+"""Names of fields whose texts are ids or fixed words of this package. They are shown, because they
+are never free text.
 """
 _TYPED_REASONS = frozenset({SuppressionKind.DO_NOT_CONTACT, SuppressionKind.CLOSED})
 
 
 def redacted(value: T, *, sees_text: bool) -> T:
-    """Return `value` with free text and phone numbers hidden, unless `sees_text`.
+    """Return a copy of `value` in which free text and phone numbers are hidden.
 
-    `sees_text`: True if the reader may read free text. Mappings, lists, dataclasses and models are
-    copied. Raises `TypeError` for any other object.
+    `sees_text`: True if the reader may read free text; then `value` itself is returned. Raises
+    `TypeError` for objects other than plain values, mappings, lists, dataclasses and models.
     """
     return value if sees_text else cast(T, _redacted("", value, {}))
 
@@ -174,13 +175,13 @@ def _passes(name: str, text: str, beside: Mapping[str, Any]) -> bool:
 
 
 class RedactedRoute(APIRoute):
-    """A route whose JSON response is redacted according to the role of its caller.
+    """A route whose JSON response is redacted according to the role of the caller.
 
-    Problem details are not redacted, because they contain nothing but what their caller sent.
+    Problem details are not redacted, because they contain only what the caller sent.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler, wrapped so that its responses are redacted."""
+        """Return FastAPI's handler, wrapped so that its JSON responses are redacted."""
         usual = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -190,7 +191,7 @@ class RedactedRoute(APIRoute):
 
 
 def for_caller(request: Request, response: Response) -> Response:
-    """Return the response, redacted for the caller of the request.
+    """Return the response, with its JSON redacted for the caller of the request.
 
     If the caller is not known, all free text is hidden.
     """

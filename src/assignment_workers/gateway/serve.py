@@ -33,19 +33,19 @@ log = structlog.get_logger()
 
 STATEMENT_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
-"""Seconds for which an idle connection stays open, long enough for a browser with few calls."""
+"""Seconds for which an idle connection stays open: enough for a browser that makes few calls."""
 BACKLOG = 1024
 GRACE_SECONDS = 5
-"""Seconds for calls to finish once the process is asked to stop."""
+"""The most seconds for open calls to finish after the process was asked to stop."""
 STALLED_SECONDS = 20
-"""Seconds after which a client that reads none of the sent data is disconnected."""
+"""Seconds after which a client that does not read the sent data is disconnected."""
 
 
 def serve(settings: Settings, tracing: Tracing = NO_TRACES) -> int:
     """Run the gateway until a signal ends it; return the exit code.
 
-    Raises `UsageError` if tokens are off and `wants_tokens` does not allow that. Raises
-    `DatabaseUnavailable` or `SchemaMismatch` for a database, or a CRM, that cannot be used.
+    Raises `UsageError` if tokens are off where they are required (`wants_tokens`), and
+    `DatabaseUnavailable` or `SchemaMismatch` if the database or the CRM cannot be used.
     """
     tokens = wants_tokens(settings)
     engine = connect(
@@ -98,7 +98,7 @@ def serve(settings: Settings, tracing: Tracing = NO_TRACES) -> int:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that ends the event streams when asked to stop, and finishes other calls."""
+    """A uvicorn server that first ends the event streams when it is asked to stop."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -111,9 +111,9 @@ class _Server(uvicorn.Server):
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Return the listening socket; its connections inherit the options that are set here.
+    """Return the listening socket. Accepted connections inherit the socket options set here.
 
-    Raises `UsageError` if the address cannot be listened on.
+    Raises `UsageError` if the gateway cannot listen on the address.
     """
     listening = listen("ASSIGNMENT_WORKERS_GATEWAY_PORT", host, port, backlog=BACKLOG)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
@@ -122,9 +122,10 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def wants_tokens(settings: Settings) -> bool:
-    """Return True if callers need a token. Raises `UsageError` if they must but tokens are off.
+    """Return True if callers need a token.
 
-    Tokens may be off only with the embedded servers and on a loopback address.
+    Tokens may be off only with the embedded servers and on a loopback address; otherwise raises
+    `UsageError`.
     """
     if settings.gateway_tokens != "off":
         return True

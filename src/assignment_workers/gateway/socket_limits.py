@@ -12,26 +12,27 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 32 * 1024
-"""The most bytes of the request line and all headers together."""
+"""The most bytes of a request's first line and headers together."""
 ARRIVE_SECONDS = 20.0
-"""The most seconds for a request to arrive: from the opening of the connection, or the first byte
-of a further request, to its last byte."""
+"""The most seconds for a request to arrive completely. They begin when the connection opens or, for
+a further request, with its first byte.
+"""
 CONNECTIONS = 5_000
-"""The most open connections of a gateway; a further one is closed."""
+"""The most open connections of a gateway process. A further connection is closed."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which disconnects a client with too large or slow a request."""
+    """uvicorn's HTTP protocol, changed to disconnect clients with too large or slow requests."""
 
     _arrives: asyncio.TimerHandle | None = None
     _head: int = 0
-    """The bytes of the request line and the headers that the parser has reported."""
+    """The bytes of the request's first line and headers that the parser has reported so far."""
     _unread: int = 0
-    """The bytes that the parser keeps until their header ends."""
+    """The bytes of a header that is not complete yet, which the parser has not reported."""
     _parsed: int = 0
-    """The bytes that the parser has reported of the data that came last."""
+    """The number of bytes of the last received data that the parser has reported."""
     _ended: bool = False
-    """True if the data that came last have the end of a request."""
+    """True if the last received data contain the end of a request."""
     _is_body: bool = False
     _is_whole: bool = False
     _too_large: bool = False

@@ -22,16 +22,18 @@ from assignment_workers.schema.deadline import hang_up
 from assignment_workers.settings import Settings
 
 STALE = timedelta(seconds=10)
-"""The age of the last reading from which this gateway is not ready: its own thread is stuck."""
+"""The age of the latest health reading from which this gateway reports that it is not ready,
+because its monitoring thread is stuck.
+"""
 WINDOW_SECONDS = 60
 RECENT_SECONDS = 15
 
 
 class DatabaseGuard:
-    """Ends waits for a database that does not answer, and refuses new ones until it answers.
+    """Ends waits for a database that does not answer, and refuses new connections until it does.
 
-    A frozen server lets every statement wait for its whole timeout. While the health readings get
-    no answer, statements of this engine fail at once instead.
+    On a frozen server every statement would wait for its whole timeout. While the health readings
+    get no answer from the database, statements of this engine fail at once instead.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -44,7 +46,7 @@ class DatabaseGuard:
         event.listen(engine, "checkin", self._returned)
 
     def update(self, readings: Readings) -> None:
-        """Take note of a reading."""
+        """Update the state from a health reading; end waits if the database is down."""
         was_down, self._is_down = self._is_down, readings.database.trouble == NO_ANSWER
         if self._is_down and not was_down:
             with self._lock:
@@ -67,14 +69,14 @@ class DatabaseGuard:
 
 
 class AnswerWindow:
-    """Counts, second by second, the calls of agents and how many of them were answered 503."""
+    """Counts, per second, the calls of agents and how many of them were answered 503."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seconds: deque[tuple[int, int, int]] = deque()
 
     def count(self, *, unavailable: bool) -> None:
-        """Count one call."""
+        """Count one call. `unavailable`: True if it was answered 503."""
         now = int(self._clock())
         at, asked, useless = self._seconds[-1] if self._seconds else (now - 1, 0, 0)
         if at == now:
@@ -85,7 +87,7 @@ class AnswerWindow:
                 self._seconds.popleft()
 
     def counts(self) -> AnswerCounts:
-        """Return the counts of the last minute, and of its last `RECENT_SECONDS`."""
+        """Return the counts of the last minute, and of the last `RECENT_SECONDS`."""
         now = int(self._clock())
         minute = [each for each in list(self._seconds) if each[0] > now - WINDOW_SECONDS]
         recent = [each for each in minute if each[0] > now - RECENT_SECONDS]
@@ -98,7 +100,7 @@ class AnswerWindow:
 
 
 class SystemHealth:
-    """The monitor of this gateway, its signs of life, and the guard of its database connections."""
+    """The monitoring of a gateway: health of the system, its own signs of life, `DatabaseGuard`."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self._settings = settings
@@ -108,7 +110,10 @@ class SystemHealth:
         self.answers = AnswerWindow()
 
     def start(self) -> None:
-        """Read the health once, and go on reading it. Takes seconds if a server does not answer."""
+        """Read the health once, then continue in the background.
+
+        Takes seconds if a server is down.
+        """
         monitor = HealthMonitor(self._settings, read=self._guard.update)
         self._signs = LifeSigns(
             self._settings.redis,
@@ -121,7 +126,7 @@ class SystemHealth:
         self._monitor = monitor
 
     def stop(self) -> None:
-        """Stop reading, and tell the other processes that this gateway ends in order."""
+        """Stop reading the health, and report that this gateway stops in order."""
         if self._monitor is not None:
             self._monitor.stop()
         if self._signs is not None:
@@ -129,12 +134,12 @@ class SystemHealth:
 
     @property
     def latest(self) -> Health:
-        """The last health that was read; without components before the first reading."""
+        """The latest health of the system; without components before the first reading."""
         if self._monitor is None:
             return Health(at=datetime.min.replace(tzinfo=UTC), components=[])
         return self._monitor.latest
 
     @property
     def is_current(self) -> bool:
-        """True if this gateway has read the health lately."""
+        """True if the latest health reading is younger than `STALE`."""
         return datetime.now(UTC) - self.latest.at < STALE

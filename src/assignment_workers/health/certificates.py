@@ -22,19 +22,23 @@ from assignment_workers.schema.engine import parameters_of
 from assignment_workers.settings import Settings
 
 AGAIN_SECONDS = 30.0
-"""The age of a reading from which the certificates are read again."""
+"""Seconds after which the certificates are read again."""
 ANSWER_SECONDS = 1.0
-"""The most seconds that a connection, or a step of its handshake, may take."""
+"""The most seconds for a connection, and for each step of its handshake."""
 HANDSHAKES = 4
-"""Servers that are asked for their certificates at the same time."""
+"""The most servers from which certificates are read at the same time."""
 POSTGRES_PORT, REDIS_PORT, AMQPS_PORT, HTTPS_PORT = 5432, 6379, 5671, 443
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
-"""The message with which a client of PostgreSQL asks for TLS; the server answers S or N."""
+"""The message by which a PostgreSQL client requests TLS. The server answers S or N."""
 
 
 @dataclass(frozen=True)
 class _CertificateFile:
-    """A PEM file. Of authorities the last to expire counts, of a chain the first."""
+    """A PEM file with certificates: of authorities, or a chain.
+
+    Of several authorities, the one that expires last counts; of a chain, the one that expires
+    first.
+    """
 
     title: str
     path: Path
@@ -56,16 +60,16 @@ class _CertificateFile:
 
 @dataclass(frozen=True)
 class _TlsServer:
-    """A server that shows its certificate in the handshake of TLS."""
+    """A server whose certificate is read from its TLS handshake."""
 
     title: str
     host: str
     port: int
     asks: bool = False
-    """True for PostgreSQL, which is asked for TLS first."""
+    """True for PostgreSQL, where a client first requests TLS by a message."""
 
     def read(self) -> CertificateFacts | None:
-        """Return the server's certificate; None if it shows none, which is another's finding."""
+        """Return the server's certificate; None if the server shows none or does not answer."""
         from cryptography import x509
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -91,7 +95,7 @@ _CertificateSource = _CertificateFile | _TlsServer
 
 
 def reader(settings: Settings) -> Callable[[], list[CertificateFacts]]:
-    """Return a function that reads the certificates; it keeps a reading for `AGAIN_SECONDS`.
+    """Return a function that reads the certificates, at most once in `AGAIN_SECONDS`.
 
     A server that does not answer within `ANSWER_SECONDS` is left out.
     """

@@ -30,17 +30,19 @@ from assignment_workers.sequencer.term import APPLICATION
 
 STATEMENT = timedelta(seconds=1)
 EXPIRES_SOON = timedelta(days=7)
-"""The time before its expiry from which a token is late; at most a quarter of its life."""
+"""The time before the expiry of a token from which the token should be replaced, but at most a
+quarter of its life.
+"""
 RUNS = 50
-"""Number of newest runs of each job that are read."""
+"""The number of runs that are read for each job, newest first."""
 
 
 def reader(
     database_url: str, lanes: Lanes, dialer: Dialer, *, own_crm: bool
 ) -> Callable[[], DatabaseFacts]:
-    """Return a function that reads PostgreSQL; it raises `NotRead`.
+    """Return a function that reads PostgreSQL and returns the facts, or raises `NotRead`.
 
-    `own_crm`: the CRM is in this database, and is read too.
+    `own_crm`: True if the CRM is in this database; then the CRM is read too.
     """
     engine = connect(
         database_url, name="assignment-workers health", statement_timeout=STATEMENT, pool_size=1
@@ -60,7 +62,7 @@ def reader(
 
 
 def trouble_of(error: DBAPIError) -> str:
-    """Return the trouble behind a database error as a predicate, without the server's address."""
+    """Return a predicate for a database error, such as `refuses our login`, without the address."""
     code = getattr(error.orig, "sqlstate", None) or ""
     said = str(error.orig)
     for begins, predicate in _BY_CODE.items():
@@ -113,7 +115,7 @@ def _facts(engine: Engine, lanes: Lanes, dialer: Dialer, *, own_crm: bool) -> Da
 
 
 def _tokens(connection: Connection) -> dict[str, datetime | None]:
-    """Return `token_expires_at` and `token_expires_soon_at`, each None without a token."""
+    """Return `token_expires_at` and `token_expires_soon_at`; both None if not readable."""
     if not connection.execute(_SEES_TOKENS).scalar_one():
         return dict.fromkeys(("token_expires_at", "token_expires_soon_at"))
     return dict(connection.execute(_TOKENS, {"soon": EXPIRES_SOON}).mappings().one())
@@ -126,7 +128,10 @@ def _audit_lag(connection: Connection) -> timedelta | None:
 
 
 def _crm_trouble(connection: Connection, dialer: Dialer) -> str | None:
-    """Return the reason why the schema `crm` cannot be read. The last step on the connection."""
+    """Return the reason for which the CRM in this database cannot be read; None if it can be read.
+
+    After an error the connection cannot be used further.
+    """
     try:
         connection.execute(fact_views.probe(dialer))
     except DBAPIError as error:

@@ -21,11 +21,11 @@ from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 
 OTHER_QUEUES = ("maintenance", "heartbeats")
-"""The Celery queues besides those of the lanes."""
+"""The Celery queues that are not assignment queues."""
 
 
 class Inputs:
-    """Reads PostgreSQL, broker, Redis, certificates and an external CRM, each on its own."""
+    """Reads PostgreSQL, broker, Redis, certificates and an external CRM, all at the same time."""
 
     def __init__(self, settings: Settings) -> None:
         lanes, dialer_queues = lanes_of(settings), tuple(loaded().policies)
@@ -56,9 +56,10 @@ class Inputs:
         self._external = crm
 
     def read(self, *, within: float = READING_SECONDS) -> Readings:
-        """Read every input within this many seconds; a server that is late counts as not answering.
+        """Read every server within `within` seconds.
 
-        A reading that hangs is not begun again: the next call waits for it, too.
+        A server that is too late counts as not answering. A reading that still runs is not started
+        a second time: the next call waits for it.
         """
         until = time.monotonic() + within
         self._database.begin()
@@ -77,7 +78,7 @@ class Inputs:
         )
 
     def close(self) -> None:
-        """Close the connections to an external CRM; no other is kept."""
+        """Close the connections to an external CRM. No other connections are kept open."""
         if self._external is not None:
             self._external.close()
 

@@ -41,28 +41,36 @@ from assignment_workers.health.signs import SeenSign
 from assignment_workers.schema.tables import DEFAULT_LANE, JobStatus
 
 SILENT = timedelta(seconds=3.5)
-"""The age of a sign of life at which a process counts as silent. A sign is stored each second."""
+"""The age of a process's last sign of life from which the process counts as silent. A process
+stores a sign each second.
+"""
 STARTED = timedelta(seconds=0.5)
-"""The most that a process that replaces another may seem to start before the other's last sign."""
+"""The tolerance when start times are compared: a replacing process may seem to start this much
+before the last sign of the process that it replaces.
+"""
 REMEMBERED = timedelta(hours=1)
-"""The time for which a silent process is missed while others of its role are alive."""
+"""The time for which a silent process is reported as missing while others of its role are alive."""
 WAITED = timedelta(seconds=10)
-"""The age of the next message of an assignment queue from which the lane is degraded."""
+"""The age of the oldest message in an assignment queue from which its lane is degraded."""
 JOBS_WAITED = timedelta(minutes=2)
-"""The same for the maintenance queue, whose messages wait for jobs that take long."""
+"""The age of the oldest message in the maintenance queue from which maintenance is degraded. It is
+longer, because messages wait behind long jobs.
+"""
 UNSENT = timedelta(seconds=20)
-"""The time by which a job is late that beat did not send."""
+"""The time after which a job counts as overdue if beat has not sent it."""
 ASKED = timedelta(minutes=1)
-"""The time that a job has to begin after beat sent it."""
+"""The time within which a job must begin after beat sent it."""
 RUNS_AT_MOST = timedelta(hours=1)
-"""The time after which a job that still runs is late."""
+"""The time after which a job that is still running counts as late."""
 REBUILT = timedelta(minutes=90)
-"""The age of a published generation from which its dialer queue is degraded."""
+"""The time since the last build of a dialer queue from which the queue is degraded."""
 
 CHAINED = timedelta(minutes=5)
-"""The age of an event in no hash chain of the audit from which the audit is late."""
+"""The age of an event from which the audit is late if no hash chain includes the event."""
 CERTIFICATE_RENEWED = timedelta(days=14)
-"""The time before its expiry from which a certificate is late; at most a quarter of its life."""
+"""The time before the expiry of a certificate from which it should be renewed, but at most a
+quarter of its life.
+"""
 
 GOOD, DEGRADED, DOWN, UNKNOWN = (
     HealthState.GOOD,
@@ -74,12 +82,12 @@ GOOD, DEGRADED, DOWN, UNKNOWN = (
 
 @dataclass(frozen=True)
 class Installation:
-    """The facts about a stack that do not change while it runs.
+    """The facts about a system that do not change while it runs.
 
-    `queues`: the dialer queues of the dialer. `broker`: the broker's name for people, `Redis` or
-    `RabbitMQ`. `external_crm`: the CRM is in another database. `crm_grace`: the age of its mirror
-    up to which claims use the mirror's facts while the CRM itself cannot be read; None: they never
-    do.
+    `queues`: the dialer queues. `broker`: the broker's name for people, `Redis` or `RabbitMQ`.
+    `external_crm`: True if the CRM is in another database. `crm_grace`: the age up to which claims
+    use the mirror, our copy of that CRM's facts, while the CRM cannot be read; None: claims never
+    use it.
     """
 
     lanes: Lanes = ONE_LANE
@@ -90,18 +98,18 @@ class Installation:
 
 
 def judge(readings: Readings, installation: Installation) -> Health:
-    """Return the health of the system by one reading of each of its servers."""
+    """Return the health of the system, derived from one reading of each server."""
     return _Judge(readings, installation).health()
 
 
 def live(signs: Iterable[SeenSign]) -> list[SeenSign]:
-    """Return the signs of the processes that are alive."""
+    """Return the signs of the processes that are alive: neither ended nor silent."""
     return [each for each in signs if not each.ended and not _is_silent(each)]
 
 
 @dataclass(frozen=True)
 class Told:
-    """The texts of a component that is not good."""
+    """The texts about a component that is not good."""
 
     finding: str
     meaning: str
@@ -110,7 +118,10 @@ class Told:
 
 
 class _Judge:
-    """One judgement. Its parts ask each other, so that causes are known to consequences."""
+    """Derives the health of all components from one set of readings.
+
+    The methods for components use each other's results, so that a cause is reported once.
+    """
 
     def __init__(self, readings: Readings, installation: Installation) -> None:
         self.at = readings.at
@@ -124,11 +135,11 @@ class _Judge:
 
     @property
     def broker_works(self) -> bool:
-        """True if the broker answers and takes messages."""
+        """True if the broker answers and accepts messages."""
         return self.broker is not None and self.broker.refuses is None
 
     def health(self) -> Health:
-        """Return the health, causes before consequences."""
+        """Return the health. Components that are causes come before those that depend on them."""
         jobs = [] if self.database is None else self._jobs(self.database)
         components = [
             self._postgresql(),
@@ -292,7 +303,7 @@ class _Judge:
         return _good(name, title, ComponentKind.LANE, "leads", serving=True)
 
     def _without_servers(self) -> Told | None:
-        """Return what to say of sequencers while a server is down that they need; None: none is."""
+        """Return the texts for sequencers while a server that they need is down, or None."""
         if self.database is None:
             return Told(
                 "cannot be judged: PostgreSQL tells who leads, and is down",
@@ -311,7 +322,7 @@ class _Judge:
         )
 
     def _silence(self, status: SequencerStatus, leader: Leader) -> timedelta | None:
-        """Return for how long the leader of a lane has been silent; None: it is not silent."""
+        """Return how long the leader of a lane has been silent; None if it is not silent."""
         turned = timedelta(seconds=status.silent_seconds or 0.0)
         if status.silent_leader is not None:
             return turned
@@ -326,7 +337,7 @@ class _Judge:
         return None
 
     def _is_leader(self, sign: SeenSign) -> bool:
-        """Return True for the leader of a lane, silent or not: it is a component of its own."""
+        """Return True if the process of this sign leads a lane, even if it is silent."""
         return self.database is not None and any(
             leader is not None and (sign.host, sign.pid) == (leader.host, leader.pid)
             for each in self.database.lanes
@@ -378,7 +389,7 @@ class _Judge:
         return _good(role, title, ComponentKind.PROCESS, f"{len(alive)} alive")
 
     def _behind(self, workers: Sequence[SeenSign]) -> Component | None:
-        """Return the maintenance component if jobs wait for too long; None: they do not."""
+        """Return the degraded component `maintenance` if jobs wait for too long; otherwise None."""
         waited = self._age(self.messages.get("maintenance"))
         if waited is None or waited <= JOBS_WAITED:
             return None
@@ -397,7 +408,7 @@ class _Judge:
             yield self._role(role, needed=False)
 
     def _overdue(self) -> str | None:
-        """Return a task that beat should have sent, if there is one."""
+        """Return the name of a task that beat should have sent by now, or None."""
         if self.results is None:
             return None
         # A job that fell due while nothing ran is late from the start of beat on.
@@ -486,7 +497,7 @@ class _Judge:
         return _wrong(kind, "certificates", title, DEGRADED, told)
 
     def _of_certificate(self, facts: CertificateFacts) -> str | None:
-        """Return what is wrong with a certificate; None: nothing."""
+        """Return what is wrong with a certificate, as text; None if nothing is."""
         if facts.begins_at is None or facts.expires_at is None:
             return f"{facts.title} {facts.trouble}"
         if facts.expires_at <= self.at:
@@ -605,8 +616,8 @@ class _Judge:
     def _missing(self, role: str) -> list[SeenSign]:
         """Return the silent processes of a role that no later process has replaced.
 
-        A process replaces a silent one of its role, lane and host if it started after the last
-        sign of the silent one. One process replaces one.
+        A process replaces a silent one of the same role, lane and host if it started after the last
+        sign of the silent one. Each process replaces at most one.
         """
         free = sorted((each for each in self.signs if each.role == role), key=lambda one: one.since)
         missing: list[SeenSign] = []
@@ -622,7 +633,7 @@ class _Judge:
         return remembered if self._alive(role) else missing
 
     def _present(self) -> list[SeenSign]:
-        """Return the signs of life to show: those of live processes and of missing ones."""
+        """Return the signs of life of live and missing processes, by role, host and pid."""
         roles = dict.fromkeys(each.role for each in self.signs)
         found = [each for role in roles for each in (*self._alive(role), *self._missing(role))]
         return sorted(found, key=lambda each: (each.role, each.host, each.pid))
@@ -682,7 +693,10 @@ def _job(
     others_run: bool,
     has_worker: bool,
 ) -> JobHealth:
-    """Return the state of a job. A run whose worker is silent does not go on: it is late."""
+    """Return the state of a job.
+
+    A run counts as late, not as running, if no maintenance worker is alive.
+    """
     asked = planned.asked_at if planned else None
     waits = asked is not None and facts.begun_at < asked - timedelta(seconds=5)
     if facts.status == JobStatus.RUNNING and facts.ran_at is not None:
@@ -728,7 +742,7 @@ def _job_component(job: JobHealth) -> Component:
 
 
 def _of(trouble: str) -> HealthState:
-    """Return the state of a server with this trouble; `unknown` for a trouble not listed here."""
+    """Return the state of a server with this trouble: `unknown` if no address is set."""
     return UNKNOWN if trouble == NOT_NAMED else DOWN
 
 
@@ -762,7 +776,7 @@ def _wrong(
     since: datetime | None = None,
     serving: bool = False,
 ) -> Component:
-    """Return a component in trouble, with the texts about it."""
+    """Return a component that is not good, with the texts in `told`."""
     return Component(
         name=name, title=title, kind=kind, state=state, since=since, serving=serving, **vars(told)
     )

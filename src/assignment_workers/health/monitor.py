@@ -18,41 +18,41 @@ from assignment_workers.settings import Settings
 log = structlog.get_logger()
 
 EVERY_SECONDS = 0.5
-"""Seconds between two readings."""
+"""Seconds between the end of one reading and the start of the next."""
 WITHIN_SECONDS = 1.2
-"""Seconds that a server has to answer. One that does not answer gets as many again, so that a busy
-machine is not taken for a frozen server.
+"""Seconds within which a server must answer. After that, one more reading with the same limit is
+made, so that a busy machine is not taken for a frozen server.
 """
 
 
 class HealthMonitor:
-    """Reads the health in a thread of its own, so that its readers never wait for a server.
+    """Reads the health of the system in a background thread, so that no caller waits for a server.
 
-    `latest` is at most `EVERY_SECONDS` + 2 * `WITHIN_SECONDS` old. Each component's `since` is the
-    earliest time since when this process, or a gateway, has seen its state.
+    `latest` is at most `EVERY_SECONDS` + 2 * `WITHIN_SECONDS` old. The `since` of each component is
+    the earliest time since when this process, or a gateway, has seen the component's state.
     """
 
     def __init__(self, settings: Settings, *, read: Callable[[Readings], None]) -> None:
-        """Prepare the monitor. `read` is called in its thread with each reading."""
+        """Prepare the monitor. `read` is called with each reading, in the monitor's thread."""
         self._inputs = Inputs(settings)
         self._is_read = read
         self._since: dict[str, SeenState] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="health", daemon=True)
         self.latest = Health(at=datetime.now(UTC), components=[])
-        """The last health that was read. Before the first reading, it has no components."""
+        """The latest health of the system. Before the first reading, it has no components."""
 
     def start(self) -> None:
-        """Begin to read. Returns after the first reading."""
+        """Read the health once, then start the background thread."""
         self._read()
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop reading. A reading that has begun ends, and then the connections are closed."""
+        """Stop the background thread. A running reading ends first; then connections are closed."""
         self._stopped.set()
 
     def sees(self) -> dict[str, SeenState]:
-        """Return the components in trouble, which this process reports with its signs of life."""
+        """Return the state of each component that is not good, for this process's signs of life."""
         return {
             name: seen for name, seen in self._since.items() if seen.state is not HealthState.GOOD
         }
@@ -82,7 +82,10 @@ class HealthMonitor:
 
 
 def log_change(component: Component, before: SeenState | None) -> None:
-    """Log that a component has changed its state. A good one that is new is not logged."""
+    """Log that a component has changed its state.
+
+    A component that is good at first is not logged.
+    """
     if component.state is HealthState.GOOD and before is None:
         return
     log.info(
@@ -94,15 +97,15 @@ def log_change(component: Component, before: SeenState | None) -> None:
 
 
 def read_once(settings: Settings) -> Health:
-    """Read the health of the system once, as `read_repeatedly` does."""
+    """Read the health of the system once. See `read_repeatedly`."""
     return next(read_repeatedly(settings))
 
 
 def read_repeatedly(settings: Settings) -> Generator[Health, None, None]:
-    """Yield the health of the system without end, read when it is asked for.
+    """Yield the health of the system without end. Each value is read when it is requested.
 
-    A reading takes at most `READING_SECONDS`. The times since when a state has lasted are those
-    that the gateways have seen; None where no gateway tells.
+    A reading takes at most `READING_SECONDS`. The `since` of a component is as the gateways have
+    seen it; None if no gateway reports it.
     """
     inputs = Inputs(settings)
     try:
@@ -114,7 +117,7 @@ def read_repeatedly(settings: Settings) -> Generator[Health, None, None]:
 
 
 def _timed(health: Health, readings: Readings, own: Mapping[str, SeenState]) -> Health:
-    """Return the health with the earliest known time since when each state has lasted."""
+    """Return the health with the earliest known start of each component's state."""
     signs = live(readings.results.value.signs) if readings.results.value else []
     components = [_since(each, own, signs, health.at) for each in health.components]
     return health.model_copy(update={"components": components})

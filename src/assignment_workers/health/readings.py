@@ -16,27 +16,27 @@ from assignment_workers.health.signs import SeenSign
 T = TypeVar("T")
 
 READING_SECONDS = 1.5
-"""The most seconds that a reading is waited for."""
+"""The most seconds to wait for a reading."""
 NO_ANSWER = "does not answer"
 NOT_NAMED = "is not named here: REDIS_URL is not set"
 
 
 class NotRead(AssignmentWorkersError):
-    """A server that cannot be read; the message is a predicate, such as `does not answer`."""
+    """A server could not be read. The message is a predicate, such as `does not answer`."""
 
 
 @dataclass(frozen=True)
 class InputReading(Generic[T]):
-    """The result of a reading: a value, or the trouble in its place."""
+    """The result of a reading: its value, or the trouble as a predicate."""
 
     value: T | None = None
     trouble: str | None = None
 
 
 class InputReader(Generic[T]):
-    """Reads one server, again and again, never twice at the same time.
+    """Reads one server in a thread, any number of times, but never twice at the same time.
 
-    A reading that hangs is left to end by itself. Until then the server counts as not answering.
+    A reading that hangs continues. Until it ends, the server counts as not answering.
     """
 
     def __init__(self, name: str, read: Callable[[], T]) -> None:
@@ -45,7 +45,7 @@ class InputReader(Generic[T]):
         self._attempt: _Attempt[T] | None = None
 
     def begin(self) -> None:
-        """Begin a reading, unless the last one still runs."""
+        """Start a reading, unless the last one is still running."""
         if self._attempt is None or self._attempt.done.is_set():
             self._attempt = attempt = _Attempt[T]()
             threading.Thread(
@@ -53,7 +53,7 @@ class InputReader(Generic[T]):
             ).start()
 
     def result(self, until: float) -> InputReading[T]:
-        """Return the result of the begun reading, waiting until this instant of `time.monotonic`.
+        """Return the result of the started reading; wait until `until` of `time.monotonic`.
 
         A reading that has not ended by then has the trouble `NO_ANSWER`.
         """
@@ -79,9 +79,9 @@ class _Attempt(Generic[T]):
 
 @dataclass(frozen=True)
 class CertificateFacts:
-    """A TLS certificate: its title for people, and its time.
+    """The title and validity of a TLS certificate.
 
-    `trouble`: the reason why it cannot be read, as a predicate; then the times are None.
+    `trouble`: the reason for which it cannot be read, as a predicate; then both times are None.
     """
 
     title: str
@@ -92,7 +92,7 @@ class CertificateFacts:
 
 @dataclass(frozen=True)
 class QueueFacts:
-    """A dialer queue: its pause, and its published generation, if there is one."""
+    """A dialer queue: when it was paused, and when its current build was published; None if not."""
 
     queue: str
     paused_at: datetime | None
@@ -103,8 +103,8 @@ class QueueFacts:
 class JobFacts:
     """The last runs of a job.
 
-    `begun_at` is of the last run, skipped ones included. `ran_at`, `status` and `error` are of the
-    last run that was not skipped.
+    `begun_at` belongs to the last run, including skipped ones. `ran_at`, `status` and `error`
+    belong to the last run that was not skipped.
     """
 
     job: str
@@ -118,7 +118,7 @@ class JobFacts:
 
 @dataclass(frozen=True)
 class DatabaseFacts:
-    """The facts that PostgreSQL tells, at `now` by its clock."""
+    """The facts read from PostgreSQL at `now`, a time of the database's clock."""
 
     now: datetime
     read_only: bool
@@ -126,23 +126,27 @@ class DatabaseFacts:
     queues: list[QueueFacts]
     jobs: list[JobFacts]
     token_expires_at: datetime | None
-    """The expiry of the token that expires next; None: no token does."""
+    """The expiry of the API token that expires next; None if no token expires."""
     token_expires_soon_at: datetime | None
-    """The expiry of the token that should be replaced first; None: none expires soon.
+    """The expiry of the API token that should be replaced first; None if none expires soon.
 
-    A used token that expired within a day counts, because its program is refused now.
+    A token that was used and expired within the last day counts, because its program is refused
+    now.
     """
     audit_lag: timedelta | None
-    """The age of the oldest event in no hash chain of the audit; None: our role cannot read it."""
+    """The age of the oldest event that is in no hash chain of the audit; None if it cannot be read.
+    """
     crm_trouble: str | None
-    """The reason why the schema `crm` of this database cannot be read; None: it can be read."""
+    """The reason for which the schema `crm` of this database cannot be read; None if it can be
+    read.
+    """
     mirror_age: timedelta | None = None
-    """The age of the mirror of an external CRM; None: it was never read."""
+    """The age of the mirror, our copy of an external CRM's facts; None if there is none."""
 
 
 @dataclass(frozen=True)
 class QueuedMessages:
-    """The messages of a Celery queue. `head_id` and `head_sent_at` are of the next message."""
+    """The messages in a Celery queue: their number (`depth`), and the next one (`head_...`)."""
 
     name: str
     depth: int | None
@@ -153,7 +157,10 @@ class QueuedMessages:
 
 @dataclass(frozen=True)
 class BrokerFacts:
-    """The Celery queues of the broker. `refuses`: the reason why it takes no messages now."""
+    """The Celery queues at the broker.
+
+    `refuses`: the reason for which it accepts no messages now.
+    """
 
     queues: list[QueuedMessages]
     refuses: str | None = None
@@ -161,7 +168,7 @@ class BrokerFacts:
 
 @dataclass(frozen=True)
 class Planned:
-    """A scheduled task: the time at which beat last sent it, and the time when it is due next."""
+    """A task in beat's schedule: the time at which beat last sent it, and when it is due next."""
 
     task: str
     asked_at: datetime | None
@@ -170,9 +177,10 @@ class Planned:
 
 @dataclass(frozen=True)
 class ResultsFacts:
-    """The facts that the Redis of results, signs of life and the schedule tells, at `now`.
+    """The facts read from the Redis of results, signs of life and beat's schedule.
 
-    `now` is by the clock of Redis. `refuses`: the reason why it stores nothing now.
+    `now` is a time of the clock of Redis. `refuses`: the reason for which Redis accepts no writes
+    now.
     """
 
     now: datetime
@@ -183,7 +191,10 @@ class ResultsFacts:
 
 @dataclass(frozen=True)
 class Readings:
-    """One reading of each input, made at the same time. `crm` is None for a CRM of our own."""
+    """One reading of each server, all made at the same time.
+
+    `crm` is None unless the CRM is external.
+    """
 
     at: datetime
     database: InputReading[DatabaseFacts]
@@ -191,11 +202,13 @@ class Readings:
     results: InputReading[ResultsFacts]
     certificates: InputReading[list[CertificateFacts]] = field(default_factory=InputReading)
     crm: InputReading[str | None] | None = None
-    """Of an external CRM: its value is the reason why it cannot be used; None: it answers."""
+    """The reading of an external CRM. Its value is the reason for which the CRM cannot be used, or
+    None.
+    """
 
     @property
     def is_incomplete(self) -> bool:
-        """True if a server has not answered in time."""
+        """True if a server did not answer in time."""
         return any(
             each is not None and each.trouble == NO_ANSWER
             for each in (self.database, self.broker, self.results, self.crm)

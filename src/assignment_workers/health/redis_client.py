@@ -9,13 +9,13 @@ from redis.retry import Retry
 from assignment_workers.client.wire.redis_clients import redis_client
 
 ANSWER_SECONDS = 1.2
-"""The most seconds that a connection, or an answer, may take."""
+"""The most seconds that a connection attempt or an answer may take."""
 
 
 def connect(url: str) -> Redis:
-    """Return a client of the Redis at an address of ours, without contacting it.
+    """Return a Redis client for health readings, without contacting the server.
 
-    The client tries nothing twice, and no exchange takes longer than `ANSWER_SECONDS`.
+    The client retries nothing, and no exchange takes longer than `ANSWER_SECONDS`.
     """
     return redis_client(
         url,

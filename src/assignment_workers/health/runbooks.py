@@ -13,7 +13,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 PAGES = (PACKAGE / "_operators.md", PACKAGE.parents[1] / "docs" / "operators.md")
-"""The document in an installed package, and in the repository."""
+"""The paths of the document that contains the runbooks: in an installed package, in the repository.
+"""
 BEGINS = "## Runbooks\n"
 HEADING = "### "
 COMMAND = "assignment-workers runbook"
@@ -23,19 +24,19 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 
 @dataclass(frozen=True)
 class Runbook:
-    """One runbook, as Markdown without its heading."""
+    """Instructions for a component in trouble: Markdown without its heading."""
 
     title: str
     text: str
 
     @property
     def name(self) -> str:
-        """The name for programs, and the anchor on the page `/runbooks`: `celery-queues`."""
+        """The name for commands, and the anchor on the page `/runbooks`: `celery-queues`."""
         return anchor(self.title)
 
     @property
     def plain(self) -> str:
-        """The text for a terminal: a link to another runbook is the command that prints it."""
+        """The text for a terminal. A link to another runbook becomes the command that prints it."""
 
         def shown(link: re.Match[str]) -> str:
             title, target = link.groups()
@@ -55,11 +56,11 @@ def runbooks() -> dict[str, Runbook]:
 
 @cache
 def markdown() -> str:
-    """Return the whole part of the document that has the runbooks, without its heading."""
+    """Return the part of the document that contains all runbooks, without its heading."""
     text = next(page for page in PAGES if page.exists()).read_text(encoding="utf-8")
     return text.partition(BEGINS)[2]
 
 
 def anchor(title: str) -> str:
-    """Return the anchor of a heading, as the documentation site makes it."""
+    """Return the anchor of a heading, as the documentation site forms it."""
     return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")

@@ -35,16 +35,19 @@ from assignment_workers.health.readings import (
 from assignment_workers.health.redis_client import ANSWER_SECONDS, connect
 
 SCHEDULE = "assignment-workers:beat:"
-"""The prefix of beat's keys in Redis, `redbeat_key_prefix` of the shipped celeryconfig.py."""
+"""The prefix of beat's keys in Redis: `redbeat_key_prefix` of the shipped celeryconfig.py."""
 PROBE = "assignment-workers:health:written"
-"""The Redis key that each reading writes, because a Redis that is full still answers reads."""
+"""The Redis key that each reading writes, because a full Redis refuses writes but answers reads."""
 PROBE_SECONDS = 60
 UNIX_MILLISECONDS_OF_VERSION = 7
-"""The version of UUIDs that begin with their time."""
+"""The version of UUIDs that begin with the time at which they were made."""
 
 
 def results_reader(redis_url: str) -> Callable[[], ResultsFacts]:
-    """Return a function that reads the Redis of results; it raises `NotRead`."""
+    """Return a function that reads the Redis of results, signs of life and beat's schedule.
+
+    The function raises `NotRead`.
+    """
 
     def read() -> ResultsFacts:
         with _answering(), closing(connect(redis_url)) as redis:
@@ -71,7 +74,7 @@ def results_reader(redis_url: str) -> Callable[[], ResultsFacts]:
 
 
 def broker_reader(broker_url: str, queues: Sequence[str]) -> Callable[[], BrokerFacts]:
-    """Return a function that reads these Celery queues of the broker; it raises `NotRead`."""
+    """Return a function that reads these Celery queues at the broker. It raises `NotRead`."""
     if broker_url.startswith("amqp"):
         return lambda: _read_rabbitmq(broker_url, queues)
     return lambda: _read_redis(broker_url, queues)
@@ -116,7 +119,7 @@ def _read_rabbitmq(url: str, queues: Sequence[str]) -> BrokerFacts:
 
 
 def _depth(connection: Connection, name: str) -> int | None:
-    """Return the number of messages that wait in a queue of RabbitMQ; None: there is no queue."""
+    """Return the number of waiting messages in a RabbitMQ queue; None if there is no queue."""
     channel: Any = connection.channel()
     try:
         declared = channel.queue_declare(name, passive=True)
@@ -127,7 +130,7 @@ def _depth(connection: Connection, name: str) -> int | None:
 
 
 class _answering:  # noqa: N801 - a context manager, used as a function
-    """Turns errors of Redis into `NotRead`."""
+    """A context manager that converts errors of Redis to `NotRead`."""
 
     def __enter__(self) -> None:
         return None
@@ -159,7 +162,7 @@ def _connection_trouble(error: BaseException) -> str:
 
 
 def _refusal(answer: object) -> str | None:
-    """Return the reason why Redis refused a write, as a predicate; None: it did not."""
+    """Return the reason for which Redis refused a write, as a predicate; None if it did not."""
     if not isinstance(answer, ResponseError):
         return None
     said = str(answer)
@@ -173,7 +176,7 @@ def _refusal(answer: object) -> str | None:
 
 
 def _described(head: bytes | None) -> tuple[str | None, str | None, datetime | None]:
-    """Return task, id and time of sending of the next message, each None if it does not say."""
+    """Return the task, the id and the sending time of a message, each None if unknown."""
     if head is None:
         return None, None, None
     try:
@@ -185,7 +188,7 @@ def _described(head: bytes | None) -> tuple[str | None, str | None, datetime | N
 
 
 def _sent_at(name: str, body: str) -> datetime | None:
-    """Return the time of sending by the message's id, or by the argument of a probe."""
+    """Return the time at which a message was sent, from its id or from a probe's argument."""
     try:
         made = UUID(name)
         if made.version == UNIX_MILLISECONDS_OF_VERSION:
@@ -214,9 +217,9 @@ def _schedule(redis: Redis, entries: list[tuple[bytes, float]]) -> list[Planned]
 
 
 def _instant(said: object) -> datetime | None:
-    """Return an instant as RedBeat writes it; None if it is none.
+    """Convert a time in RedBeat's JSON form to a datetime; None if it is not of that form.
 
-    RedBeat's own reader is not used: importing it takes as long as all other work of `status`.
+    RedBeat's own parser is not used: importing it takes as long as all other work of `status`.
     """
     if not isinstance(said, dict) or said.get("__type__") != "datetime":
         return None

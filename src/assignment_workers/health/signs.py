@@ -32,9 +32,9 @@ log = structlog.get_logger()
 
 EVERY_SECONDS = 1.0
 SIGNS = "assignment-workers:signs"
-"""The Redis hash of the last sign of each process, as JSON."""
+"""The Redis hash that has the last sign of life of each process, as JSON."""
 SEEN = "assignment-workers:signs:seen"
-"""The Redis sorted set of the times of these signs."""
+"""The Redis sorted set that has the time of each process's last sign of life."""
 KEPT_SECONDS = 7 * 86_400
 """Seconds after which the last sign of a process is deleted."""
 
@@ -51,10 +51,9 @@ redis.call('ZADD', KEYS[2], string.format('%.3f', now), ARGV[1])
 
 
 class AnswerCounts(BaseModel):
-    """The number of a gateway's answers: all, and those that failed through our fault.
+    """Counts of a gateway's answers: all (`asked`), and those with status 503 (`unavailable`).
 
-    Without use are `unavailable` and calls that got no answer in time. `recent` covers the last
-    `RECENT_SECONDS`, the others the last minute.
+    `recent_...` counts the last `RECENT_SECONDS`, the other two the last minute.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,7 +65,7 @@ class AnswerCounts(BaseModel):
 
 
 class SeenState(BaseModel):
-    """The state of a component as a gateway sees it, and the time at which the state began."""
+    """The state of a component as one process sees it, and the time at which the state began."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,7 +74,7 @@ class SeenState(BaseModel):
 
 
 class LifeSign(BaseModel):
-    """The facts that a process stores about itself."""
+    """A sign of life: the facts that a process stores about itself in Redis."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -91,23 +90,26 @@ class LifeSign(BaseModel):
     task: str | None = None
     task_since: AwareDatetime | None = None
     ended: bool = False
-    """True in the last sign of a process that ended in order."""
+    """True in the last sign of a process that ended in an orderly way."""
     disk_free_bytes: int | None = None
     disk_bytes: int | None = None
-    """The size of the file system that has the process's files."""
+    """The size in bytes of the file system that has the process's files."""
     answers: AnswerCounts | None = None
-    """Of a gateway."""
+    """The counts of a gateway's answers; None for another process."""
     sees: dict[str, SeenState] = {}
-    """Of a gateway: the components that are not good, by name."""
+    """For a gateway: the components that are not good, by name."""
 
     @property
     def id(self) -> str:
-        """The name of the process in the hash."""
+        """The key of the process in the Redis hash."""
         return f"{self.role}:{self.lane or ''}:{self.host}:{self.pid}"
 
 
 class SeenSign(LifeSign):
-    """A stored sign of life, with the times of the process's start and of the sign, by Redis."""
+    """A stored sign of life, with the start of the process and the time of the sign.
+
+    Both are times of Redis's clock.
+    """
 
     since: AwareDatetime
     seen_at: AwareDatetime
@@ -115,10 +117,10 @@ class SeenSign(LifeSign):
 
 
 class LifeSigns:
-    """A thread that stores a sign of this process every second, until it is stopped.
+    """A thread that stores a sign of life of this process every second, until it is stopped.
 
-    `more` returns further facts of the process. A sign that cannot be stored is logged once until
-    Redis answers again; the next one is tried a second later.
+    `more` returns further facts about the process. If Redis does not accept a sign, this is logged
+    once until Redis accepts one again; a sign is tried every second.
     """
 
     def __init__(
@@ -148,11 +150,14 @@ class LifeSigns:
         self._thread = threading.Thread(target=self._repeat, name="life", daemon=True)
 
     def start(self) -> None:
-        """Begin to store the signs of life of this process, in a thread of its own."""
+        """Start the thread that stores the signs of life."""
         self._thread.start()
 
     def stop(self, *, in_order: bool) -> None:
-        """Store no more signs; the last one tells whether the process ends `in_order`."""
+        """Stop storing signs of life.
+
+        With `in_order`, store a last one that marks an orderly end.
+        """
         self._stopped.set()
         self._thread.join(EVERY_SECONDS)
         if in_order:
@@ -192,7 +197,10 @@ class LifeSigns:
 
 
 class ProcessEnd:
-    """The end of a process. `in_order` is False if its signs are to tell of a failure."""
+    """How a process ends.
+
+    Set `in_order` to False if its last sign of life is not to say "in order".
+    """
 
     in_order = True
 
@@ -206,7 +214,7 @@ def alive(
     folder: Path = Path(),
     more: Callable[[], Mapping[str, Any]] = dict,
 ) -> Iterator[ProcessEnd]:
-    """Store signs of this process's life within the block. Without a Redis, store none.
+    """Store signs of this process's life while the block runs. None are stored without a Redis.
 
     The process ends in order if the block ends without an error or with exit code 0, unless
     `in_order` of the yielded value was set to False.
@@ -229,9 +237,9 @@ def alive(
 
 
 def parsed(signs: Mapping[bytes, bytes], seen: Mapping[bytes, float], now: float) -> list[SeenSign]:
-    """Parse the signs of life in the Redis hash, with their times from the sorted set.
+    """Parse the signs of life in the Redis hash `signs`, with their times in the sorted set `seen`.
 
-    `now` is Redis's time. A sign that this version cannot read is left out.
+    `now` is Redis's time. A sign that this release cannot read is left out.
     """
     found: list[SeenSign] = []
     for name, text in signs.items():

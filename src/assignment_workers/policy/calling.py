@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 AHEAD_AT_MOST = 60
-"""Number of days that are searched for the next time at which calling is allowed."""
+"""The most days that are searched for the next time at which calling is allowed."""
 
 _DAY = timedelta(days=1)
 _END_OF_DAY = timedelta(hours=24)
@@ -28,16 +28,18 @@ _WINDOW = re.compile(
 )
 
 Week = tuple[tuple[tuple[timedelta, timedelta], ...], ...]
-"""The opening windows by weekday from Monday: local start and end as time since midnight."""
+"""The opening windows of each weekday, from Monday. A window is its start and end in local time, as
+time since midnight.
+"""
 
 
 @dataclass(frozen=True)
 class CallingHours:
-    """The hours at which users may be called, by the local clock of each user.
+    """The hours at which users may be called, in the local time of each user.
 
     `default` is the zone of users without a known zone. `calendars` are countries, or parts of
-    countries such as GB-ENG, on whose public holidays their people are not called. The first
-    calendar is that of everybody else; None means that no holiday counts.
+    countries such as GB-ENG; their people are not called on their public holidays. The first
+    calendar applies to all other users; None means that no holiday counts.
     """
 
     week: Week
@@ -57,11 +59,11 @@ class CallingHours:
     def opens_at(
         self, zone: ZoneInfo, at: datetime, calendar: str | None = None
     ) -> datetime | None:
-        """Return the first instant from `at` on at which users of the zone may be called.
+        """Return the first instant, from `at` on, at which users of the zone may be called.
 
         `calendar` names the public holidays that count. None if calling is not allowed within
         `AHEAD_AT_MOST` days. An opening at a local time that is skipped in spring begins when the
-        clock is put forward; one at a local time that occurs twice in autumn occurs twice.
+        clock is put forward; an opening at a local time that occurs twice in autumn occurs twice.
         """
         at = at.astimezone(UTC)
         known = self._known.get((zone, calendar))
@@ -103,18 +105,20 @@ class CallingHours:
 class CallingRules:
     """The configured calling rules: calling hours, and limits on the number of calls and offers.
 
-    With none configured, users are offered at any hour, as often as their outcomes allow.
+    If none is configured, users are offered at any hour, as often as their outcomes allow.
     """
 
     hours: CallingHours | None = None
     calls_per_day: Mapping[str, int] = field(default_factory=dict)
-    """By dialer queue: the most completed calls of a user, from any source, in 24 hours."""
+    """By dialer queue: the most completed calls of a user in 24 hours, calls of all origins
+    together.
+    """
     cool_down: Mapping[str, timedelta] = field(default_factory=dict)
-    """By dialer queue: the least time since a user's last call."""
+    """By dialer queue: the shortest time from a user's last call to the next."""
     attempts: int | None = None
-    """The most calls that a user gets as counted in the user's score row; None: no limit."""
+    """The most calls of a user, as counted in the user's score row. None: no limit."""
     between_offers: timedelta | None = None
-    """The least time from one offer of a user to the next, however the first offer ended."""
+    """The shortest time from one offer of a user to the next, no matter how the first ended."""
 
 
 @cache
@@ -128,7 +132,7 @@ def _calendar(name: str) -> HolidayBase:
 def _clock_changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterator[datetime]:
     """Yield each instant between `since` and `until` at which the zone's UTC offset changes.
 
-    An instant is exact to the second; at most one is found per hour.
+    The instants are exact to a second. At most one is found per hour.
     """
     step = timedelta(hours=1)
     while since < until:
@@ -146,9 +150,9 @@ def _clock_changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterator
 
 
 def read_week(said: str) -> Week:
-    """Read opening windows such as `mon-thu 10:00-19:00, fri 10:00-18:00`; other days are closed.
+    """Parse opening windows such as `mon-thu 10:00-19:00, fri 10:00-18:00`.
 
-    Raises `ValueError` that names the wrong part.
+    A day that is not named is closed. Raises `ValueError` with the invalid part.
     """
     week: list[list[tuple[timedelta, timedelta]]] = [[] for _ in DAYS]
     for part in said.split(","):
@@ -170,10 +174,10 @@ def read_week(said: str) -> Week:
 
 
 def read_zones(said: str) -> tuple[ZoneInfo, tuple[tuple[str, ZoneInfo], ...]]:
-    """Read a setting such as `Europe/London, +1212=America/New_York`.
+    """Parse a setting of time zones such as `Europe/London, +1212=America/New_York`.
 
-    Returns the default time zone, and pairs of the first digits of phone numbers and their zone.
-    Raises `ValueError` that names the wrong part.
+    Returns the default zone, and pairs of the first digits of phone numbers (without +) and their
+    zone, longest digits first. Raises `ValueError` with the invalid part.
     """
     default: ZoneInfo | None = None
     zones: dict[str, ZoneInfo] = {}
@@ -201,7 +205,7 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def read_holidays(said: str) -> tuple[str, ...]:
-    """Read names of holiday calendars such as `GB-ENG, US`; `ValueError` for an unknown name."""
+    """Parse names of holiday calendars such as `GB-ENG, US`. `ValueError` for an unknown name."""
     names = tuple(dict.fromkeys(each.strip() for each in said.split(",")))
     for name in names:
         try:

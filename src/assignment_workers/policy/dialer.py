@@ -30,45 +30,52 @@ from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.dialer import UserCallScore
 
 DECLARED = "original"
-"""The mapping under which a CRM in another database has the names that the dialer declares."""
+"""The mapping to select if a CRM in another database has the names that the dialer's file declares.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Queue:
     """A dialer queue: an ordered list of the people who meet its rules.
 
-    Every dialer queue also has the ready-made rules of `READY_MADE`, such as the do-not-contact
-    list and calling hours. A queue may name some of them in `rules` to choose their position.
+    Every dialer queue also has the rules in `rules.READY_MADE`, such as the do-not-contact list and
+    calling hours. A queue may name some of them in `rules` to choose their position.
     """
 
     name: str
-    """The word of the interfaces and of the records: small letters, digits and underscores."""
+    """The name in the interfaces and the records: small letters, digits and underscores."""
     title: str
-    """The words that people see."""
+    """The name that people see."""
     rules: Sequence[Rule | ReadyRule]
-    """The rules in order. Of several broken rules, the first is reported."""
+    """The rules in order. If a user breaks several rules, the first of them is reported."""
     conversion: str = "converted"
-    """The word by which the conversions of this dialer queue are recorded."""
+    """The type under which conversions (users who reach the goal) of this dialer queue are
+    recorded.
+    """
     conversion_needs: Sequence[Rule] = ()
-    """Rules of this dialer queue without which a broken rule of kind `converted` does not count."""
+    """Rules of this dialer queue that must hold for a user to be counted as converted."""
     order: Sequence[Ordering] = ()
-    """The order, best first; the higher id comes first among equals. Empty: by score."""
+    """The order of the users, best first. Among equal users the higher id comes first. Empty: by
+    score.
+    """
     ages: bool = False
     """True if the scores of users who wait in this dialer queue are raised each week."""
     calling_hours: str | None = None
     """The calling hours of this dialer queue, such as `mon-fri 09:00-17:00`.
 
-    This and the next two are first values of settings that operators change while the system runs:
-    a value for this dialer queue that was ever set counts instead. None: the value for all.
+    This, `holidays` and `size_limit` are initial values of settings that operators change while the
+    system runs; a value that an operator has set takes precedence. None: the value for all queues.
     """
     holidays: str | None = None
-    """The countries or parts of countries on whose public holidays nobody is called: `GB-ENG`."""
+    """The countries or parts of countries, such as `GB-ENG`, on whose public holidays nobody is
+    called.
+    """
     size_limit: int | None = None
-    """The most people of a generation."""
+    """The most people in one build of this dialer queue."""
 
     @property
     def total_order(self) -> tuple[Ordering, ...]:
-        """The order in which no two people are equal."""
+        """The order of the users, extended so that no two users are equal."""
         return (*self.order, UserCallScore.user_id.desc()) if self.order else ORDER
 
 
@@ -76,37 +83,37 @@ class Queue:
 class Dialer:
     """The dialer queues and outcomes of a call centre.
 
-    A person belongs to the first dialer queue whose rules over the facts hold. An agent who asks
-    for no particular dialer queue is served from the first one that has a user.
+    A person belongs to the first dialer queue whose rules about CRM facts hold. An agent who
+    requests a user without naming a dialer queue is served from the first queue that has a user.
     """
 
     queues: Sequence[Queue]
     outcomes: Sequence[Outcome]
-    """The outcomes in the order in which agents see them."""
+    """The outcomes of a call, in the order in which agents see them."""
     news: Sequence[News] = ()
-    """Tables beside that of the persons whose new rows the discovery of users looks at."""
+    """CRM tables, beside the one of persons, whose new rows may move a person to a dialer queue."""
     persons: Persons = field(default_factory=Persons)
-    """The CRM's table of persons: by default `crm.users`, whose ids are integers."""
+    """The CRM's table of persons. The default is `crm.users`, whose ids are integers."""
     mappings: Mapping[str, Mapping[str, Names]] = field(default_factory=dict)
-    """Other names that a CRM in another database may have, by table.
+    """By table: other names that a CRM in another database may use.
 
-    Such a CRM is selected by the key, in `ASSIGNMENT_WORKERS_CRM_MAPPING`. A table that is left out
-    has the names with which it is declared.
+    `ASSIGNMENT_WORKERS_CRM_MAPPING` selects a mapping by its key. A table that the mapping leaves
+    out has the names with which it is declared.
     """
 
     @property
     def actions(self) -> dict[str, Action]:
-        """The actions that the outcomes ask for, and `review`, by name."""
+        """By name: the actions that the outcomes request from other systems, and `review`."""
         asked = (action for outcome in self.outcomes for action in outcome.actions)
         return {action.name: action for action in (*asked, REVIEW)}
 
     @cached_property
     def outcomes_by_name(self) -> dict[str, Outcome]:
-        """The outcomes by name."""
+        """The outcomes of a call by name."""
         return {outcome.name: outcome for outcome in self.outcomes}
 
     def overridden(self, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Outcome]:
-        """Return all outcomes by name, with these changes applied.
+        """Return all outcomes by name, with `changes` applied.
 
         `changes`: by outcome, new values of some of `score`, `delay_seconds`, `actions`,
         `review_after`, `review_unpromised`. Raises `ValueError` for an unknown outcome or action,
@@ -134,7 +141,7 @@ class Dialer:
 
     @property
     def all_news(self) -> tuple[News, ...]:
-        """The tables whose new rows the discovery of users looks at, that of the persons first."""
+        """The CRM tables, that of persons first, whose new rows may move a person to a queue."""
         return (NEW_PERSONS, *self.news)
 
     @property
@@ -144,13 +151,13 @@ class Dialer:
 
     @property
     def numbered(self) -> str | None:
-        """The kind of the CRM's ids of persons, `uuid` or `text`; None: they are integers."""
+        """The type of the CRM's ids of persons, `uuid` or `text`; None if they are integers."""
         return self.persons.numbered
 
     def sources(self, *further: str) -> list[FactSource]:
-        """Return the CRM's tables that this dialer reads, the persons first.
+        """Return the CRM tables that this dialer reads; first that of persons.
 
-        `further`: columns of persons that the settings name.
+        `further`: additional columns of persons, which the settings name.
         """
         own = [each for queue in self.queues for each in queue.rules if isinstance(each, Rule)]
         read = [
@@ -164,9 +171,8 @@ class Dialer:
     def external_facts(self, mapping: str, optional: Mapping[str, str]) -> ExternalFacts:
         """Return the tables that this dialer reads from a CRM in another database.
 
-        `mapping`: the key of `mappings`, or `DECLARED`. `optional`: the CRM's names of the
-        `OPTIONAL` columns of persons that it has, by our names. Raises `KeyError` for an unknown
-        mapping.
+        `mapping`: a key of `mappings`, or `DECLARED`. `optional`: by our names of the `OPTIONAL`
+        columns, the names of those that the CRM has. Raises `KeyError` for an unknown mapping.
         """
         named = {**self.mappings, DECLARED: {}}[mapping]
         persons, *tables = (each.named(named.get(each.name)) for each in self.sources())
@@ -177,9 +183,9 @@ class Dialer:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """A digest of each part of the definition that decides something, by its name for people.
+        """A digest of each part of the definition that affects decisions, by the part's name.
 
-        Words that only people read, such as titles and meanings, are left out.
+        Texts for people, such as titles and meanings, are left out.
         """
         return {part: _digest(said) for part, said in self._parts()}
 
@@ -203,13 +209,13 @@ class Dialer:
 
     @cached_property
     def policies(self) -> dict[str, Policy]:
-        """The policy of each dialer queue by name, without calling rules."""
+        """The policy of each dialer queue by name, without calling hours and limits."""
         return self.under(CallingRules(), Numbers())
 
     def under(self, calling: CallingRules, numbers: Numbers) -> dict[str, Policy]:
-        """Return the policy of each dialer queue by name, under these calling rules.
+        """Return the policy of each dialer queue by name, with these calling rules.
 
-        `numbers`: the rules for reading phone numbers.
+        `numbers`: the configuration for reading phone numbers.
         """
         return {queue.name: self._policy(queue, calling, numbers) for queue in self.queues}
 
@@ -230,7 +236,7 @@ class Dialer:
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Return the parts in which two dialers differ, by their `digests`, in the order of the parts.
 
-    A dialer queue that only one of them has is named without its parts.
+    A dialer queue that only one of the two has is named once, without its parts.
     """
     found = []
     for part in [*after, *(each for each in before if each not in after)]:

@@ -38,53 +38,53 @@ ExpressionOfColumn = ColumnClause[Any] | InstrumentedAttribute[Any]
 
 @dataclass(frozen=True, eq=False)
 class Persons:
-    """The CRM's table of persons: its name, the type of its ids, and the CRM's names of columns."""
+    """The CRM's table of persons: its name, the type of its ids, and the names of its columns."""
 
     of: str = CrmUser.__tablename__
-    """The CRM's name of the table, with its schema unless that is the default one.
+    """The name of the table in the CRM, with its schema unless that is the default.
 
-    The default is `crm` in our own database, and the schema of the connection in another one.
+    The default is `crm` in our own database, and the connection's schema in another database.
     """
     id_type: TypeEngine[Any] = field(default_factory=BigInteger)
     """The type of a person's id: an integer, `Uuid()` or `Text()`.
 
-    For an id that is no integer a number of ours is stored; every interface takes and shows the
-    CRM's id.
+    For an id that is no integer, the database stores a number of ours; every interface takes and
+    shows the CRM's id.
     """
     names: Mapping[str, str] = field(default_factory=dict)
-    """The CRM's names of columns, by our name, such as `{"phone_number": "mobile"}`."""
+    """By our name of a column: the CRM's name, such as `{"phone_number": "mobile"}`."""
 
     @property
     def numbered(self) -> str | None:
-        """The kind of id for which numbers of ours are stored, `uuid` or `text`; None: integers."""
+        """The type of ids that numbers of ours replace, `uuid` or `text`; None for integers."""
         if isinstance(self.id_type, Uuid):
             return "uuid"
         return "text" if isinstance(self.id_type, String) else None
 
     @property
     def is_usable(self) -> bool:
-        """True if the type of the ids is one that can be read."""
+        """True if the type of the ids is supported."""
         return self.numbered is not None or isinstance(self.id_type, Integer)
 
 
 NEEDED = ("id", "phone_number", "created_at")
-"""The columns of persons that every dialer reads."""
+"""The columns of persons that are read for every dialer."""
 _OF, _NAMES = "of", "names"
 
 
 @dataclass(frozen=True, eq=False)
 class Names:
-    """The names that a CRM in another database has for a table and its columns."""
+    """The names of a table and its columns in a CRM in another database."""
 
     of: str
-    """The CRM's name of the table, with its schema if it is not the one of the connection."""
+    """The name of the table in the CRM, with its schema unless that is the connection's schema."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """The CRM's names of columns, by our name; those that are left out are as declared."""
+    """By our name of a column: the CRM's name. A column that is left out has the declared name."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """The way from a fact table towards its person: `column` has the value of `table.target`."""
+    """A step from a fact table towards the person: `column` refers to `target` in `table`."""
 
     column: str
     table: str
@@ -93,28 +93,30 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class FactSource:
-    """A table of the CRM as a dialer reads it."""
+    """A table of the CRM, with the columns that a dialer reads."""
 
     name: str
-    """The name by which rules know the table."""
+    """The name of the table in the rules."""
     of: str
-    """The CRM's name of the table, with its schema unless that is the default one.
+    """The name of the table in the CRM, with its schema unless that is the default.
 
-    The default is `crm` in our own database, and the schema of the connection in another one.
+    The default is `crm` in our own database, and the connection's schema in another database.
     """
     columns: Mapping[str, str]
-    """The CRM's name of each column that is read, by ours."""
+    """By our name of a column that is read: the CRM's name."""
     types: Mapping[str, TypeEngine[Any]]
-    """The type of each column, by our name; a column that the CRM lacks is null."""
+    """By our name of a column: its type. A column that the CRM lacks is null."""
     person_columns: frozenset[str]
-    """The columns, by our names, that have a person's id."""
+    """The columns, by our names, that contain a person's id."""
     key: tuple[str, ...]
     """The columns of the declared primary key; empty if none is declared."""
     link: Link | None
-    """The way to the person; None for the persons themselves, and if no way is declared."""
+    """The reference that leads to the person; None for the persons' own table, or if none is
+    declared.
+    """
 
     def named(self, names: Names | None) -> FactSource:
-        """Return the same table under these names of a CRM."""
+        """Return the same table with the names of `names`."""
         if names is None:
             return self
         columns = {ours: names.names.get(ours, theirs) for ours, theirs in self.columns.items()}
@@ -123,25 +125,25 @@ class FactSource:
 
 @dataclass(frozen=True, eq=False)
 class ExternalFacts:
-    """The tables of a CRM in another database as a dialer declares them, the persons first.
+    """The tables that a dialer reads from a CRM in another database; first that of persons.
 
-    A table comes after the one to which its link leads.
+    A table comes after the table to which its link leads.
     """
 
     sources: tuple[FactSource, ...]
     numbered: str | None
-    """The kind of the persons' ids, `uuid` or `text`; None: they are integers."""
+    """The type of the persons' ids, `uuid` or `text`; None if they are integers."""
 
     def source(self, name: str) -> FactSource:
-        """Return the table that rules know by this name."""
+        """Return the table that has this name in the rules."""
         return next(each for each in self.sources if each.name == name)
 
 
 def sources(persons: Persons, read: Iterable[object], further: Iterable[str]) -> list[FactSource]:
-    """Return the CRM's tables that these expressions read, the persons first.
+    """Return the CRM tables that the SQL expressions in `read` use; first that of persons.
 
-    Of each table the columns that they read are read, its key, and the way to the person.
-    `further`: columns of persons that are read beside those of the expressions.
+    Each table has the columns that the expressions use, its key, and the columns that lead to the
+    person. `further`: additional columns of persons.
     """
     of_persons = CrmUser.__table__
     types: dict[str, TypeEngine[Any]] = {
@@ -185,9 +187,9 @@ def _follow(
     used: dict[str, dict[str, TypeEngine[Any]]],
     links: dict[str, Link | None],
 ) -> None:
-    """Add the table to `links`, after the tables on its way to the person.
+    """Add `table` to `links`, after the tables on its way to the person.
 
-    Its key and its columns with references are added to those that are used.
+    The key and the reference columns of these tables are added to the columns in `used`.
     """
     if table.name in links:
         return
@@ -216,7 +218,7 @@ KINDS = (bool, int, float, Decimal, datetime, date, UUID, str)
 
 
 def kind_of(type_: TypeEngine[Any]) -> type[Any] | None:
-    """Return the one of `KINDS` that values of this column type are; None if they are none."""
+    """Return the Python type of this column type's values; None if it is not one of `KINDS`."""
     try:
         kind = type_.python_type
     except NotImplementedError:
@@ -225,7 +227,10 @@ def kind_of(type_: TypeEngine[Any]) -> type[Any] | None:
 
 
 def stored_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return the type with which a fact of this type from an external CRM is stored with us."""
+    """Return the column type by which a fact of an external CRM is stored in our database.
+
+    `type_` is the declared type of the fact.
+    """
     kind = kind_of(type_)
     if kind is datetime:
         return Instant if getattr(type_, "timezone", False) else NaiveInstant()
@@ -244,7 +249,7 @@ _STORED: Mapping[type[Any] | None, TypeEngine[Any]] = {
 
 
 def _crm_columns(read: Iterable[object]) -> list[tuple[Table, ColumnClause[Any]]]:
-    """Return the CRM's tables and columns that these expressions read, within subqueries too."""
+    """Return the CRM's tables and columns that the SQL expressions use, also within subqueries."""
     return [
         (each.table, each)
         for one in read
@@ -262,21 +267,22 @@ def _expression(given: object) -> ClauseElement:
 
 @dataclass(frozen=True, eq=False)
 class News:
-    """A CRM table whose new rows may give a person a dialer queue, or another one.
+    """A CRM table whose new rows may move a person to a dialer queue, or to another one.
 
-    The rows are read in the order of `created_at` and `key`, from where the last run stopped.
+    Rows are read in the order of `created_at` and `key`, from the position where the last run
+    stopped.
     """
 
     name: str
-    """The word under which the progress is stored: small letters, digits and underscores."""
+    """The name under which the progress is stored: small letters, digits and underscores."""
     created_at: ExpressionOfColumn
-    """The time at which the row was made; an index on it, with `key`, serves the read."""
+    """The time at which the row was created. There should be an index on it and `key`."""
     key: ExpressionOfColumn
     """The primary key of the table."""
     person: ExpressionOfColumn
-    """The id of the row's person, of this table or of a joined one."""
+    """The column with the id of the row's person, in this table or in a joined one."""
     joined: FromClause | None = None
-    """The table joined with the one that has `person`; None: the table has it itself."""
+    """The table joined with the one that has `person`. None: the table itself has `person`."""
 
     @property
     def table(self) -> str:
@@ -289,9 +295,9 @@ NEW_PERSONS = News("users", CrmUser.created_at, CrmUser.id, CrmUser.id)
 
 
 def person_column(name: str, type_: TypeEngine[Any]) -> ColumnClause[Any]:
-    """Return a further column of the CRM's table of persons, for the rules and the order.
+    """Return a column of the CRM's table of persons, for use in rules and orders.
 
-    The CRM's name of the column is in the dialer's `Persons`, if it is another one.
+    `name` is our name; if the CRM's name differs, it is in the dialer's `Persons.names`.
     """
     return ColumnClause(name, type_, _selectable=CrmUser.__table__)
 
@@ -299,12 +305,12 @@ def person_column(name: str, type_: TypeEngine[Any]) -> ColumnClause[Any]:
 def fact_table(
     name: str, *columns: Column[Any], of: str | None = None, names: Mapping[str, str] | None = None
 ) -> Table:
-    """Return a table of the CRM whose rows belong to a person; a `PersonId` column has their id.
+    """Return a table of the CRM whose rows belong to a person.
 
-    A table without such a column has one with a `ForeignKey` to a column of another fact table, by
-    which its person is found. A rule reads the rows of its person inside of `exists(…)`, by an
-    index on these columns. `of`: the CRM's name of the table, as in `Persons`; `names`: the CRM's
-    names of columns, by ours.
+    A column of type `PersonId` has the person's id. A table without such a column has a
+    `ForeignKey` to a column of another fact table, by which the person is found. A rule reads the
+    rows of its person inside of `exists(…)`, by an index on these columns. `of`: the CRM's name of
+    the table, as in `Persons`; `names`: the CRM's names of columns, by ours.
     """
     info = {_OF: of or name, _NAMES: dict(names or {})}
     return Table(name, MetaData(schema=CrmBase.metadata.schema), *columns, info=info)

@@ -9,17 +9,17 @@ T = TypeVar("T")
 
 
 class Loaded(Mapping[str, T]):
-    """A read-only mapping that is empty until a dialer is loaded, and then stays the same.
+    """A read-only mapping that has no values until a dialer is loaded.
 
-    Reading it before a dialer is loaded raises `RuntimeError`, so that no process works by the
-    rules of another dialer than the configured one.
+    Reading it before that raises `RuntimeError`, so that no process works by the rules of another
+    dialer than the configured one.
     """
 
     def __init__(self) -> None:
         self._values: Mapping[str, T] | None = None
 
     def fill(self, values: Mapping[str, T]) -> None:
-        """Take these values in place of all earlier ones."""
+        """Replace the values of the mapping."""
         self._values = values
 
     def __getitem__(self, name: str) -> T:

@@ -17,34 +17,36 @@ from assignment_workers.schema.dialer import UserCallScore
 
 SCORE_CEILING = 200
 LARGEST = 2**31 - 1
-"""The largest value of a score or a counter, where it stays. A dialer may have left such rows."""
+"""The largest value of a score or a counter; a value does not grow beyond it. The original dialer
+may have left rows with this value.
+"""
 
 
 @dataclass(frozen=True)
 class Action:
-    """A task that an outcome asks other systems to do, named by the event of the completed call."""
+    """A task that an outcome requests from another system, such as to send a text message.
+
+    The event of the completed call names the action.
+    """
 
     name: str
-    """The word in the event: small letters, digits and underscores."""
+    """The name in the event: small letters, digits and underscores."""
     means: str
-    """A sentence that tells the other system what to do."""
+    """A sentence with the instruction to the other system."""
 
 
 REVIEW = Action("review", "Have an operator look at the user.")
-"""The action that `Outcome.review_after` and `Outcome.review_unpromised` ask for."""
+"""The action that `Outcome.review_after` and `Outcome.review_unpromised` request."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """An outcome that an agent may give to a call, and its effects on the user.
-
-    Agents see the outcomes in the order of the dialer.
-    """
+    """An outcome that an agent may choose for a call, and its effects on the user."""
 
     name: str
-    """The word of the interfaces and of the records: small letters, digits and underscores."""
+    """The name in the interfaces and the records: small letters, digits and underscores."""
     title: str
-    """The words on an agent's button."""
+    """The text on the agent's button."""
     score: int = 0
     """The number that is added to the user's score. A higher score is called later."""
     delay: timedelta = timedelta(0)
@@ -56,27 +58,29 @@ class Outcome:
     capped: bool = False
     """True if this outcome does not raise a score beyond `SCORE_CEILING`; a higher score stays."""
     callback: bool = False
-    """True if a callback time may be given."""
+    """True if the agent may give a time for a callback."""
     needs_callback: bool = False
-    """True if a callback time has to be given."""
+    """True if the agent must give a time for a callback."""
     keeps: bool = True
-    """True if the call fulfils a promised callback; False if nobody was reached."""
+    """True if the call fulfils a promised callback; False if the user was not reached."""
     converts: bool = False
-    """True if the call may have reached the dialer queue's goal, so the facts are checked."""
+    """True if the user may have reached the dialer queue's goal, so that the CRM facts are checked.
+    """
     retried: bool = False
     """True if a callback that ended with this outcome is tried once more."""
     needs_notes: bool = False
-    """True if notes have to be given."""
+    """True if the agent must write notes."""
     actions: tuple[Action, ...] = ()
     review_after: int | None = None
-    """Number of earlier calls with this outcome from which an operator is to review the user."""
+    """The number of earlier calls with this outcome after which an operator is to review the user.
+    """
     review_unpromised: bool = False
-    """True if an operator is to review the user unless a callback was promised."""
+    """True if an operator is to review the user when no callback was promised."""
     meaning: str = ""
-    """A sentence that tells agents when to choose the outcome."""
+    """A sentence that explains to agents when to choose the outcome."""
 
     def asks_for(self, *, earlier: int, promised: bool) -> list[str]:
-        """Return the names of the tasks for other systems, such as a text message.
+        """Return the names of the actions that a call with this outcome requests.
 
         `earlier` is the number of earlier calls of the user with this outcome. `promised` is True
         if a callback was promised.
@@ -88,15 +92,15 @@ class Outcome:
 
     @property
     def first_score(self) -> int:
-        """The score of a user after a first call with this outcome, when no penalty applies."""
+        """The score of a user after a first call with this outcome, without penalties."""
         return min(self.score, SCORE_CEILING) if self.capped else self.score
 
 
 def attempt_penalty(attempt: int) -> int:
     """Return the score that the `attempt`-th call adds: 0 up to the 5th, 1 up to the 10th, then 3.
 
-    The original added the whole penalty so far at every call, which grew with the square of the
-    attempts and fell from 5 to 3 at the 11th (section 4). Here each call adds only its own step.
+    The original dialer added the whole penalty so far at every call, which grew with the square of
+    the attempts, and fell from 5 to 3 at the 11th (original-dialer section 4).
     """
     if attempt <= 5:
         return 0
@@ -104,7 +108,7 @@ def attempt_penalty(attempt: int) -> int:
 
 
 def raised(number: SQLColumnExpression[int], *by: ColumnElement[int] | int) -> ColumnElement[int]:
-    """Return a SQL expression: an integer plus others, at most `LARGEST`."""
+    """Return a SQL expression for the sum of integers, at most `LARGEST`."""
     total: ColumnElement[int] = cast(number, BigInteger)
     for each in by:
         total += each
@@ -114,11 +118,10 @@ def raised(number: SQLColumnExpression[int], *by: ColumnElement[int] | int) -> C
 def score_after(
     added: ColumnElement[int], name: ColumnElement[str], outcomes: Iterable[Outcome]
 ) -> ColumnElement[int]:
-    """Return a SQL expression over the score row: the user's score after a call.
+    """Return a SQL expression over the score row for the user's score after a call.
 
-    `name` is the outcome of the call, and `added` is that outcome's score. `outcomes`: those
-    of the dialer. The score changes in one atomic update, without a read before it (hazard
-    D5).
+    `name` is the outcome of the call, and `added` is that outcome's score. `outcomes`: those of the
+    dialer. One atomic update can apply it, without a read before (hazard D5).
     """
     earlier = UserCallScore.total_attempts
     penalty = case((earlier < 5, 0), (earlier < 10, 1), else_=3)

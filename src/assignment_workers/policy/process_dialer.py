@@ -13,13 +13,13 @@ POLICIES = Loaded[Policy]()
 OUTCOMES = Loaded[Outcome]()
 """The outcomes of the loaded dialer, by name."""
 ACTIONS = Loaded[Action]()
-"""The actions of the loaded dialer, by name; `review` is one of every dialer."""
+"""The actions of the loaded dialer, by name. Every dialer has the action `review`."""
 
 _loaded: list[Dialer] = []
 
 
 def use(dialer: Dialer) -> None:
-    """Make this the dialer of the process. Statements that were built before stay as they are."""
+    """Make `dialer` the dialer of this process. SQL statements built before are not changed."""
     _loaded[:] = [dialer]
     POLICIES.fill(dialer.policies)
     OUTCOMES.fill(dialer.outcomes_by_name)
@@ -27,7 +27,7 @@ def use(dialer: Dialer) -> None:
 
 
 def loaded() -> Dialer:
-    """Return the dialer of the process. Raises `RuntimeError` if none is loaded."""
+    """Return the dialer of this process. Raises `RuntimeError` if none is loaded."""
     if not _loaded:
         raise RuntimeError("no dialer is loaded in this process: see dialer.loading.load")
     return _loaded[0]

@@ -24,44 +24,44 @@ ORDER: tuple[Ordering, ...] = (
     UserCallScore.created_at.desc(),
     UserCallScore.user_id.desc(),
 )
-"""The order of users in a dialer queue that states none (original-dialer section 3).
+"""The order of users in a dialer queue without an order of its own (original-dialer section 3).
 
-Users with score 0 come first, then the others by ascending score; among equal scores the newest
-user comes first. The order is total, because user ids differ.
+Users come by ascending score, so those with score 0 are first; among equal scores the newest user
+comes first. No two users are equal, because user ids differ.
 """
 
 
 _NUMBERS = Numbers()
 UNKNOWN_ZONE_FOR = timedelta(days=1)
 BUILD_INTERVAL = timedelta(hours=1)
-"""The longest time from one build of a dialer queue to the next: beat starts one each hour."""
+"""The longest time between two builds of a dialer queue: beat starts one each hour."""
 
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """The rules of a dialer queue: who belongs to the queue, and who may be handed out from it.
+    """The rules of a dialer queue: which users belong to it, and which may be handed out now.
 
-    For a user who breaks several rules, the first broken one in the order of `rules` is named.
+    If a user breaks several rules, the first of them in the order of `rules` is reported.
     """
 
     queue: str
     conversion_type: str
     rules: tuple[Rule, ...]
     conversion_needs: frozenset[str] = frozenset()
-    """The names of the rules that hold for every user who reached the goal."""
+    """The names of the rules that must hold for a user to be counted as converted."""
     ages: bool = False
     """True if the scores of users who wait in this dialer queue are raised each week."""
     order: tuple[Ordering, ...] = field(default=ORDER)
     hours: CallingHours | None = None
     numbers: Numbers = _NUMBERS
     limit: int | None = None
-    """The most users of a generation; None: all who are eligible."""
+    """The most users in one build of the queue; None: all eligible users."""
 
     def at(self, now: datetime, zones: Collection[str] = ()) -> dict[str, Any]:
         """Return the SQL parameters of this policy's rules, for judging users at `now`.
 
         `zones` are the time zones of the users to judge. A user in any other zone, or in a zone
-        that this machine does not know, counts as outside calling hours.
+        that this host does not know, counts as outside calling hours.
         """
         if self.hours is None:
             return {"now": now}
@@ -79,14 +79,14 @@ class Policy:
         return {"now": now, "opens": opens, **are_open}
 
     def building(self, now: datetime) -> dict[str, Any]:
-        """Return the SQL parameters of this policy's rules, for building a generation at `now`.
+        """Return the SQL parameters of this policy's rules for a build of the queue at `now`.
 
-        Without zones, users outside calling hours are included; the claim judges the hours.
+        Users outside calling hours are included, because a claim judges the hours.
         """
         return {"now": now}
 
     def soon(self, now: datetime, zones: Collection[str]) -> dict[str, Any]:
-        """Return the SQL parameters of `callable_soon`, for building a generation at `now`.
+        """Return the SQL parameters of `callable_soon` for a build of the queue at `now`.
 
         `zones`: the time zones of the users. A user in any other zone counts as one who cannot be
         called before the next build.
@@ -106,12 +106,12 @@ class Policy:
     def callable_soon(self) -> ColumnElement[bool]:
         """Return a SQL condition: the user has a calling hour before the next build.
 
-        The SQL parameters are those of `soon`.
+        `soon` returns its parameters.
         """
         return true() if self.hours is None else rules.in_hours_soon(self.hours)
 
     def is_closed(self, now: datetime, zones: Collection[str]) -> bool:
-        """Return True if it is outside the calling hours of this dialer queue for every user.
+        """Return True if no user may be called now because of the calling hours of this queue.
 
         `zones`: the time zones of the users; the default zone of the calling hours is added.
         """
@@ -125,18 +125,21 @@ class Policy:
         return and_(*(rule.holds for rule in self.rules))
 
     def broken_rule(self) -> ColumnElement[str | None]:
-        """Return a SQL expression: the first rule that the user breaks; null if eligible."""
+        """Return a SQL expression for the name of the first rule that the user breaks.
+
+        Null if the user breaks none.
+        """
         return case(*((~rule.holds, sql_text(rule.name)) for rule in self.rules), else_=null())
 
     def is_resting(self, rule: str) -> bool:
-        """Return True if the rule of this name holds again as time passes, such as a cool-down."""
+        """Return True if the rule `rule` holds again after some time, such as a cool-down."""
         return any(each.name == rule and each.kind is RuleEffect.RESTING for each in self.rules)
 
     def rests_until(self) -> ColumnElement[datetime | None]:
-        """Return a SQL expression: the time from which the user breaks no resting rule any more.
+        """Return a SQL expression for the time from which the user breaks no resting rule any more.
 
-        A resting rule holds again as time passes. Null if the user breaks none. Use it for users
-        who break no other rule: resting rules are the last of a policy.
+        A resting rule holds again after some time. Null if the user breaks none. For users who
+        break no other rule; resting rules are the last of a policy.
         """
         resting = [rule for rule in self.rules if rule.until is not None]
         return func.greatest(
@@ -144,25 +147,25 @@ class Policy:
         )
 
     def belongs(self) -> ColumnElement[bool]:
-        """Return a SQL condition: by their CRM facts, the user belongs to this dialer queue.
+        """Return a SQL condition: by the CRM facts, the user belongs to this dialer queue.
 
-        A user who has to rest first belongs to it too.
+        A user who may not be called before some time belongs to the queue, too.
         """
         return and_(*(rule.holds for rule in self._of_the_facts()))
 
     def out_of_place(self) -> ColumnElement[str | None]:
-        """Return a SQL expression: the first rule by which the user does not belong to this queue.
+        """Return a SQL expression for the first rule by which a user does not belong to this queue.
 
-        Null for a user who belongs to this dialer queue by their CRM facts.
+        Null for a user who belongs to this dialer queue by the CRM facts.
         """
         broken = ((~rule.holds, sql_text(rule.name)) for rule in self._of_the_facts())
         return case(*broken, else_=null())
 
     def held_back(self) -> ColumnElement[str | None]:
-        """Return a SQL expression: the first rule against a due callback or missed call of a user.
+        """Return a SQL expression for the first rule against a user's due callback or missed call.
 
-        Meant for users who belong to this dialer queue; null if the user may be called. The wait
-        after the last outcome does not count, because the call is due now. The calling rules, the
+        For users who belong to this dialer queue; null if the user may be called. The wait after
+        the last outcome does not count, because the call is due now. The calling rules, the
         do-not-contact list and quarantine count.
         """
         facts = {rule.name for rule in self._of_the_facts()}
@@ -171,9 +174,9 @@ class Policy:
         return case(*broken, else_=null())
 
     def blocking_rule(self) -> ColumnElement[str | None]:
-        """Return a SQL expression: the first rule that the user breaks and that time does not mend.
+        """Return a SQL expression for the first broken rule that does not hold again with time.
 
-        Null if there is none.
+        Null if the user breaks no such rule.
         """
         lasting = [rule for rule in self.rules if rule.kind is not RuleEffect.RESTING]
         return case(*((~rule.holds, sql_text(rule.name)) for rule in lasting), else_=null())
@@ -187,9 +190,9 @@ class Policy:
         ]
 
     def converted(self) -> ColumnElement[bool]:
-        """Return a SQL condition: the user of this pool has reached the goal of the dialer queue.
+        """Return a SQL condition: a user of this dialer queue has reached the queue's goal.
 
-        A user who is not in the CRM has no facts and does not count as converted.
+        A user who is not in the CRM does not count as converted.
         """
         converting = [~rule.holds for rule in self.rules if rule.kind is RuleEffect.CONVERTED]
         needed = {rules.IN_CRM.name, rules.IN_POOL.name, *self.conversion_needs}
@@ -200,10 +203,11 @@ class Policy:
 def _opens_at(
     hours: CallingHours, zone: str, now: datetime, calendar: str | None
 ) -> datetime | None:
-    """Return the next time at which users of this zone and calendar may be called; None: never.
+    """Return the next time at which users of this zone and calendar may be called.
 
-    `calendar`: the public holidays that count. A zone that this machine does not know, because a
-    machine with newer time zone data stored it, counts as closed for `UNKNOWN_ZONE_FOR`.
+    `calendar`: the public holidays that count. None: not within `calling.AHEAD_AT_MOST` days. A
+    zone that this host does not know, because a host with newer time zone data stored it, counts as
+    closed for `UNKNOWN_ZONE_FOR`.
     """
     try:
         return hours.opens_at(ZoneInfo(zone), now, calendar)
@@ -225,23 +229,27 @@ _SET_BY_US = {
 
 
 def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
-    """Return a SQL expression: the name of the dialer queue that a user belongs to.
+    """Return a SQL expression for the name of the dialer queue that a user belongs to.
 
-    It is that of the first policy whose rules fit the user's CRM facts; null if none fits.
+    It is the queue of the first policy whose rules fit the user's CRM facts; null if none fits.
     """
     return case(*((policy.belongs(), sql_text(policy.queue)) for policy in policies), else_=null())
 
 
 def suspicious(policies: Iterable[Policy]) -> frozenset[str]:
-    """Return the names of the rules whose breach by a user of a generation is suspicious."""
+    """Return the names of the rules whose breach at a claim is suspicious.
+
+    A build checks these rules, so a breach at the claim soon after shows a fault.
+    """
     each = (rule for policy in policies for rule in policy.rules)
     return frozenset(rule.name for rule in each if rule.suspicious)
 
 
 def off_for_good(rule: str, policies: Iterable[Policy]) -> bool:
-    """Return True if users who break this rule of one of the policies opted out or converted.
+    """Return True if a user who breaks the rule `rule` has opted out or converted.
 
-    Their callbacks and missed calls are cancelled.
+    Callbacks and missed calls of such a user are cancelled. `policies`: those whose rules are
+    looked up.
     """
     found = {each.name: each.kind for policy in policies for each in policy.rules}
     return (
@@ -250,7 +258,7 @@ def off_for_good(rule: str, policies: Iterable[Policy]) -> bool:
 
 
 def passes(rule: str) -> bool:
-    """Return True if the rule of this name is a calling rule that holds again as time passes."""
+    """Return True if `rule` names a calling rule that holds again after some time."""
     return rule in rules.PASSING
 
 

@@ -57,25 +57,28 @@ from assignment_workers.schema.tables import (
 NOW = bindparam("now", type_=NaiveInstant)
 
 PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
-"""The names of the calling rules that hold again as time passes."""
+"""The names of the calling rules that hold again after some time."""
 FOR_AN_OPERATOR = {"number_unclear", "no_number", "quarantined"}
-"""The names of rules that hold again only after an operator has acted on the user's case."""
+"""The names of the rules that hold again only after an operator has acted."""
 
 
 class RuleEffect(StrEnum):
-    """The consequence of a broken rule for the user."""
+    """The effect on a user who breaks a rule."""
 
     CONVERTED = "converted"
     """The user reached the dialer queue's goal and leaves the queue; a conversion is recorded."""
     BLOCKED = "blocked"
-    """The user may not be called until a fact about them changes."""
+    """The user may not be called until a fact about the user changes."""
     RESTING = "resting"
-    """The user will be callable later without a change of facts."""
+    """The user may be called later, without a change of facts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """One condition of eligibility; `name` is the reason shown when the condition does not hold."""
+    """A condition of eligibility.
+
+    `name` is reported as the reason if the condition does not hold.
+    """
 
     name: str
     """The reason in the interfaces and records: small letters, digits and underscores."""
@@ -83,17 +86,18 @@ class Rule:
     """The condition: a SQL expression over the facts that is true or false, never null."""
     kind: RuleEffect = RuleEffect.BLOCKED
     means: str = ""
-    """The text that tells people what it means that a user breaks this rule."""
+    """A text for people: what it means that a user breaks this rule."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
-    """The time from which a broken resting rule holds again, if the facts stay as they are."""
+    """For a resting rule: the time from which the rule holds again if the facts do not change."""
     suspicious: bool = False
-    """True if the breach of this rule by a user of a generation, whose build checked the rule, is
-    suspicious: repeated breaches quarantine the user."""
+    """True if a breach of this rule at a claim is suspicious, because the build of the queue has
+    checked the rule. Repeated breaches quarantine the user.
+    """
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms on which the ready-made rules of a dialer queue depend."""
+    """The values on which the ready-made rules of a dialer queue depend."""
 
     queue: str
     terminal: tuple[str, ...]
@@ -104,13 +108,13 @@ class Terms:
 
 @dataclass(frozen=True, eq=False)
 class ReadyRule:
-    """A rule that this package provides, and that depends on the terms of a dialer queue."""
+    """A rule that this package provides. It is made for each dialer queue from its `Terms`."""
 
     name: str
     kind: RuleEffect
     means: str
     make: Callable[[Terms], Rule | None]
-    """Return the rule; None if the settings do not ask for it."""
+    """A function that returns the rule, or None if the settings do not require the rule."""
 
 
 def _utc(naive: ColumnElement[Any] | InstrumentedAttribute[Any]) -> ColumnElement[datetime]:
@@ -129,11 +133,11 @@ IN_CRM = Rule(
     suspicious=True,
 )
 OPTED_OUT = "opted_out"
-"""Name of the rule that a user breaks who had a call with a terminal outcome."""
+"""Name of the rule that is broken by a user who had a call with a terminal outcome."""
 
 
 def not_terminal(outcomes: Sequence[str]) -> Rule:
-    """Require that no call of the user ended with one of these terminal outcomes (hazard D4)."""
+    """Return a rule: no call of the user ended with one of these terminal outcomes (hazard D4)."""
     last = func.coalesce(UserCallScore.last_outcome, sql_text(""))
     ended = exists(
         select(1)
@@ -151,13 +155,13 @@ def not_terminal(outcomes: Sequence[str]) -> Rule:
 
 
 READING = bindparam("reading", value=False, type_=Boolean())
-"""SQL parameter: True in a claim, False in the build of a generation.
+"""SQL parameter: True in a claim, False in a build of a dialer queue.
 
-A user whose phone number in the CRM has changed is held back in a claim until the number is read
-again; a build includes the user.
+A user whose phone number in the CRM has changed is not claimed until the number is read again; a
+build includes the user.
 """
 NUMBER_UNREAD = "number_unread"
-"""Name of the rule that a user breaks whose changed phone number was not read yet."""
+"""Name of the rule that is broken by a user whose changed phone number has not been read yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +169,7 @@ class Numbers:
     """The configuration for reading phone numbers: the reader, and the CRM columns that it uses."""
 
     reader: Reader = field(default_factory=Reader)
-    """The reader that turns a phone number as written into its normal form (E.164)."""
+    """The object that converts a phone number as written to its normal form (E.164)."""
     country: ColumnElement[str | None] | None = None
     time_zone: ColumnElement[str | None] | None = None
     needed: bool = False
@@ -173,7 +177,7 @@ class Numbers:
 
     @property
     def is_usual(self) -> bool:
-        """True if every setting about phone numbers has its default."""
+        """True if every setting about phone numbers has its default value."""
         columns = (self.country, self.time_zone)
         return self.reader == Reader() and columns == (None, None) and not self.needed
 
@@ -192,7 +196,7 @@ class Numbers:
         return and_(*same, or_(read, nothing))
 
     def read(self) -> Rule:
-        """Require that the user's present phone number in the CRM is the one that was read."""
+        """Return a rule: the user's phone number in the CRM is the one that was last read."""
         return Rule(
             NUMBER_UNREAD,
             or_(self.current, not_(READING)),
@@ -201,7 +205,7 @@ class Numbers:
         )
 
     def there(self) -> Rule:
-        """Require that the user has a readable number."""
+        """Return a rule: the user has a readable phone number."""
         return Rule(
             "no_number",
             not_(and_(self.current, func.coalesce(func.cardinality(Phone.numbers), 0) == 0)),
@@ -210,9 +214,9 @@ class Numbers:
         )
 
     def contactable(self, queue: str) -> Rule:
-        """Require that neither the user nor any of the user's phone numbers is suppressed.
+        """Return a rule: neither the user nor any of the user's phone numbers is suppressed.
 
-        Suppressions for this dialer queue and those for every queue count.
+        Suppressions in this dialer queue and those in all dialer queues count.
         """
         here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
@@ -238,7 +242,7 @@ class Numbers:
         )
 
     def clear(self, queue: str) -> Rule:
-        """Require that the user's number cannot be mistaken for a suppressed number.
+        """Return a rule: the user's number cannot be mistaken for a suppressed number.
 
         The rule is broken if the user's number and a suppressed number end with the same digits,
         and one of the two is unclear: not a phone number, or in no allocated range.
@@ -268,9 +272,10 @@ def _unexpired(
 
 
 def _listed(queue: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Return a SQL condition: a number on a suppression list in force meets `condition`.
+    """Return a SQL condition: a number of a suppression list in force meets `condition`.
 
-    Lists for this dialer queue and lists for every queue count. Cost: one probe for each list.
+    Lists for this dialer queue and lists for all dialer queues count. Cost: one index read per
+    list.
     """
     return exists(
         select(1)
@@ -306,7 +311,7 @@ NOT_QUARANTINED = Rule(
 
 
 def not_closed(queue: str) -> Rule:
-    """Require that no agent has closed this dialer queue for the user."""
+    """Return a rule: no agent has closed the user in this dialer queue."""
     return Rule(
         "closed",
         not_(
@@ -322,7 +327,7 @@ def not_closed(queue: str) -> Rule:
 
 
 def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
-    """Return a SQL condition: at `now`, a skip or a deferral keeps this user from every agent."""
+    """Return a SQL condition: a skip or a deferral keeps `user` from every agent at `now`."""
     ended = aliased(Assignment)
     return exists(
         select(1).select_from(ended).where(ended.user_id == user, ended.put_off_until > _utc(NOW))
@@ -335,9 +340,10 @@ ACTIVE = Rule(
     RuleEffect.BLOCKED,
     "their score row is not active",
 )
-"""Require that the user's score row is active.
+"""The rule that the user's score row is active.
 
-A user without a score row meets the rule, because a callback or a missed call of theirs may be due.
+A user without a score row meets the rule, because a callback or a missed call of the user may be
+due.
 """
 NOT_PROMISED = Rule(
     "promised",
@@ -351,9 +357,10 @@ NOT_PROMISED = Rule(
     RuleEffect.RESTING,
     "they were promised a callback, and are called for that",
 )
-"""Require that the user has no pending callback.
+"""The rule that the user has no pending callback.
 
-A user with a callback is called at its time, never earlier by a dialer queue (hazard C9).
+A user with a pending callback is called at the time of the callback, and not earlier by a dialer
+queue (hazard C9).
 """
 RESTED = Rule(
     "cooling_down",
@@ -365,11 +372,11 @@ RESTED = Rule(
 
 
 SETTLED = "too_new"
-"""Name of the rule that a user breaks whose score row is too young."""
+"""Name of the rule that is broken by a user whose score row is too young."""
 
 
 def settled(least: timedelta) -> Rule:
-    """Require that the score row of a user with a score above 0 is at least this old."""
+    """Return a rule: the score row of a user with a score above 0 is at least this old."""
     return Rule(
         SETTLED,
         or_(
@@ -383,28 +390,30 @@ def settled(least: timedelta) -> Rule:
 
 
 OPENS = bindparam("opens", value=None, type_=JSONB)
-"""SQL parameter: the next time at which calling is allowed, by number of calendar and by zone."""
+"""SQL parameter: the next time at which calling is allowed, by number of the holiday calendar and
+by time zone.
+"""
 
 
 def open_zones(calendar: int) -> str:
-    """Return the name of the SQL parameter with the zones that are in calling hours now.
+    """Return the name of the SQL parameter for the time zones that are in calling hours now.
 
-    `calendar`: the number of the holiday calendar that counts. A null parameter, as in a build,
-    means that calling hours are not judged.
+    `calendar`: the number of the holiday calendar that counts. If the parameter is null, as in a
+    build, calling hours are not judged.
     """
     return f"open_{calendar}"
 
 
 def soon_zones(calendar: int) -> str:
-    """Return the name of the SQL parameter with the zones that have a calling hour soon.
+    """Return the name of the SQL parameter for the time zones with a calling hour soon.
 
-    `calendar`: as for `open_zones`.
+    Soon means before the next build. `calendar`: the number of the holiday calendar that counts.
     """
     return f"soon_{calendar}"
 
 
 def in_hours(hours: CallingHours) -> Rule:
-    """Require that it is a calling hour in every zone where the user may be."""
+    """Return a rule: it is a calling hour in every time zone where the user may be."""
     zone = func.unnest(_zones(hours)).table_valued("zone").render_derived()
     opens = OPENS.op("->")(cast(_calendar(hours), Text())).op("->>")(zone.c.zone)
     latest = (
@@ -420,24 +429,28 @@ def in_hours(hours: CallingHours) -> Rule:
 
 
 def in_hours_soon(hours: CallingHours) -> ColumnElement[bool]:
-    """Return a SQL condition: every zone where the user may be has a calling hour soon.
+    """Return a SQL condition: each time zone where the user may be has a calling hour soon.
 
-    The SQL parameters that `soon_zones` names say which zones have one.
+    The parameters named by `soon_zones` list the zones with a calling hour before the next build.
     """
     return _all_zones_in(hours, soon_zones)
 
 
 def _zones(hours: CallingHours) -> ColumnElement[list[str]]:
-    """Return a SQL expression: the zones where the user may be; the default one if unknown."""
+    """Return a SQL expression for the time zones where the user may be.
+
+    If they are unknown: the default zone.
+    """
     default = cast(array([literal(hours.default.key, Text())]), ARRAY(Text))
     has_none = func.coalesce(func.cardinality(Phone.zones), 0) == 0
     return case((has_none, default), else_=Phone.zones)
 
 
 def _all_zones_in(hours: CallingHours, named: Callable[[int], str]) -> ColumnElement[bool]:
-    """Return a SQL condition: every zone of the user is in a parameter with zones, or it is null.
+    """Return a SQL condition: each time zone of the user is in a list that is a SQL parameter.
 
-    `named`: returns the name of the parameter for a number of calendar.
+    `named` returns the name of the parameter for the number of a holiday calendar. The condition
+    holds if the parameter is null.
     """
     zones = _zones(hours)
     parameters = [
@@ -451,9 +464,9 @@ def _all_zones_in(hours: CallingHours, named: Callable[[int], str]) -> ColumnEle
 
 
 def _calendar(hours: CallingHours) -> ColumnElement[int]:
-    """Return a SQL expression: the number of the holiday calendar that applies to the user.
+    """Return a SQL expression for the number of the holiday calendar that applies to the user.
 
-    It is the calendar of the user's part of the country, else of the country, else the first one.
+    It is the calendar of the user's part of the country, or else of the country, or else the first.
     """
     names = [(name, place) for place, name in enumerate(hours.calendars) if name]
     if len(names) < 2:
@@ -470,7 +483,7 @@ def _calendar(hours: CallingHours) -> ColumnElement[int]:
 
 
 def within_attempts(most: int) -> Rule:
-    """Require that the user's score row counts fewer than `most` calls."""
+    """Return a rule: the user's score row counts fewer than `most` calls."""
     return Rule(
         "attempts_used_up",
         func.coalesce(UserCallScore.total_attempts < most, true()),
@@ -480,9 +493,10 @@ def within_attempts(most: int) -> Rule:
 
 
 def within_calls_per_day(most: int) -> Rule:
-    """Require that the user had fewer than `most` completed calls in the last 24 hours.
+    """Return a rule: the user had fewer than `most` completed calls in the last 24 hours.
 
-    Calls of every dialer queue, callback and missed call count. Cost: one index read per user.
+    Calls of every dialer queue, and of callbacks and missed calls, count. Cost: one index read per
+    user.
     """
     calls = aliased(Assignment)
     day = literal(timedelta(hours=24), Interval())
@@ -509,7 +523,7 @@ def within_calls_per_day(most: int) -> Rule:
 
 
 def cooled_down(least: timedelta) -> Rule:
-    """Require that the user's last call was at least `least` ago."""
+    """Return a rule: the user's last call was at least `least` ago."""
     free = UserCallScore.last_call_at + literal(least, Interval())
     return Rule(
         "called_lately",
@@ -521,7 +535,7 @@ def cooled_down(least: timedelta) -> Rule:
 
 
 def between_offers(least: timedelta) -> Rule:
-    """Require that the last offer of the user to any agent was at least `least` ago.
+    """Return a rule: the last offer of the user to any agent was at least `least` ago.
 
     It does not matter how that offer ended.
     """
@@ -543,7 +557,7 @@ def between_offers(least: timedelta) -> Rule:
 
 
 def in_pool(queue: str) -> Rule:
-    """Require that the user's score row names this dialer queue."""
+    """Return a rule: the user's score row names this dialer queue."""
     return Rule(
         "in_other_queue",
         func.coalesce(UserCallScore.current_queue_type, sql_text("")) == sql_text(queue),
@@ -643,24 +657,25 @@ CALLING_HOURS = ReadyRule(
 )
 
 FIRST: tuple[Rule | ReadyRule, ...] = (IN_CRM, NOT_OPTED_OUT, NOT_QUARANTINED, NOT_CLOSED)
-"""The rules of every dialer queue that stand before its own, unless the queue places them."""
+"""The ready-made rules that come before a dialer queue's own rules, unless the queue places them.
+"""
 
 # A phone number is read only for a user who breaks no earlier rule.
 LAST: tuple[Rule | ReadyRule, ...] = (
     *(IN_POOL, ACTIVE, ATTEMPTS, CONTACTABLE, NUMBER_READ, NUMBER_CLEAR, HAS_NUMBER),
     *(RESTED, NOT_PROMISED, CALLS_PER_DAY, COOL_DOWN, OFFER_GAP, CALLING_HOURS),
 )
-"""The rules of every dialer queue that stand behind its own, unless the queue places them."""
+"""The ready-made rules that come after a dialer queue's own rules, unless the queue places them."""
 
 READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
-"""The rules that every dialer queue has, by name. No other rule may have such a name."""
+"""By name: the rules that every dialer queue has. No other rule may have such a name."""
 
 
 def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
-    """Return the rules of a dialer queue in order: its own ones and all of `READY_MADE`.
+    """Return the rules of a dialer queue in order: `own`, its own rules, and all of `READY_MADE`.
 
-    Ready-made rules that `own` names stand where `own` places them. Resting rules come last,
-    because a time until which a user rests counts only for a user who breaks no other rule.
+    Ready-made rules that are in `own` keep their position there. Resting rules come last, because
+    the time until which a user rests counts only for a user who breaks no other rule.
     """
     placed = {each.name for each in own}
     every = [
@@ -672,6 +687,6 @@ def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
 
 
 def made(own: Sequence[Rule | ReadyRule], terms: Terms) -> tuple[Rule, ...]:
-    """Return the rules of a dialer queue on these terms, in order."""
+    """Return the rules of a dialer queue, made with `terms`, in order."""
     found = (each if isinstance(each, Rule) else each.make(terms) for each in completed(own))
     return tuple(rule for rule in found if rule is not None)

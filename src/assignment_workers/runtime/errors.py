@@ -18,7 +18,7 @@ class HomeUnusable(UsageError):
 
 
 class HomeHeld(AssignmentWorkersError):
-    """Another process runs on this home."""
+    """Another process already runs with this home."""
 
 
 class PortTaken(UsageError):
@@ -30,7 +30,7 @@ class PortTaken(UsageError):
 
 
 class NoStack(UsageError):
-    """No stack runs, and no variable names the servers."""
+    """No stack runs, and no variable has the addresses of servers."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(
@@ -40,4 +40,4 @@ class NoStack(UsageError):
 
 
 class StackFailed(AssignmentWorkersError):
-    """An essential part of the stack does not run."""
+    """A process or server that the stack needs does not run."""

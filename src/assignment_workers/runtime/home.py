@@ -20,16 +20,16 @@ from assignment_workers.runtime.errors import HomeHeld, HomeUnusable
 
 LOCK = "lock"
 GRACE_SECONDS = 0.5
-"""The seconds for which `hold` retries the lock, because `holder` takes it for a moment."""
+"""The seconds for which `hold` retries to get the lock, because `holder` takes it for a moment."""
 ENDING_SECONDS = 60.0
-"""The seconds for which `hold` retries the lock after its holder was killed.
+"""The seconds for which `hold` retries to get the lock if the process that held it was killed.
 
-The holder's guardian keeps the lock until every process of the home has ended.
+That process's guardian keeps the lock until every process of the home has ended.
 """
 
 
 class Holder(BaseModel):
-    """The process that holds a home, as named in the home's lock file."""
+    """The process that holds a home, as written in the home's lock file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,19 +44,19 @@ class Holder(BaseModel):
 
 @dataclass(frozen=True)
 class Home:
-    """A home that this process holds."""
+    """A home directory that this process holds."""
 
     path: Path
     descriptor: int
-    """The lock file's descriptor. A process that inherits it holds the home too, until it ends."""
+    """The file descriptor of the lock file. A process that inherits it also holds the home."""
 
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[Home]:
-    """Create the home if it is missing, mode 0700, and hold it to the end of the block.
+    """Create the home directory if needed (mode 0700), and hold it while this context lasts.
 
-    The lock is the kernel's (flock) and ends with its process, so there is no stale lock. Raises
-    `HomeHeld`, which names the holder's pid, host and start time, and `HomeUnusable`.
+    The lock is the kernel's (flock) and ends with the process, so there is no stale lock. Raises
+    `HomeHeld`, with the process id, host and start time of the holder, and `HomeUnusable`.
     """
     path = path.absolute()
     try:
@@ -80,9 +80,9 @@ def hold(path: Path) -> Iterator[Home]:
 
 
 def holder(path: Path) -> Holder | None:
-    """Return the process that holds the home now.
+    """Return the process that holds the home now; None if none does.
 
-    None if no process does. Raises `HomeUnusable` for another user's home.
+    Raises `HomeUnusable` if the home belongs to another operating system user.
     """
     try:
         descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
@@ -100,7 +100,7 @@ def holder(path: Path) -> Holder | None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write `text` to a file that only its owner can read; readers see all of it or none."""
+    """Write `text` to a file that only its owner can read. Readers see all of the text or none."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -114,7 +114,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Return True if a process with this pid runs on this host; a zombie does not count."""
+    """Return True if a process with this id runs on this host. A zombie does not count."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -15,11 +15,11 @@ from assignment_workers.settings import Settings
 
 FILE = "stack.json"
 WITHOUT_DATABASE = ("flower", "beat")
-"""Processes that use Redis alone and do not get the database's address."""
+"""Processes that use only Redis. They do not get the address of the database."""
 
 
 class Stack(BaseModel):
-    """A running stack: its addresses, and the process that holds its home."""
+    """A running stack: the addresses of its servers, and the process that holds its home."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,27 +29,27 @@ class Stack(BaseModel):
     gateway_url: str | None = None
     flower_url: str | None = None
     gateway_token: str | None = None
-    """The bearer token that may do everything on this stack."""
+    """A bearer token that may do everything on this stack."""
     flower_auth: str | None = None
-    """`user:password` of Flower."""
+    """User and password for Flower, as `user:password`."""
     number_key: str | None = None
-    """The key that hashes forgotten phone numbers."""
+    """The key for hashes of forgotten phone numbers."""
     pid: int
     started_at: AwareDatetime
 
     def variables(self, *, now: datetime) -> dict[str, str]:
-        """Return the addresses that are set, by the names of their environment variables."""
+        """Return the stack's addresses and secrets, by their environment variables."""
         addresses = self.model_dump(exclude={"pid", "started_at", "number_key"}, exclude_none=True)
         if dashboard := self.dashboard_link(now=now):
             addresses["dashboard_url"] = dashboard
         return {name.upper(): address for name, address in addresses.items()}
 
     def dashboard_link(self, *, now: datetime) -> str | None:
-        """Return a new sign-in link to the dashboard, which works once, within an hour of `now`."""
+        """Return a new sign-in link to the dashboard. It works once, within an hour of `now`."""
         return self._link(self.gateway_url, links.DASHBOARD, now=now)
 
     def flower_link(self, *, now: datetime) -> str | None:
-        """Return a new sign-in link to Flower, which works once, within an hour of `now`."""
+        """Return a new sign-in link to Flower. It works once, within an hour of `now`."""
         return self._link(self.flower_url, links.FLOWER, now=now)
 
     def _link(self, url: str | None, purpose: str, *, now: datetime) -> str | None:
@@ -59,9 +59,9 @@ class Stack(BaseModel):
 
 
 def running_stack(settings: Settings) -> Stack | None:
-    """Return the stack that runs on this home; None if none runs or it is not ready yet.
+    """Return the stack that runs with the home in `settings`; None if none runs or it is not ready.
 
-    Raises `HomeUnusable` for another user's home.
+    Raises `HomeUnusable` if the home belongs to another operating system user.
     """
     held = holder(settings.home)
     if held is None or held.is_gone():
@@ -81,9 +81,9 @@ def shell_assignments(stack: Stack) -> str:
 
 
 def resolve(settings: Settings) -> Settings:
-    """Return the settings with the addresses of database, Redis and broker filled in.
+    """Return the settings with the addresses of database, Redis and broker.
 
-    A variable that is set wins over the stack that runs on this home. Raises `NoStack`.
+    Addresses that are not set are those of the stack that runs with this home. Raises `NoStack`.
     """
     database_url, redis_url = settings.database_url, settings.redis_url
     broker_url = settings.broker_url or redis_url
@@ -106,10 +106,10 @@ def resolve(settings: Settings) -> Settings:
 
 
 def write(home: Path, stack: Stack) -> None:
-    """Write the stack file, mode 0600; readers see all of it or none."""
+    """Write the stack file in the home (mode 0600). Readers see all of the file or none."""
     write_private(home / FILE, stack.model_dump_json(indent=2) + "\n")
 
 
 def remove(home: Path) -> None:
-    """Remove the stack file."""
+    """Remove the stack file from the home."""
     (home / FILE).unlink(missing_ok=True)

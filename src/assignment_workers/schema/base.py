@@ -32,10 +32,10 @@ Instant = DateTime(timezone=True)
 
 
 class NaiveInstant(TypeDecorator[datetime]):
-    """A UTC time in a `timestamp(3)` without zone, as the dialer and the CRM store it.
+    """A column type for a UTC time in `timestamp(3)` without zone, as the dialer and CRM use it.
 
-    Aware datetimes go in and come out. A naive datetime is refused, because its zone is unknown
-    (original-dialer section 1).
+    Python code passes and gets aware datetimes. A naive datetime is refused, because its zone is
+    unknown (original-dialer section 1).
     """
 
     impl = TIMESTAMP(precision=3)
@@ -50,7 +50,7 @@ class NaiveInstant(TypeDecorator[datetime]):
         return value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Mark a stored time as UTC."""
+        """Return a stored time as an aware datetime in UTC."""
         return None if value is None else value.replace(tzinfo=UTC)
 
     @property
@@ -59,38 +59,38 @@ class NaiveInstant(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """Our tables, in the schema `assignment`."""
+    """The base class of this project's tables, in the schema `assignment`."""
 
     metadata = MetaData(schema="assignment", naming_convention=NAMES)
     type_annotation_map: ClassVar[dict[Any, Any]] = {str: Text}
 
 
 class DialerBase(DeclarativeBase):
-    """The dialer's tables, in `public`: adopted where they exist, created where they do not."""
+    """The base class of the dialer's tables, in `public`: adopted if they exist, else created."""
 
     metadata = MetaData(schema="public", naming_convention=NAMES)
     type_annotation_map: ClassVar[dict[Any, Any]] = {str: Text}
 
 
 class CrmBase(DeclarativeBase):
-    """The CRM's tables, in `crm`: read, never written."""
+    """The base class of the CRM's tables, in the schema `crm`. They are read, never written."""
 
     metadata = MetaData(schema="crm", naming_convention=NAMES)
     type_annotation_map: ClassVar[dict[Any, Any]] = {str: Text}
 
 
 def one_of(column: str, values: Iterable[StrEnum]) -> CheckConstraint:
-    """Build a check constraint that `column` holds one of `values`, such as states."""
+    """Build a check constraint by which `column` holds one of `values`, such as a state."""
     names = ", ".join(f"'{value}'" for value in values)
     return CheckConstraint(f"{column} IN ({names})", name=column)
 
 
 def sql_text(value: str) -> ColumnElement[str]:
-    """Return `value`, a name of ours such as a state, as SQL text instead of a parameter.
+    """Return `value`, a fixed word such as the name of a state, as a literal in the SQL text.
 
-    The planner uses a partial index only if it sees the condition of the index. In the generic plan
-    of a prepared statement a parameter hides that condition. Raises `ValueError` for a value with
-    characters other than letters, digits and underscores.
+    PostgreSQL uses a partial index only if it sees the condition of the index, and the generic plan
+    of a prepared statement does not show the value of a parameter. Raises `ValueError` for a value
+    with characters other than letters, digits and underscores.
     """
     if not value.replace("_", "x").isalnum() and value:
         raise ValueError(f"not a name of ours: {value!r}")

@@ -17,9 +17,9 @@ from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 
 
 def rows(parameter: str = "rows", /, **columns: TypeEngine[Any]) -> TableValuedAlias:
-    """Return the statement parameter `parameter`, a JSON list of objects, as a table.
+    """Return the statement parameter `parameter`, a JSON list of objects, as a table expression.
 
-    The table has these columns, by name and type. A missing key is null.
+    `columns`: the name and type of each column. A key that an object lacks is null.
     """
     source = func.jsonb_to_recordset(bindparam(parameter, type_=JSONB))
     return source.table_valued(
@@ -33,11 +33,11 @@ def insert_rows(
     parameter: str = "rows",
     unless: InstrumentedAttribute[Any] | None = None,
 ) -> Insert:
-    """Build an INSERT into `columns` of the table of `model`, from a parameter: a list of objects.
+    """Build an INSERT into the table of `model`, with rows from one JSON parameter.
 
-    `parameter` is the parameter's name. Times are instants in every row, also for columns that
-    store UTC without a zone. `unless`: leave out a row whose value for that column already exists
-    there.
+    `columns`: the columns to fill. `parameter`: the parameter's name; its value is a list of
+    objects. Times are instants in every row, also for columns that store UTC without a zone.
+    `unless`: a row is left out if its value for that column is already in the table.
     """
     naive = {each.key for each in columns if isinstance(each.type, NaiveInstant)}
     types = {each.key: Instant if each.key in naive else each.type for each in columns}

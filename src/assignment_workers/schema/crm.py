@@ -14,24 +14,25 @@ from sqlalchemy.orm import Mapped, mapped_column
 from assignment_workers.schema.base import CrmBase, NaiveInstant
 
 OPTIONAL = ("country", "time_zone")
-"""Columns of users that a CRM may lack; they are read only if the settings name them."""
+"""Columns of the CRM's users that a CRM may lack. They are read only if the settings name them."""
 MIRROR_SCHEMA = "crm_mirror"
-"""The schema of the mirror: the facts of an external CRM at its last complete read, in our
-database."""
+"""The schema of the mirror: a copy, in our database, of an external CRM's facts at the last
+complete read.
+"""
 
 
 class PersonId(BigInteger):
-    """The type of a fact table's column that has a person's id.
+    """The column type for a person's id in a fact table, which is a table about users.
 
     A rule compares it with `Person.id`. Where the CRM's ids are no integers, both are our numbers.
     """
 
 
 class AnyCase(Text):
-    """The type of a text that MySQL and MariaDB compare without case and trailing spaces.
+    """A column type for text that MySQL and MariaDB compare without case and trailing spaces.
 
-    An external CRM on such a server gives it in small letters, so a rule compares it with words in
-    small letters. From PostgreSQL it comes as it is.
+    Text from a CRM on such a server is read in lower case, so rules compare it with lower-case
+    words. Text from PostgreSQL is read unchanged.
     """
 
 
@@ -47,7 +48,7 @@ class CrmUser(CrmBase):
     last_name: Mapped[str | None]
     phone_number: Mapped[str | None]
     country: Mapped[str | None]
-    """Optional, like `time_zone`: read only if the settings name the column of the CRM for it."""
+    """Optional, like `time_zone`: read only if the settings name the CRM's column for it."""
     time_zone: Mapped[str | None]
     email_address: Mapped[str | None]
     current_signature_file_id: Mapped[str | None]

@@ -27,15 +27,15 @@ from assignment_workers.schema import hosts
 T = TypeVar("T")
 
 EXCHANGE_SECONDS = 5.0
-"""The longest wait for a server's answer to a statement, unless a connection has another limit."""
+"""The most seconds to wait for a server's answer, unless a connection has another limit."""
 MARGIN_SECONDS = 2.0
-"""Seconds added to the server's own statement timeout, so that the server's error arrives first."""
+"""Seconds added to the server's statement timeout, so that the server's own error arrives first."""
 LOOK_SECONDS = 10.0
-"""Seconds between two checks that the server still executes a statement that may take long."""
+"""Seconds between two checks that the server still executes a long statement."""
 
 
 class NoAnswer(psycopg.OperationalError):
-    """The server did not answer before the deadline, and the connection is closed."""
+    """The server did not answer before the deadline. The connection is closed."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
@@ -44,22 +44,22 @@ class NoAnswer(psycopg.OperationalError):
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A PostgreSQL connection that closes itself and raises `NoAnswer` at its deadline."""
+    """A PostgreSQL connection with a deadline per answer; then it closes and raises `NoAnswer`."""
 
     exchange_seconds = EXCHANGE_SECONDS
-    """The longest wait for an answer, in seconds."""
+    """The most seconds to wait for one answer of the server."""
     dialer_schema = "public"
-    """The schema that has the dialer's tables (`schema.dialer_schema`)."""
+    """The schema of the dialer's tables (`schema.dialer_schema`)."""
     dialer_schema_named = False
     """True if the database address names the dialer's schema."""
     is_at_work: Callable[[BoundedConnection], bool] | None = None
-    """For long statements: called at each deadline; returns True to continue the wait."""
+    """For long statements: a function that is called at each deadline; True continues the wait."""
     served: hosts.Served | None = None
-    """The host that serves this connection, if the address names several for a primary."""
+    """The host that this connection leads to, if the address names several hosts for a primary."""
 
     @classmethod
     def connect(cls, conninfo: str = "", **given: Any) -> Self:  # noqa: ANN401 - psycopg's
-        """Connect as psycopg does; to the primary, if the address names several hosts for it."""
+        """Connect as psycopg does. If the address names several hosts, connect to the primary."""
         parameters: dict[str, Any] = {**conninfo_to_dict(conninfo), **given}
         several = hosts.among(parameters)
         if several is None:
@@ -78,11 +78,11 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @property
     def has_moved(self) -> bool:
-        """True if another of the address's hosts has become the primary."""
+        """True if another host of the address has become the primary."""
         return self.served is not None and self.served.has_moved
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait for an answer as psycopg does, but at most until the deadline or for `timeout`."""
+        """Wait for an answer as psycopg does, for at most `timeout`, or until the deadline."""
         if timeout is not None:
             return super().wait(gen, interval=interval, timeout=timeout)
         began = monotonic()
@@ -100,19 +100,19 @@ class BoundedConnection(psycopg.Connection[Any]):
                 raise self.dropped(monotonic() - began) from None
 
     def dropped(self, seconds: float) -> NoAnswer:
-        """Close the connection without sending anything; return the error to raise.
+        """Close the connection without sending anything; return the error that the caller raises.
 
-        `seconds`: how long the server did not answer, for the message.
+        `seconds`: how long the server has not answered, for the error's message.
         """
         drop(self)
         return NoAnswer(round(seconds, 1))
 
 
 def located(address: str) -> tuple[str, hosts.Served | None]:
-    """Return a connection string with the primary alone of the several hosts in `address`.
+    """Return the address with only the primary of its several hosts, and that host.
 
-    Also returns the host, by which a later move is noticed; None if the address has no choice of
-    hosts, and is returned as it is. Raises `psycopg.OperationalError` if no host serves.
+    `Served.has_moved` of the host shows a later change of the primary. An address without a choice
+    of hosts is returned unchanged, with None. Raises `psycopg.OperationalError` if no host serves.
     """
     parameters = conninfo_to_dict(address)
     if hosts.among(parameters) is None:
@@ -124,14 +124,14 @@ def located(address: str) -> tuple[str, hosts.Served | None]:
 
 
 def drop(connection: psycopg.Connection[Any]) -> None:
-    """Close a connection whose server may not answer, without sending or waiting."""
+    """Close a connection without sending or waiting, because its server may not answer."""
     if not connection.closed:
         hang_up(connection)
         connection.pgconn.finish()
 
 
 def hang_up(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Shut down the connection's socket. Anything that waits for an answer on it fails at once."""
+    """Shut down the connection's socket, so that every wait for an answer fails at once."""
     if connection.closed:
         return
     try:
@@ -143,7 +143,7 @@ def hang_up(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) 
 
 @contextmanager
 def ending(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
-    """Make queries on the connection fail after `seconds`, within this context.
+    """Make queries on the connection fail after `seconds`, while this context lasts.
 
     Cancelling the task is not enough: psycopg would then wait for the server to confirm the cancel.
     """
@@ -157,7 +157,7 @@ def ending(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator
 def at_work(connection: BoundedConnection) -> bool:
     """Return True if the server still executes this connection's statement.
 
-    The server is asked over a new connection.
+    The server is asked over a new connection. False also if it cannot be asked.
     """
     parameters: dict[str, Any] = conninfo_to_dict(
         connection.info.dsn, password=connection.info.password or None

@@ -19,8 +19,8 @@ NEW_UUID = text("gen_random_uuid()")
 class Agent(DialerBase):
     """A person who calls users. `allowed_queues` is a JSON list of dialer queue names.
 
-    Its default, like that of `Callback.queue_type`, is that of the original dialer's table, whose
-    programs insert rows without these columns.
+    The default of `allowed_queues`, like that of `Callback.queue_type`, is the one of the original
+    dialer's table, whose programs insert rows without these columns.
     """
 
     __tablename__ = "agents"
@@ -41,7 +41,10 @@ class Agent(DialerBase):
 
 
 class UserCallScore(DialerBase):
-    """A user's call score: a lower `current_score` is called sooner. One row per user."""
+    """A user's call score, one row per user.
+
+    A user with a lower `current_score` is called sooner.
+    """
 
     __tablename__ = "user_call_scores"
     __table_args__ = (
@@ -70,10 +73,10 @@ class UserCallScore(DialerBase):
 
 
 class Callback(DialerBase):
-    """A promise to call a user at a time: pending until kept or cancelled, one pending per user.
+    """A promise to call a user at a certain time. A user has at most one pending callback.
 
-    A callback stays pending while an assignment holds the user for it. The status `assigned`, which
-    the original dialer wrote at that point, is not written.
+    `status` is pending until the promise is kept or cancelled; also while an agent has the user for
+    this callback. The status `assigned`, which the original dialer wrote then, is not written.
     """
 
     __tablename__ = "callbacks"
@@ -115,8 +118,9 @@ class Callback(DialerBase):
     max_retries: Mapped[int] = mapped_column(server_default="1")
     last_attempt_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
     available_from: Mapped[datetime | None] = mapped_column(NaiveInstant)
-    """Our column: the callback is not offered before this time, if it is later than
-    `scheduled_for`."""
+    """A column that this project adds: the callback is not offered before this time, if it is later
+    than `scheduled_for`.
+    """
     created_by_agent_id: Mapped[int | None]
     created_by_source: Mapped[str] = mapped_column(server_default="agent")
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
@@ -126,7 +130,8 @@ class Callback(DialerBase):
 class MissedCall(DialerBase):
     """An inbound call that no agent answered.
 
-    pending → followed_up, cancelled, or for_operator: the caller is unknown or must not be called.
+    `status`: pending, then followed_up, cancelled, or for_operator (the caller is unknown or must
+    not be called).
     """
 
     __tablename__ = "missed_calls"
@@ -168,13 +173,13 @@ class MissedCall(DialerBase):
     twilio_call_sid: Mapped[str | None]
     session_id: Mapped[str | None]
     available_from: Mapped[datetime | None] = mapped_column(NaiveInstant)
-    """Our column: a skipped missed call is not offered before this time."""
+    """A column that this project adds: a skipped missed call is not offered before this time."""
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
 
 
 class Conversion(DialerBase):
-    """The event of a user reaching the goal of their dialer queue."""
+    """The record that a user reached the goal of the dialer queue that the user was in."""
 
     __tablename__ = "conversions"
     __table_args__ = (
@@ -196,7 +201,8 @@ class Conversion(DialerBase):
     contributing_agents: Mapped[Any | None] = mapped_column(JSON)
     signature_obtained: Mapped[bool] = mapped_column(server_default=text("false"))
     episode: Mapped[int | None]
-    """Our column: the number, from 1, of the user's stay in the dialer queue. One conversion
-    each."""
+    """A column that this project adds: the number, from 1, of the user's stay in the dialer queue.
+    Each stay has one conversion.
+    """
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)

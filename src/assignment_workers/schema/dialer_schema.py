@@ -23,13 +23,18 @@ from assignment_workers.schema.deadline import BoundedConnection
 
 PUBLIC = "public"
 MARK = "assignment-workers: the tables of the dialer are in the schema "
-"""The beginning of the comment on the schema `assignment`, if the dialer is not in `public`."""
+"""The beginning of the comment on the schema `assignment`, written if the dialer's tables are not
+in `public`. The name of their schema follows it.
+"""
 _PUBLIC = re.compile(r"\bpublic\b")
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
 def checked(name: str) -> str:
-    """Return `name` if SQL needs no quotes for it as a schema. Raises `UsageError` otherwise."""
+    """Return the schema name `name` if SQL needs no quotes for it.
+
+    Raises `UsageError` otherwise.
+    """
     if not _PLAIN.fullmatch(name):
         raise UsageError(
             f"the database's address: schema={name}: the schema's name has to be of small letters,"
@@ -39,38 +44,42 @@ def checked(name: str) -> str:
 
 
 def in_schema(sql: str, schema: str) -> str:
-    """Return `sql`, or a message about it, with `schema` named in place of `public`."""
+    """Return SQL, or a message about SQL, with `schema` in place of the schema name `public`."""
     return sql if schema == PUBLIC else _PUBLIC.sub(schema, sql)
 
 
 def schema_of(connection: Connection) -> str:
     """Return the schema of the dialer's tables, as found when the connection was opened.
 
-    `public` if the connection's engine was not passed to `locate`.
+    `public` if `locate` was not called for the connection's engine.
     """
     return str(getattr(connection.connection.driver_connection, "dialer_schema", PUBLIC))
 
 
 def is_named(connection: Connection) -> bool:
-    """Return True if the address names the schema, so that the search path does not count."""
+    """Return True if the database address names the schema of the dialer's tables.
+
+    The search path is not used then.
+    """
     return bool(getattr(connection.connection.driver_connection, "dialer_schema_named", False))
 
 
 def marking(connection: Connection) -> str | None:
-    """Return the statement that stores the dialer's schema as a comment on our schema.
+    """Return the statement that records the dialer's schema in a comment on our schema.
 
-    None if that is `public`.
+    None if the dialer's schema is `public`.
     """
     schema = schema_of(connection)
     return None if schema == PUBLIC else f"COMMENT ON SCHEMA assignment IS '{MARK}{schema}'"
 
 
 def locate(engine: Engine, named: str | None) -> None:
-    """Make each new connection of the engine find the dialer's schema.
+    """Make each new connection of the engine find the schema of the dialer's tables.
 
-    The order: the schema in which the database was taken over; `named`, from the address; the first
-    schema of the search path that has the dialer's tables; `public`. Raises `UsageError` if the
-    address names a schema other than the one taken over, or one that does not exist.
+    The first of these that exists: the schema with which the database was taken over; `named`, from
+    the address; the first schema of the search path that has the dialer's tables; `public`. Raises
+    `UsageError` if the address names another schema than the one taken over, or one that does not
+    exist.
     """
 
     def connected(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:

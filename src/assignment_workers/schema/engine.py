@@ -36,15 +36,19 @@ KEEPALIVES = {
     "keepalives_count": "3",
     "tcp_user_timeout": "5000",
 }
-"""Settings that detect a vanished host in about five seconds, in any state of the connection."""
+"""Connection parameters by which a vanished host is detected in about five seconds."""
 
 CONNECT_SECONDS = 5
-"""The longest wait for a connection to one host, unless the address says less."""
+"""The most seconds to wait for a connection to one host, unless the address has a smaller limit."""
 POOLED = "behind a pooler"
 POOL_SECONDS = 30.0
-"""The longest wait for a free connection of the pool, unless the statement timeout is shorter."""
+"""The most seconds to wait for a free connection of the pool. A shorter statement timeout takes
+precedence.
+"""
 LONG_SECONDS = 100.0
-"""Seconds. Statements with a longer timeout are checked for signs of work while they run."""
+"""Seconds. While a statement with a longer timeout runs, the server is asked if it still executes
+it.
+"""
 
 FORMS = {
     "timezone": "UTC",
@@ -53,16 +57,17 @@ FORMS = {
     "bytea_output": "hex",
     "standard_conforming_strings": "on",
 }
-"""The settings of our database sessions for the form of values, over any of the role or the
-database, because the driver parses values as text."""
+"""The session settings for the text format of values, which the driver parses. They take precedence
+over settings of the role or the database.
+"""
 
 
 def driver_url(database_url: str) -> URL:
-    """Return a PostgreSQL address as SQLAlchemy's URL, with psycopg 3 as its driver.
+    """Convert a PostgreSQL address to an SQLAlchemy URL with the driver psycopg 3.
 
-    The address is one of libpq's, in any form; what it and its service file say is in the URL. Of
-    several hosts the primary is asked for. Prisma's parameters are translated; `locate_dialer`
-    reads `schema`. Raises `UsageError` for an address that cannot be used.
+    `database_url` may have any form that libpq accepts; parameters of a service file are included.
+    Of several hosts the primary is requested. Prisma's parameters are translated, except `schema`,
+    which `locate_dialer` reads. Raises `UsageError` for an address that cannot be used.
     """
     found = parameters_of(database_url)
     attributes = found.get("target_session_attrs")
@@ -77,9 +82,9 @@ def driver_url(database_url: str) -> URL:
 
 
 def parameters_of(database_url: str) -> dict[str, str]:
-    """Return the parameters of a PostgreSQL address, and of the service that it names, for libpq.
+    """Return the libpq parameters of a PostgreSQL address and of the service that it names.
 
-    Prisma's parameters are translated. Raises `UsageError`, one line without the address.
+    Prisma's parameters are translated. Raises `UsageError`, with one line that omits the address.
     """
     try:
         found = libpq_parameters(database_url, in_words_of_libpq)
@@ -89,7 +94,7 @@ def parameters_of(database_url: str) -> dict[str, str]:
 
 
 def url_of(parameters: Mapping[str, str]) -> URL:
-    """Return libpq's parameters as a URL that SQLAlchemy gives to psycopg unchanged."""
+    """Return libpq's parameters as a URL that SQLAlchemy passes to psycopg unchanged."""
     rest = dict(parameters)
     user, password = rest.pop("user", None), rest.pop("password", None)
     database = rest.pop("dbname", None)
@@ -111,9 +116,9 @@ def url_of(parameters: Mapping[str, str]) -> URL:
 
 
 def conninfo(url: URL, **parameters: str) -> str:
-    """Return a URL of `driver_url` as a connection string of libpq, with further parameters.
+    """Convert a URL of `driver_url` to a libpq connection string, with further parameters.
 
-    The wait for a connection is limited, and a host that has vanished is noticed.
+    Limits for the connection attempt and keepalives are added (`connect_arguments`).
     """
     dialect: Any = url.get_dialect()()
     _, given = dialect.create_connect_args(url)
@@ -121,7 +126,10 @@ def conninfo(url: URL, **parameters: str) -> str:
 
 
 def connect_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters with which each connection is opened, over those of the address."""
+    """Return the connection parameters that override those of the address `given`.
+
+    They limit the connection attempt, and detect a vanished host.
+    """
     said = str(given.get("connect_timeout", ""))
     seconds = min(int(said), CONNECT_SECONDS) if said.isdecimal() and int(said) else CONNECT_SECONDS
     return {"connect_timeout": seconds, **KEEPALIVES}
@@ -145,14 +153,14 @@ def connect(
     as PgBouncer refuse unknown options. Behind a pooler, each transaction may run in another
     session: the set-up is then repeated in each transaction, and no statement is prepared.
 
-    `index_plans_only`: use an index to look up rows wherever one serves. A prepared statement keeps
-    its plan; a plan made while a table was small would continue to scan the whole table as it
-    grows, until statistics are gathered again. So a table without a suitable index must stay small,
-    or its query must allow another join itself (`assignment.crm.external_crm.reader`).
+    `index_plans_only`: use an index to look up rows wherever a suitable one exists. A prepared
+    statement keeps its plan; a plan made while a table was small would continue to scan the whole
+    table as it grows, until statistics are gathered again. So a table without a suitable index must
+    stay small, or its query must allow another join itself (`assignment.crm.external_crm.reader`).
 
     Each exchange also ends on this process's clock (`schema.deadline`): slightly after the
-    statement timeout or, where that is long, as soon as the server, asked on another connection, no
-    longer executes the statement.
+    statement timeout or, if the timeout is long, as soon as the server, asked on another
+    connection, no longer executes the statement.
     """
     milliseconds = {
         "statement_timeout": statement_timeout,
@@ -188,17 +196,17 @@ def connect(
 
 
 def locate_dialer(engine: Engine, database_url: str) -> None:
-    """Make the engine's connections find the dialer's schema, by the address or by the database.
+    """Make the engine's connections find the dialer's schema, from the address or the database.
 
-    Raises `UsageError` if they contradict each other.
+    Raises `UsageError` if the address and the database name different schemas.
     """
     locate(engine, schema_of_dialer(database_url))
 
 
 def schema_of_dialer(database_url: str) -> str | None:
-    """Return the schema of the dialer's tables that the address names, as Prisma does, or None.
+    """Return the schema of the dialer's tables from the address's parameter `schema`, or None.
 
-    Raises `UsageError` if it is no usable name.
+    Raises `UsageError` if the name cannot be used.
     """
     return schema_named(query_of(database_url))
 
@@ -206,8 +214,8 @@ def schema_of_dialer(database_url: str) -> str | None:
 def bound(engine: Engine, longest: timedelta) -> None:
     """Limit the wait for each answer on the engine's connections.
 
-    `longest`: the statement timeout. Call this after all other connect listeners are registered:
-    then each set-up statement is limited to `EXCHANGE_SECONDS`, however large `longest` is.
+    `longest`: the statement timeout. Call this after all other connect listeners are registered, so
+    that each set-up statement is limited to `EXCHANGE_SECONDS`, even if `longest` is more.
     """
     seconds = longest.total_seconds() + MARGIN_SECONDS
 
@@ -273,8 +281,8 @@ def direct_url(settings: Settings) -> str:
 def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
     """Return True if the connection leads to a connection pooler.
 
-    Then another server process answers than the one that was reported when the connection was
-    opened, because a pooler invents that process id.
+    A pooler invents the process id that it reports when the connection is opened, so the process
+    that answers has another id.
     """
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     return row is None or row[0] != connection.info.backend_pid

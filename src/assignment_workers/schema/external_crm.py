@@ -23,9 +23,10 @@ CONNECT_SECONDS = 5.0
 
 
 def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
-    """Return an engine that reads an external CRM in UTC, each statement for about `seconds`.
+    """Return a read-only engine for an external CRM, with sessions in UTC.
 
-    `pool`: the number of connections to keep; None: open one for each use.
+    `seconds`: the approximate limit per statement. `pool`: the number of connections to keep open;
+    None: a connection is opened for each use.
     """
     milliseconds = round(seconds * 1000)
     arguments: dict[str, Any]
@@ -85,7 +86,10 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
 
 
 def _statement_limits(engine: Engine, cursor: DBAPICursor, seconds: float) -> list[str]:
-    """Return the statement that sets the server's own time limit, on MariaDB or MySQL."""
+    """Return the statement that sets the time limit per statement on MariaDB or MySQL.
+
+    An empty list for any other server.
+    """
     if engine.dialect.name not in MYSQL:
         return []
     cursor.execute("SELECT VERSION()")
@@ -95,7 +99,7 @@ def _statement_limits(engine: Engine, cursor: DBAPICursor, seconds: float) -> li
 
 
 def cut(connection: Connection) -> None:
-    """Shut down a connection's socket. A thread that waits on the connection fails at once."""
+    """Shut down a connection's socket. A thread that waits on the connection then fails at once."""
     if connection.closed:
         return
     try:
@@ -115,7 +119,7 @@ def is_wrong(error: BaseException | None) -> bool:
 
 
 _WRONG_CODES = {1044, 1045, 1049, 1698}
-"""MySQL's error codes for a refused login or a database that does not exist."""
+"""MySQL's error codes for a refused login and for a database that does not exist."""
 _WRONG_WORDS = (
     "password authentication failed",
     "does not exist",

@@ -26,40 +26,45 @@ from assignment_workers.addresses import hosts_of
 C = TypeVar("C", bound="psycopg.Connection[Any]")
 
 CONNECT_SECONDS = 2
-"""The longest wait for one of several hosts. One that is slower is passed over, and tried again."""
+"""The most seconds to wait for a connection to one of several hosts. A slower host is skipped, and
+tried again later.
+"""
 LOOKING = "assignment-workers look"
-"""The name of short sessions that only ask a server for its state."""
+"""The application name of short sessions that only ask a server for its state."""
 LOOK_SECONDS = 5.0
-"""The interval at which all hosts are asked which is the primary, and for which a host that timed
-out is not asked again if another serves."""
+"""Seconds between two searches for the primary among all hosts. For the same time a host that timed
+out is not asked again if another host serves.
+"""
 KNOWN_SECONDS = 1.0
-"""Seconds for which the primary is known after all hosts were asked."""
+"""Seconds after a search during which the primary that it found is used without another search."""
 WRITES = frozenset({"read-write", "primary"})
-"""The values of `target_session_attrs` that ask for the primary."""
+"""The values of `target_session_attrs` that request a server that accepts writes."""
 
 
 class Hosts:
-    """The hosts of one address, and the one that is the primary as far as known. Thread-safe."""
+    """The hosts of one database address, and which of them is the primary. Thread-safe."""
 
     def __init__(
         self, hosts: list[dict[str, str]], steady: Callable[[], float] = monotonic
     ) -> None:
-        """`steady`: a monotonic clock."""
+        """Store the hosts. `steady` is a monotonic clock."""
         self.primary: dict[str, str] | None = None
-        """The host that served last; None: none has."""
+        """The host that last served as the primary; None if none has served yet."""
         self._hosts = hosts
         self._steady = steady
         self._asked_at = float("-inf")
         self._timed_out: dict[str, float] = {}
         self._timelines: dict[str, int] = {}
-        """The newest timeline that was seen of each system: a primary and its standbys are one."""
+        """By system identifier, which a primary and its standbys share: the newest timeline seen.
+        """
         self._is_watched = threading.Lock()
-        """Acquired by the one thread that watches these hosts, for good."""
+        """A lock that the one thread that watches these hosts acquires and never releases."""
 
     def connect(self, connect: Callable[..., C]) -> C:
-        """Return a connection to the primary, opened by `connect`, which gets a host.
+        """Return a connection to the primary, opened by `connect`, a function of a host.
 
-        Raises `psycopg.OperationalError`, one line with the reason of each host, if none serves.
+        Raises `psycopg.OperationalError`, with the reason of each host in one line, if no host
+        serves.
         """
         last = self.primary
         is_known = self._steady() - self._asked_at < KNOWN_SECONDS
@@ -76,10 +81,10 @@ class Hosts:
         return made
 
     def _newest(self, connect: Callable[..., C]) -> C:
-        """Connect to every host that accepts writes, and return the one on the newest timeline.
+        """Connect to every host that accepts writes; return the connection to the newest timeline.
 
-        A host that timed out a moment ago is asked only if no other serves, and then by turns: for
-        as long as the wait for it has taken, the others alone are asked again.
+        A host that timed out in the last `LOOK_SECONDS` is asked only if no other host serves, and
+        not within `CONNECT_SECONDS` of its time-out.
         """
         best: tuple[int, C, dict[str, str]] | None = None
         failures = []
@@ -115,9 +120,10 @@ class Hosts:
             self._timed_out[named(host)] = self._steady()
 
     def _timeline(self, connection: psycopg.Connection[Any]) -> int:
-        """Return the number of the server's timeline; 0 if the server does not say.
+        """Return the number of the server's timeline; 0 if the server does not report it.
 
-        Closes the connection and raises `psycopg.OperationalError` if a later timeline was seen.
+        Closes the connection and raises `psycopg.OperationalError` if a later timeline was seen
+        before.
         """
         try:
             row = connection.execute(_TIMELINE).fetchone()
@@ -149,7 +155,7 @@ class Hosts:
 
 @dataclass(frozen=True)
 class Served:
-    """The host that a connection leads to, one of several."""
+    """The host that a connection leads to, and the `Hosts` among which it was chosen."""
 
     hosts: Hosts
     host: Mapping[str, str]
@@ -161,9 +167,9 @@ class Served:
 
 
 def among(parameters: Mapping[str, Any]) -> Hosts | None:
-    """Return the hosts that libpq's parameters name, the same object for the same hosts.
+    """Return the `Hosts` object of the hosts in libpq's parameters, the same for the same hosts.
 
-    None if the parameters name one host, or do not ask for the primary.
+    None if the parameters name only one host, or do not request the primary.
     """
     found = hosts_of(parameters)
     if len(found) < 2 or parameters.get("target_session_attrs") not in WRITES:  # noqa: PLR2004
@@ -175,7 +181,7 @@ MOVED = "another host of the address is the primary now"
 
 
 def named(host: Mapping[str, str]) -> str:
-    """Return a host and its port in one text."""
+    """Return a host's name or address and its port, as one text."""
     return f"{host.get('host') or host.get('hostaddr')}:{host.get('port', '')}".rstrip(":")
 
 
@@ -183,5 +189,7 @@ _TIMELINE = """
 SELECT system_identifier::text, left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)
 FROM pg_control_system()
 """
-"""The first part of a WAL file's name. `pg_control_checkpoint` has an old number for a while."""
+"""Query: the system identifier, and the timeline, which is the first part of a WAL file's name.
+After a promotion `pg_control_checkpoint` would still have the old timeline for some time.
+"""
 _KNOWN: dict[tuple[str, ...], Hosts] = {}

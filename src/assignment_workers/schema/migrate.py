@@ -28,25 +28,25 @@ from assignment_workers.schema.engine import (
 
 VERSION_TABLE = "schema_revision"
 FIRST_TABLE = "alembic_version"
-"""The table of release 0.1, whose processes start only on the revision `OF_0_1` in it.
+"""The revision table of release 0.1, whose processes start only if it has the revision `OF_0_1`.
 
-It stays at that revision until 0.3.0, so that processes of 0.1 can be started beside those of this
-version, and for going back.
+It stays at that revision until 0.3.0, so that processes of 0.1 can run beside those of this version
+during an upgrade, and for going back.
 """
 OF_0_1 = "0015"
 MIGRATION = "assignment-workers schema migrate"
-"""The name of a migration's sessions in `pg_stat_activity`."""
+"""The application name of a migration's sessions in `pg_stat_activity`."""
 STATEMENT_AT_MOST = timedelta(minutes=30)
 SERVES_FROM = "0030"
-"""The oldest revision whose version works with the schema of this version.
+"""The oldest revision whose release works with the schema of this release.
 
-A version of that revision or later may run, and be started, beside this schema: during an upgrade,
-and for going back. A migration that takes something away which older versions use raises it.
+Releases of that revision or later may run, and be started, with this schema: during an upgrade, and
+for going back. A migration that removes something that older releases use raises this revision.
 """
 _SERVES = "Serves versions from revision "
-"""The comment on the table of revisions, in which `SERVES_FROM` follows."""
+"""The beginning of the comment on the revision table. The value of `SERVES_FROM` follows it."""
 OUR_VIEW = "assignment-workers: a view for the old reader"
-"""The comment that marks a view in `public` as made by this package."""
+"""The comment on a view in `public` that this package has made."""
 
 
 def upgrade(
@@ -54,11 +54,11 @@ def upgrade(
 ) -> str:
     """Run every missing migration, each in its own transaction; return the revision reached.
 
-    Safe to repeat, and to run from several processes at once: an advisory lock serialises them.
-    With `lock_timeout`, no wait for a lock is longer, and a wait that would be raises SQLAlchemy's
-    `OperationalError`. `phone_region` is used to read the phone numbers of older versions. Raises
-    `DatabaseUnavailable`, and `SchemaMismatch` if an object that is not ours prevents the change,
-    such as a view of a table that changes, or if the schema is that of a newer version.
+    Safe to repeat, and to run in several processes at once: an advisory lock serialises them.
+    `lock_timeout` limits each wait for a lock; a longer wait raises SQLAlchemy's
+    `OperationalError`. `phone_region` is used to read the phone numbers stored by older releases.
+    Raises `DatabaseUnavailable`, and `SchemaMismatch` if an object that is not ours, such as a view
+    of a table that changes, prevents the change, or if the schema is that of a newer release.
     """
     engine = connect(
         database_url,
@@ -108,7 +108,7 @@ def plan(database_url: str) -> str:
 
 
 def _engine(database_url: str) -> Engine:
-    """Return an engine for statements that may take as long as the server works on them."""
+    """Return an engine whose statements may take as long as the server is working on them."""
     engine = create_engine(
         url := driver_url(database_url), connect_args=connect_arguments(url.query)
     )
@@ -118,9 +118,10 @@ def _engine(database_url: str) -> Engine:
 
 
 def check(connection: Connection) -> None:
-    """Raise `SchemaMismatch` unless this version works with the schema. The error names the remedy.
+    """Raise `SchemaMismatch` unless this release works with the database's schema.
 
-    The schema is that of this version, or of a newer one that still serves this version.
+    It works with its own schema and with a newer one that still serves this release. The error
+    names the remedy.
     """
     at, needed = revision(connection), head()
     if at != needed and _is_newer(at):
@@ -141,7 +142,7 @@ def check(connection: Connection) -> None:
 
 
 def check_dialer_tables(connection: Connection) -> None:
-    """Raise `SchemaMismatch` for the first table of the dialer that lacks a column we use."""
+    """Raise `SchemaMismatch` if a table of the dialer is missing or lacks a column we use."""
     inspector, schema = inspect(connection), schema_of(connection)
     for table in Agent.metadata.sorted_tables:
         if not inspector.has_table(table.name, schema=schema):
@@ -159,7 +160,7 @@ def check_dialer_tables(connection: Connection) -> None:
 
 
 def check_queue_tables(connection: Connection) -> None:
-    """Raise `SchemaMismatch` if the dialer's own queue tables exist beside our queues."""
+    """Raise `SchemaMismatch` if the dialer's own queue tables still exist."""
     found = connection.execute(_QUEUE_TABLES, {"comment": OUR_VIEW}).first()
     if found is not None:
         raise SchemaMismatch(
@@ -207,13 +208,16 @@ def _refuse_newer(connection: Connection) -> None:
 
 
 def _is_newer(at: str | None) -> bool:
-    """Return True for a revision that this version does not know; None: never migrated."""
+    """Return True if this release does not know the revision `at`.
+
+    False for None: never migrated.
+    """
     scripts = ScriptDirectory.from_config(_config(None))
     return at is not None and at not in {each.revision for each in scripts.walk_revisions()}
 
 
 def revision(connection: Connection) -> str | None:
-    """Return the revision of the database. None if it was never migrated."""
+    """Return the schema revision of the database; None if it was never migrated."""
     return _revision(connection, VERSION_TABLE) or _revision(connection, FIRST_TABLE)
 
 
@@ -225,9 +229,9 @@ def _revision(connection: Connection, table: str) -> str | None:
 
 
 def parting(connection: Connection) -> list[str]:
-    """Return the statements that give this version a table of its own for the revision.
+    """Return the statements that create the revision table of this release beside that of 0.1.
 
-    Empty if it has one, or if nothing was migrated.
+    Empty if the table exists, or if nothing was migrated.
     """
     at = _revision(connection, FIRST_TABLE)
     if at is None or _revision(connection, VERSION_TABLE) is not None:
@@ -236,7 +240,10 @@ def parting(connection: Connection) -> list[str]:
 
 
 def head() -> str:
-    """Return the revision that this version needs. Raises `SchemaMismatch` if there is none."""
+    """Return the schema revision that this release needs.
+
+    Raises `SchemaMismatch` if there is none.
+    """
     found = ScriptDirectory.from_config(_config(None)).get_current_head()
     if found is None:
         raise SchemaMismatch("this installation has no migrations: install it again")
@@ -244,11 +251,11 @@ def head() -> str:
 
 
 def unreachable(error: OperationalError | ProgrammingError) -> DatabaseUnavailable:
-    """Return a one-line error for a database that does not answer, without its address.
+    """Return a one-line error for a database that does not answer, without the address.
 
-    The address holds a password. A `ProgrammingError` without an SQLSTATE comes from the driver,
-    for an address with an option that PostgreSQL does not know. One with an SQLSTATE came from a
-    server and is raised again.
+    The address is left out because it has a password. A `ProgrammingError` without an SQLSTATE
+    comes from the driver, for an address with an unknown option. One with an SQLSTATE came from a
+    server, and is raised again.
     """
     if isinstance(error, ProgrammingError) and getattr(error.orig, "sqlstate", None):
         raise error
@@ -257,7 +264,7 @@ def unreachable(error: OperationalError | ProgrammingError) -> DatabaseUnavailab
 
 
 def _in_the_way(error: NotSupportedError) -> str:
-    """Return the object that prevents the change and its owner, in one line."""
+    """Return the database object that prevents the change, with its details, in one line."""
     said: Any = error.orig
     return "; ".join(filter(None, (said.diag.message_primary, said.diag.message_detail)))
 

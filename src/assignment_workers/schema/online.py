@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from alembic import op
 
 BATCH = 5_000
-"""Rows changed per transaction. A dialer that writes one of these rows waits for the
-transaction."""
+"""Rows changed per transaction. A dialer that writes one of these rows waits for that transaction.
+"""
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Commit each migration statement in this context by itself, outside of a transaction."""
+    """Commit each migration statement of this context separately, outside of a transaction."""
     with op.get_context().autocommit_block():
         yield
 
@@ -32,7 +32,7 @@ def index(
     where: str = "",
     schema: str = "public",
 ) -> None:
-    """Build an index of `table` on `columns` while the table is read and written.
+    """Build an index of `table` on `columns` without blocking reads or writes.
 
     `where`: the condition of a partial index. Call within `alone`.
     """
@@ -49,11 +49,11 @@ def index_statements(
     where: str = "",
     schema: str = "public",
 ) -> Iterator[str]:
-    """Yield the statements that build an index of `table` online. Each must be run by itself.
+    """Yield the statements that build an index of `table` without blocking; run each separately.
 
-    The build waits for the transactions that began before it; none of them waits for the build. So
-    the lock timeout is switched off for that statement. A remnant of a killed build is dropped
-    first. `where`: the condition of a partial index.
+    The build waits for the transactions that began before it, and none of them waits for the build,
+    so the lock timeout is switched off for that statement. An invalid index left by a killed build
+    is dropped first. `where`: the condition of a partial index.
     """
     left = (
         f"IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('{schema}.{name}')"
@@ -72,19 +72,18 @@ def index_statements(
 
 
 def cancel(table: str, which: str) -> None:
-    """Set pending rows of the dialer's `table` to cancelled, `BATCH` rows at a time.
+    """Set pending rows of the dialer's `table` to cancelled, `BATCH` rows per transaction.
 
-    `which`: a query that returns the ids of the rows. Call within `alone`. Each batch is a
-    transaction of its own.
+    `which`: a query that returns the ids of the rows. Call within `alone`.
     """
     op.execute(cancel_statement(table, which))
 
 
 def cancel_statement(table: str, which: str) -> str:
-    """Return the SQL statement that `cancel` runs; it must be run outside of a transaction.
+    """Return the SQL statement that `cancel` runs. Run it outside of a transaction.
 
-    It never waits for one row while it has locked another, so no statement of the dialer, which may
-    lock the same rows in any order, ends in a deadlock with it.
+    The statement never waits for a row while it has locked another row, so it causes no deadlock
+    with statements of the dialer, which may lock the same rows in any order.
     """
     return f"""
         DO $cancel$

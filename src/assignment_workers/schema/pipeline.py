@@ -43,29 +43,29 @@ Rows = Sequence[Row[*tuple[Any, ...]]]
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXPRESSIONS_CACHED = 256
-"""The most expressions that one cached function keeps.
+"""The most expressions that one cached function stores.
 
 It is several times the number of dialer queues and batch sizes.
 """
 
 
 def expression_cache(make: F) -> F:
-    """Cache the expressions that `make` returns, by its arguments, at most `EXPRESSIONS_CACHED`.
+    """Cache the SQL expressions that `make` returns, by the arguments of the call.
 
-    For expressions that depend on the policies, of which each change of the settings makes new
-    ones. The expression that was not used for the longest time is forgotten first, together with
-    its compiled form and its prepared statements.
+    For expressions that depend on the policies, because each change of the settings makes new
+    policies. At most `EXPRESSIONS_CACHED` are stored. The least recently used one is dropped first,
+    together with its compiled form and its prepared statements.
     """
     return cast("F", lru_cache(maxsize=EXPRESSIONS_CACHED)(make))
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A SQL statement to execute, with parameters.
+    """A SQL expression to execute, with parameters.
 
-    Its compiled form is kept as long as the expression. An expression that is executed again and
-    again is therefore an object at module level, or of a function with an `expression_cache`: one
-    that is made for each call is compiled and prepared each time.
+    The compiled form is cached as long as the expression object exists. An expression for repeated
+    use must therefore be a module-level object, or come from a function with `expression_cache`;
+    otherwise it is compiled and prepared each time.
     """
 
     statement: ClauseElement
@@ -75,7 +75,7 @@ class Statement:
 def run_statements(connection: Connection, *asks: Statement) -> list[Rows]:
     """Execute the statements `asks` in order, in one round trip; return the rows of each.
 
-    After a statement that fails the others are not executed. Errors are raised as by
+    If a statement fails, the following ones are not executed. Errors are raised as by
     `Connection.execute`, including that of a lost connection; the caller must then roll back.
     """
     return _go(connection, asks, ends=False)
@@ -84,7 +84,7 @@ def run_statements(connection: Connection, *asks: Statement) -> list[Rows]:
 def commit(connection: Connection, *asks: Statement) -> None:
     """Execute the statements `asks` in order and commit, in one round trip: all or nothing.
 
-    SQLAlchemy's own commit, which must follow, then has nothing left to do.
+    SQLAlchemy's own commit must follow; it then sends nothing.
     """
     _go(connection, asks, ends=True)
 
@@ -118,9 +118,9 @@ def _go(connection: Connection, asks: Sequence[Statement], *, ends: bool) -> lis
 def _notify_listeners(
     connection: Connection, statements: Sequence[_CompiledStatement], asks: Sequence[Statement]
 ) -> list[Callable[[], None]]:
-    """Call SQLAlchemy's listeners for the beginning of an execution, such as traces.
+    """Call SQLAlchemy's listeners for the start of an execution, such as those of traces.
 
-    Returns the calls to make when the statements have been executed.
+    Returns the functions to call when the statements have been executed.
     """
     listeners = connection.dispatch
     if not (listeners.before_cursor_execute or listeners.after_cursor_execute):
@@ -143,7 +143,7 @@ def _exchange(
 ) -> tuple[list[PGresult], Transformer]:
     """Send the statements in one round trip; return their results and psycopg's value decoder.
 
-    `ends`: True to commit at the end. Raises the first error, once no result is outstanding.
+    `ends`: True to commit at the end. Raises the first error, after all results have arrived.
     """
     known = _known(connection)
     to = known.to
@@ -172,7 +172,7 @@ def _exchange(
 
 
 def _known(connection: Connection) -> _Known:
-    """Return what is cached about this connection, such as its prepared statements."""
+    """Return the state cached for this connection, such as the names of its prepared statements."""
     info = connection.info
     known: _Known | None = info.get(_KNOWN)
     if known is None:
@@ -191,11 +191,11 @@ def _known(connection: Connection) -> _Known:
 
 
 def _prepare(known: _Known, statements: Sequence[_CompiledStatement]) -> None:
-    """Prepare the statements that are not yet prepared, in a round trip of their own.
+    """Prepare the statements that are not prepared yet, in a separate round trip.
 
-    A statement is prepared when it is executed for the second time, because the server keeps what
-    is prepared for as long as the connection, and some expressions are executed only once. In the
-    same round trip the server drops the statements whose expressions are forgotten.
+    A statement is prepared at its second execution, because some expressions are executed only
+    once, and the server keeps a prepared statement as long as the connection. The same round trip
+    drops statements whose expressions no longer exist.
     """
     if not known.keeps:
         return
@@ -231,7 +231,7 @@ def _results(known: _Known, count: int) -> list[PGresult]:
 
 
 def _good(result: PGresult) -> None:
-    """Raise the server's error, or `OperationalError` if the connection failed without one."""
+    """Raise the server's error in `result`, if any; `OperationalError` if the connection failed."""
     if result.status in _GOOD:
         return
     if result.error_field(DiagnosticField.SQLSTATE) is None:
@@ -240,7 +240,10 @@ def _good(result: PGresult) -> None:
 
 
 def _next(to: PGconn, ends: float) -> PGresult:
-    """Return the next statement's result. Raises `TimeoutError` at `ends`, by `perf_counter`."""
+    """Return the next statement's result.
+
+    Raises `TimeoutError` at `ends`, a time of `perf_counter`.
+    """
     _arrive(to, ends)
     result = to.get_result()
     if result is None or to.status == ConnStatus.BAD:
@@ -253,7 +256,7 @@ def _next(to: PGconn, ends: float) -> PGresult:
 def _arrive(to: PGconn, ends: float) -> None:
     """Wait for the next result: first by yielding the processor, then by polling the socket.
 
-    Raises `TimeoutError` at `ends`, by `perf_counter`.
+    Raises `TimeoutError` at `ends`, a time of `perf_counter`.
     """
     sleeps_at = perf_counter() + AWAKE
     while to.is_busy():
@@ -273,18 +276,20 @@ def _wait(socket: int, what: int, ends: float) -> None:
 
 
 AWAKE = 0.0005
-"""Seconds for which a result is waited for without sleeping. Most results of a single claim arrive
-in that time; sleeping and waking made such a claim a fifth slower."""
+"""Seconds of waiting for a result before the process sleeps. Most results of a single claim arrive
+in that time; with sleeping and waking, such a claim was a fifth slower.
+"""
 _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
-"""The statement that begins a transaction at the isolation level of `schema.engine`. Later
-statements of the round trip must see newer commits."""
+"""The statement that begins a transaction, at the isolation level of `schema.engine`: each
+statement of the round trip must see the newest commits.
+"""
 _COMMIT = b"COMMIT"
 _KNOWN = "known for trips"
 _GOOD = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
 
 
 Named = tuple[Any, ...]
-"""The schema of the dialer's tables, and the translations of schemas, as pairs."""
+"""The schema of the dialer's tables, followed by the translations of other schemas as pairs."""
 
 
 @dataclass
@@ -296,13 +301,14 @@ class _Known:
     transformer: Transformer
     named: Named
     keeps: bool
-    """True if prepared statements last beyond the transaction: not behind a pooler."""
+    """True if prepared statements outlast a transaction, that is, unless the connection is pooled.
+    """
     prepared: dict[bytes, ReferenceType[_CompiledStatement]] = field(default_factory=dict)
-    """The prepared statements by name; none behind a pooler."""
+    """The prepared statements by name; empty behind a connection pooler."""
 
 
 class _CompiledStatement:
-    """A compiled expression: its SQL, the order of its parameters and the form of its rows."""
+    """A compiled SQL expression: its text, its parameters' order, the decoding of its rows."""
 
     def __init__(self, expression: ClauseElement, named: Named) -> None:
         schema, *translated = named
@@ -320,8 +326,9 @@ class _CompiledStatement:
             (each.key, _dumper(each), each.effective_value, each.required) for each in binds
         ]
         self.types = [_INTERVAL if isinstance(each.type, Interval) else 0 for each in binds]
-        """The oid of an interval, for which the statement has no cast; otherwise 0, the server
-        infers it."""
+        """Per parameter: the type oid of an interval, for which the SQL has no cast; otherwise 0,
+        and the server infers the type.
+        """
         columns = getattr(expression, "exported_columns", ())
         loaders = (
             each.type.dialect_impl(_DIALECT).result_processor(_DIALECT, None) for each in columns
@@ -329,10 +336,10 @@ class _CompiledStatement:
         self._loaders = [(place, each) for place, each in enumerate(loaders) if each is not None]
         self._row: Callable[[Sequence[Any]], Any] | None = None
         self.again = False
-        """True from the second execution on."""
+        """True from the second execution of the statement on."""
 
     def bind(self, said: Mapping[str, Any], to: Transformer) -> list[Any]:
-        """Return the parameters in `said` as text, in the order of the statement."""
+        """Return the values of `said` as text, in the order of the statement's parameters."""
         values = (
             dump(said[key] if required else said.get(key, default))
             for key, dump, default, required in self._binds
@@ -377,7 +384,7 @@ _STATEMENTS: WeakKeyDictionary[ClauseElement, dict[Named, _CompiledStatement]] =
 
 
 def _compiled(expression: ClauseElement, named: Named) -> _CompiledStatement:
-    """Return the compiled form of an expression, which lives as long as the expression."""
+    """Return the compiled form of an expression, cached as long as the expression object exists."""
     forms = _STATEMENTS.get(expression)
     if forms is None:
         forms = _STATEMENTS[expression] = {}

@@ -18,16 +18,17 @@ ITS_POOLS = frozenset(
         "pgbouncer",
     }
 )
-"""Parameters of Prisma's own connection pool. They say nothing of the database and are dropped."""
+"""Parameters of Prisma's own connection pool, which do not concern the database and are dropped."""
 ACCEPTS = {"strict": "verify-full", "accept_invalid_certs": "require"}
-"""Prisma's `sslaccept` as libpq's `sslmode`."""
+"""By value of Prisma's `sslaccept`: the value of libpq's `sslmode`."""
 
 
 def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a Prisma address as libpq has them, without those of Prisma's pool.
+    """Convert the parameters of a Prisma address to libpq's, without those of Prisma's pool.
 
-    `schema` is not a parameter of libpq; `schema_named` reads it. Raises `UsageError`, one line
-    that names the parameter and the remedy, for a parameter that cannot be translated.
+    `schema` is dropped, because libpq has no such parameter; `schema_named` reads it. Raises
+    `UsageError`, with one line that names the parameter and the remedy, for a parameter that cannot
+    be converted.
     """
     kept = {name: value for name, value in query.items() if name not in ITS_POOLS}
     kept.pop("schema", None)
@@ -47,9 +48,9 @@ def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def schema_named(query: Mapping[str, Any]) -> str | None:
-    """Return the schema of the dialer's tables that the parameters of a database address name.
+    """Return the schema of the dialer's tables from the parameters of a database address.
 
-    None if they name none. Raises `UsageError` if it is no usable name.
+    None if the parameters do not name it. Raises `UsageError` if the name cannot be used.
     """
     given = query.get("schema")
     return None if given is None else checked(str(given))

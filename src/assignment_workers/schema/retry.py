@@ -27,11 +27,11 @@ def patiently(
     seconds: float,
     before_sleep: Callable[[RetryCallState], None] | None = None,
 ) -> T:
-    """Return the result of `attempt`, retried with growing pauses of at most a second.
+    """Call `attempt` and return its result; after a transient failure, call it again.
 
-    Raises `DatabaseUnavailable` if `attempt` still fails in a transient way after `seconds`. Any
-    other error is raised at once, unchanged. `attempt` must be a whole transaction, which was
-    rolled back when it raises.
+    The pauses grow to at most a second. Raises `DatabaseUnavailable` if `attempt` still fails in a
+    transient way after `seconds`. Any other error is raised at once, unchanged. `attempt` must be a
+    whole transaction that is rolled back when it raises.
     """
     began = monotonic()
     failed: list[BaseException] = []
@@ -62,7 +62,7 @@ def patiently(
 
 
 def is_passing(error: BaseException) -> bool:
-    """Return True if the error is transient: the same transaction may succeed a moment later."""
+    """Return True for a transient error: the same transaction may succeed a moment later."""
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated or isinstance(error, InterfaceError):
@@ -84,7 +84,9 @@ _MET_ELSEWHERE = {
     "pk_requests",
     "pk_commands",
 }
-"""Constraints that another lane's concurrent transaction may violate: the retry reads its rows."""
+"""Constraints that a concurrent transaction of another lane may cause to be violated. The retry
+then sees the rows of that transaction.
+"""
 
 _PASSING = (
     postgres.SerializationFailure,
@@ -99,17 +101,18 @@ _PASSING = (
 )
 
 _PASSING_CLASSES = {"53", "58"}
-"""Classes of SQLSTATE that are transient: disk or memory full or too many connections (53), a
-failure outside of PostgreSQL (58)."""
+"""Classes of SQLSTATE that are transient: 53 (disk or memory full, too many connections) and 58 (a
+failure outside of PostgreSQL).
+"""
 
 
 def constraint_of(error: IntegrityError) -> str | None:
-    """Return the name of the constraint that a write would have violated; None if unknown."""
+    """Return the name of the constraint that a write violated; None if unknown."""
     return getattr(getattr(error.orig, "diag", None), "constraint_name", None)
 
 
 def reason(error: BaseException) -> str:
-    """Return, in one line, why the database cannot answer."""
+    """Return one line, for people, on why the database cannot answer."""
     return f"the database cannot answer: {one_line(error)}"
 
 

@@ -57,7 +57,7 @@ _OF_WORKER: dict[str, str] = {
     "dashboard_sessions": "",
     VERSION_TABLE: "SELECT",
 }
-"""The worker role's privileges on our tables where they differ from `_ALL`."""
+"""The privileges of the role `assignment_worker` on our tables, where they differ from `_ALL`."""
 _OF_GATEWAY: dict[str, str] = {
     "agents_seen": "SELECT, INSERT, UPDATE",
     "operator_actions": "SELECT, INSERT, UPDATE",
@@ -78,7 +78,7 @@ _OF_GATEWAY: dict[str, str] = {
     ),
     "suppressed_numbers": "SELECT, DELETE",
 }
-"""The gateway role's privileges on our tables where they differ from SELECT."""
+"""The privileges of the role `assignment_gateway` on our tables, where they differ from SELECT."""
 _NOT_OF_READER = frozenset(
     {"api_tokens", "dashboard_sessions", "access_log", "dead_letters", "event_texts"}
 )
@@ -94,18 +94,22 @@ _OF_PURGE: dict[str, str] = {
     "audit_anchors": "SELECT, INSERT, UPDATE",
 }
 _OF_DIALER: dict[str, str] = {"agents": "SELECT"}
-"""The worker role's privileges on the dialer's tables where they differ from SELECT, INSERT,
-UPDATE."""
+"""The privileges of the role `assignment_worker` on the dialer's tables, where they differ from
+SELECT, INSERT, UPDATE.
+"""
 _OF_DIALER_ERASED = {
     "user_call_scores": "DELETE",
     "callbacks": "UPDATE (callback_reason, status)",
     "missed_calls": "UPDATE (phone_number, caller_name, status)",
     "conversions": "UPDATE (conversion_reason)",
 }
-"""The gateway's privileges on the dialer's tables beside SELECT: needed to erase a person."""
+"""The privileges of the role `assignment_gateway` on the dialer's tables beside SELECT, which
+erasing a person needs.
+"""
 _WORKED_BY_OWNERS = ("entries", "suppressed_numbers")
-"""The tables that the worker role owns, because only a table's owner can attach and detach
-partitions."""
+"""The tables that the role `assignment_worker` owns, because only the owner of a table can attach
+and detach partitions.
+"""
 
 
 def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> list[str]:
@@ -114,7 +118,7 @@ def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> l
     `passwords`: by role; a role with a password may log in from then on. The server receives only
     the encrypted form of a password, and the statement that sets it is not returned. Run as a
     superuser, or as an owner of the schema who may create roles. Raises `DatabaseUnavailable`, and
-    `SchemaMismatch` with the statement that somebody with more privileges has to run.
+    `SchemaMismatch` with the statement that somebody with more privileges must run.
     """
     url = driver_url(database_url)
     engine = create_engine(url, connect_args=connect_arguments(url.query))
@@ -149,7 +153,7 @@ def _run(connection: Connection, statement: str, password: str = "", role: str =
 
 
 def _statements(connection: Connection) -> list[str]:
-    """Return the SQL that sets up the roles, in order.
+    """Return the SQL statements that set up the roles, in order.
 
     A statement that needs special privileges is left out if it would change nothing.
     """
@@ -223,7 +227,7 @@ _KEPT_BY_ADOPTION = text("""
 
 
 def _rights(table: str) -> dict[str, str]:
-    """Return the privileges on a table of ours, by role; a role without any is left out."""
+    """Return the privileges on one of our tables, by role, without roles that have none."""
     of = {
         WORKER: _OF_WORKER.get(table, _ALL),
         GATEWAY: _OF_GATEWAY.get(table, "SELECT"),
@@ -234,9 +238,10 @@ def _rights(table: str) -> dict[str, str]:
 
 
 def ungranted(connection: Connection) -> list[str]:
-    """Return what `apply` would grant on our tables, as `SELECT on events for assignment_worker`.
+    """Return the missing privileges on our tables, as `SELECT on events for assignment_worker`.
 
-    Empty if the roles do not exist, or were never given rights in this database. Any role may ask.
+    `apply` would grant them. Empty if the roles do not exist, or were never granted anything in
+    this database. Any role may call this.
     """
     wanted = [
         {"role": role, "name": name, "privilege": privilege, "column": column}

@@ -18,9 +18,9 @@ class AssignmentState(StrEnum):
 
 
 class EndedHow(StrEnum):
-    """The detail of an assignment's end that its state does not tell.
+    """The way in which an assignment ended, if its state alone does not show it.
 
-    Two of the values are of the state skipped, one is of expired.
+    `deferred` and `closed` belong to the state skipped, `offer_lapsed` to the state expired.
     """
 
     DEFERRED = "deferred"
@@ -30,21 +30,23 @@ class EndedHow(StrEnum):
 
 
 class AnswerKind(StrEnum):
-    """The kinds of answers to requests for a user, as their callers get them."""
+    """The kinds of answers to requests for a user, as counted where the caller gets the answer."""
 
     ASSIGNED = "assigned"
     EMPTY = "empty"
     PAUSED = "paused"
     RULED = "ruled"
-    """Refused by a rule for the agent, such as a break that is due."""
+    """Refused because of a rule about the agent, such as a break that is due."""
     TOO_LATE = "too_late"
     UNAVAILABLE = "unavailable"
-    """Answered `unavailable`, or not at all within the caller's time."""
+    """Answered `unavailable`, or not answered within the caller's time."""
     LEFT = "left"
-    """The caller disconnected before the answer."""
+    """The caller disconnected before the answer was sent."""
     FAILED = "failed"
     """An internal error."""
     MISTAKE = "mistake"
-    """Malformed, not allowed, or past its deadline when it was sent: the caller's mistake."""
+    """An error of the caller: malformed, not allowed, or past its deadline when it was sent."""
     DROPPED = "dropped"
-    """Answers of any kind whose counts were dropped, because the database was away for too long."""
+    """Answers of any kind whose counts were dropped, because the database was unavailable for too
+    long.
+    """

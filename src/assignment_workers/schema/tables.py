@@ -36,7 +36,9 @@ EndedHow = states.EndedHow
 AnswerKind = states.AnswerKind
 
 COMMAND_POSITIONS = Sequence("command_positions", schema="assignment", metadata=Base.metadata)
-"""The order in which the database first saw commands, independent of clocks and brokers."""
+"""Numbers commands in the order in which the database first saw them, independent of clocks and
+brokers.
+"""
 
 
 class GenerationState(StrEnum):
@@ -49,9 +51,9 @@ class GenerationState(StrEnum):
 
 
 class EntryState(StrEnum):
-    """The states of an entry.
+    """The states of an entry, which is a user's position in one build of a dialer queue.
 
-    ready: claimable. waiting: not claimable until `available_from`. held: by an active assignment.
+    ready: claimable. waiting: not claimable until `available_from`. held: assigned to an agent.
     out: removed for `reason`.
     """
 
@@ -62,7 +64,7 @@ class EntryState(StrEnum):
 
 
 class AgentStatus(StrEnum):
-    """An agent's status, as stated by the agent or an operator, or implied by the agent's moves."""
+    """An agent's status: set by the agent or an operator, or implied by an agent's command."""
 
     AVAILABLE = "available"
     ON_CALL = "on_call"
@@ -72,7 +74,7 @@ class AgentStatus(StrEnum):
 
 
 class Source(StrEnum):
-    """The origin of an assignment's user: a dialer queue, a callback or a missed call."""
+    """The reason for an assignment: a user of a dialer queue, a callback or a missed call."""
 
     QUEUE = "queue"
     CALLBACK = "callback"
@@ -80,7 +82,10 @@ class Source(StrEnum):
 
 
 class JobStatus(StrEnum):
-    """The states of a job run. skipped: another run held the lock, or the slot was done already."""
+    """The states of a job run.
+
+    skipped: another run held the lock, or the run's time slot had already been done.
+    """
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -89,16 +94,17 @@ class JobStatus(StrEnum):
 
 
 UNMARKED = UUID(int=0)
-"""The id of a term that began before terms had ids."""
+"""The id of a term of release 0.1, whose terms had no ids."""
 
 
 class LaneTerm(Base):
-    """The right to write on a lane: one row per lane.
+    """The current term of each lane, which is the sequencer's right to write: one row per lane.
 
-    Every transaction on the assignment queue locks this row to prove its term. The row changes only
-    when a term begins, and every few seconds for standbys of release 0.1. Values that are updated
-    more often are in `sequencer_signs`, because a reader of an old snapshot keeps every version of
-    a row and each proof would scan all of them.
+    Every transaction on the assignment queue locks this row to prove its term. The row changes when
+    a term begins or the operational settings change, and every few seconds for standbys of release
+    0.1. Values that are updated more often are in `sequencer_signs`, because PostgreSQL keeps every
+    version of a row while a reader of an old snapshot is active, and each proof would scan all
+    versions.
     """
 
     __tablename__ = "sequencer"
@@ -110,32 +116,39 @@ class LaneTerm(Base):
     leader_pid: Mapped[int | None]
     since: Mapped[datetime | None] = mapped_column(Instant)
     term_id: Mapped[UUID] = mapped_column(server_default=str(UNMARKED))
-    """A random id beside the number. A number may be given out twice after the database has moved
-    back to a copy of its past: a restored backup or an asynchronous standby."""
+    """A random id beside the number. A number may be used twice if the database moves back to a
+    copy of its past: a restored backup or an asynchronous standby.
+    """
     seen_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The sign of life of release 0.1, written every few seconds for its standbys. A leader of 0.1
-    writes no other. The next two columns are no longer used; the release after this one drops the
-    three."""
+    """The sign of life in the form of release 0.1, written every few seconds for standbys of 0.1.
+
+    A leader of 0.1 writes no other sign. `probed_at` and `probe_seconds` are no longer used. The
+    release after this one drops all three columns.
+    """
     probed_at: Mapped[datetime | None] = mapped_column(Instant)
     probe_seconds: Mapped[float | None]
     queues: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    """The lane's dialer queues under its last leader. Null: the row predates lanes."""
+    """The lane's dialer queues under its last leader. Null: written before there were lanes."""
     terms: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default="{}")
-    """The lane's latest terms, newest first. Messages taken under these terms are put back.
+    """The numbers of the lane's latest terms, newest first.
 
-    Each new sequencer of any lane increments the term, so one lane's terms have gaps.
+    Messages taken under these terms are put back. Each new sequencer of any lane increments the
+    term, so the terms of one lane have gaps.
     """
     settings_id: Mapped[UUID | None]
-    """The id of the version of the settings by which the lane judges; null before the first one.
+    """The id of the version of the operational settings in force; null before the first version.
 
-    A change writes the rows of all lanes, whose locks it holds. So each transaction reads it with
-    its proof of the term.
+    A change of the settings locks and writes the rows of all lanes. So each transaction reads this
+    id when it proves its term.
     """
     dialer: Mapped[dict[str, str] | None] = mapped_column(JSONB)
-    """The digests of the last leader's dialer, by part of its file; null: the row predates them."""
+    """The digests of the last leader's dialer file, by part of the file. Null: written before there
+    were digests.
+    """
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """The terms of `terms`, each as number and id in one text: the form that is in the names of the
-    lists of messages that a term has taken."""
+    """The terms of `terms`, each as number and id in one text. This text is part of the names of
+    the Redis lists of messages that a term has taken.
+    """
 
 
 class SettingsVersion(Base):
@@ -152,17 +165,21 @@ class SettingsVersion(Base):
 
     version: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     id: Mapped[UUID] = mapped_column(unique=True)
-    """A random id beside the number, which recurs if the database moves back to a copy of its past:
-    what processes have read is kept by this id."""
+    """A random id beside the number. A number recurs if the database moves back to a copy of its
+    past, so processes cache the settings by this id.
+    """
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
-    """The token's name, or the system user who ran the command; `sequencer` for the first version.
+    """The token's name, or the operating system user who ran the command; `sequencer` for the first
+    version.
     """
     why: Mapped[str]
     changes: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
     """The changed values: name, queue, team, and the value before and after."""
     values: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
-    """Every value in force: name, queue, team and value. What is not named has its default."""
+    """Every value in force: name, queue, team and value. A setting that is not listed has its
+    default.
+    """
 
 
 class SequencerSign(Base):
@@ -178,7 +195,10 @@ class SequencerSign(Base):
 
 
 class DialerQueue(Base):
-    """An operator's decision about a dialer queue. No user is handed out if `paused_at` is set."""
+    """A dialer queue, and an operator's pause of it.
+
+    No user is handed out if `paused_at` is set.
+    """
 
     __tablename__ = "queues"
 
@@ -188,7 +208,7 @@ class DialerQueue(Base):
 
 
 class Generation(Base):
-    """One complete build of a dialer queue. One generation per queue is published: guarantee 2."""
+    """One complete build of a dialer queue. One generation per queue is published (guarantee 2)."""
 
     __tablename__ = "generations"
     __table_args__ = (
@@ -210,7 +230,7 @@ class Generation(Base):
     trigger: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(Instant)
     snapshot: Mapped[str | None]
-    """`pg_current_snapshot()` of the build. It tells which assignments the build saw as ended."""
+    """`pg_current_snapshot()` of the build. It shows which assignments had ended for the build."""
     built_at: Mapped[datetime | None] = mapped_column(Instant)
     published_at: Mapped[datetime | None] = mapped_column(Instant)
     retired_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -218,12 +238,13 @@ class Generation(Base):
     size: Mapped[int | None] = mapped_column(BigInteger)
     error: Mapped[str | None]
     settings_version: Mapped[int | None] = mapped_column(BigInteger)
-    """The version of the settings by which it was built; null before the first one. Claims judge
-    by the version in force."""
+    """The version of the settings that the build used; null before the first version. Claims use
+    the version in force.
+    """
 
 
 class Entry(Base):
-    """The position of a user in a generation.
+    """The position of a user in a generation, which is one build of a dialer queue.
 
     The table is partitioned by generation: a build fills a partition, a purge drops it. There is no
     foreign key to `generations`, because dropping a partition would then lock that table against
@@ -253,8 +274,9 @@ class Entry(Base):
     generation_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     rank: Mapped[int]
-    """The position in the order. An integer, as in the view for the old reader: with a cast in the
-    view no index would serve it."""
+    """The user's position in the order. It is an integer, as in the view for the dialer's old
+    programs, because no index could be used through a cast in that view.
+    """
     score: Mapped[int]
     state: Mapped[str] = mapped_column(server_default=EntryState.READY)
     available_from: Mapped[datetime | None] = mapped_column(Instant)
@@ -262,7 +284,10 @@ class Entry(Base):
 
 
 class Assignment(Base):
-    """The exclusive hold of one agent on one user. Two partial unique indexes are guarantee 1."""
+    """The exclusive hold of one agent on one user.
+
+    Two partial unique indexes on the active rows enforce guarantee 1.
+    """
 
     __tablename__ = "assignments"
     __table_args__ = (
@@ -333,22 +358,23 @@ class Assignment(Base):
     lease_expires_at: Mapped[datetime] = mapped_column(Instant)
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
     ended_xid: Mapped[int | None] = mapped_column(BigInteger)
-    """The transaction that ended the assignment. A build compares it with its snapshot to tell
-    whether it saw the end."""
+    """The id of the transaction that ended the assignment. A build compares it with its snapshot to
+    find out whether the build saw the end.
+    """
     outcome: Mapped[str | None]
     notes: Mapped[str | None]
     accepted_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The time at which the agent accepted. Until then the assignment is an offer."""
+    """The time at which the agent accepted the offer. Null: the assignment is still an offer."""
     ended_how: Mapped[str | None]
     put_off_until: Mapped[datetime | None] = mapped_column(Instant)
-    """Of a skipped or deferred assignment: the user is not offered before this time."""
+    """For a skipped or deferred assignment: the user is not offered before this time."""
 
 
 class AgentSession(Base):
-    """An agent's stated status and current session.
+    """An agent's status and current session.
 
-    The row is created by the first stated status or the first lapsed offer. `state` is null for an
-    agent who never stated a status. Only fenced transactions write this table, so no heartbeat can
+    The row is created when a status is first set or an offer first lapses. `state` is null for an
+    agent whose status was never set. Only fenced transactions write this table, so no heartbeat can
     overwrite a status.
     """
 
@@ -366,20 +392,23 @@ class AgentSession(Base):
     state: Mapped[str | None]
     since: Mapped[datetime | None] = mapped_column(Instant)
     by: Mapped[str | None]
-    """The author of the status: the agent, an operator, or the system. Null: implied by a command
-    about an assignment, such as its completion."""
+    """The origin of the status: the agent, an operator, or the system. Null: implied by a command
+    about an assignment, such as its completion.
+    """
     why: Mapped[str | None]
     session_began: Mapped[datetime | None] = mapped_column(Instant)
     calls_in_session: Mapped[int] = mapped_column(server_default="0")
     working_since: Mapped[datetime | None] = mapped_column(Instant)
-    """The beginning of the session, or the end of its last break."""
+    """The start of the session, or the end of the session's last break."""
     last_call_ended_at: Mapped[datetime | None] = mapped_column(Instant)
     offers_lapsed: Mapped[int] = mapped_column(server_default="0")
-    """Consecutive offers that lapsed since the agent last accepted or ended an assignment."""
+    """The number of consecutive offers that lapsed since the agent last accepted or ended an
+    assignment.
+    """
 
 
 class AgentSeen(Base):
-    """An agent's last heartbeat. Written for many agents together, off the assignment queue."""
+    """An agent's last heartbeat. The heartbeats of many agents are written in one transaction."""
 
     __tablename__ = "agents_seen"
     __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
@@ -389,7 +418,7 @@ class AgentSeen(Base):
 
 
 class Request(Base):
-    """An agent's request for a user, and its one answer. The primary key is guarantee 5."""
+    """An agent's request for a user, and its one answer. The primary key enforces guarantee 5."""
 
     __tablename__ = "requests"
     __table_args__ = (
@@ -403,23 +432,25 @@ class Request(Base):
     queue: Mapped[str | None]
     deadline: Mapped[datetime | None] = mapped_column(Instant)
     received_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The time at which the client sent the request, by the client's clock, if the message has
-    it."""
+    """The time at which the client sent the request, by the client's clock. Null if the message
+    does not have it.
+    """
     outcome: Mapped[str]
     answer: Mapped[dict[str, Any]] = mapped_column(JSONB)
     assignment_id: Mapped[UUID | None] = mapped_column(ForeignKey(Assignment.id))
     term: Mapped[int] = mapped_column(BigInteger)
     answered_at: Mapped[datetime] = mapped_column(Instant)
     asked_again_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The last time that the request id came again and was answered with its assignment, still
-    active."""
+    """The last time that the request id was sent again and answered with the same assignment, while
+    the assignment was active.
+    """
 
 
 class Command(Base):
     """A command of the assignment queue and its one answer, stored in the command's transaction.
 
-    `Request` does the same for an agent's request. A repeated message gets the same answer and
-    changes nothing.
+    A repeated message gets the same answer and changes nothing. Agents' requests for a user are in
+    `Request`.
     """
 
     __tablename__ = "commands"
@@ -437,17 +468,20 @@ class Command(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     task: Mapped[str]
     subject: Mapped[str | None]
-    """The thing whose state the command sets. Null: the command cannot overwrite a newer state."""
+    """The name of the state that the command sets, such as `state of agent 26`. Null: the command
+    cannot overwrite a newer state.
+    """
     position: Mapped[int] = mapped_column(BigInteger)
-    """The position in the order in which the database first saw commands, from
-    `COMMAND_POSITIONS`."""
+    """The command's position in the order in which the database first saw commands
+    (`COMMAND_POSITIONS`).
+    """
     answer: Mapped[Any] = mapped_column(JSONB)
     term: Mapped[int] = mapped_column(BigInteger)
     answered_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class Event(Base):
-    """The record of every state change, in the order of commit per lane: guarantee 11.
+    """The record of one state change, in the order of commit per lane (guarantee 11).
 
     A trigger keeps the table append-only. Free text is stored in `event_texts`.
     """
@@ -473,9 +507,9 @@ class Event(Base):
 
 
 class EventText(Base):
-    """The free text of an event by name of detail, moved here from the event by a trigger.
+    """The free text of an event, by the name of the detail. A trigger moves it here from the event.
 
-    `person forget` and the purge delete rows here; the event itself stays as it was written.
+    `person forget` and the purge delete rows here; the event itself is not changed.
     """
 
     __tablename__ = "event_texts"
@@ -489,8 +523,8 @@ class EventText(Base):
 class AuditBatch(Base):
     """Digests of consecutive events of one lane, as a chain.
 
-    Each digest covers its event and the digest before it. Rows are inserted by a job off the
-    assignment queue (`assignment.audit`). A trigger keeps the table append-only.
+    Each digest covers its event and the preceding digest. A maintenance job inserts the rows
+    (`assignment.audit`). A trigger keeps the table append-only.
     """
 
     __tablename__ = "audit_batches"
@@ -510,12 +544,13 @@ class AuditBatch(Base):
     ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     """The ids of the events, in the order of their positions."""
     digests: Mapped[bytes]
-    """The digests, 32 bytes per event."""
+    """The digests of the events, 32 bytes per event."""
     upto: Mapped[int] = mapped_column(BigInteger)
-    """An event id. Every event of any lane with an id up to this one is in this batch or another.
+    """An event id. Each event of any lane with an id up to this one is in this batch, or in
+    another.
     """
     newest: Mapped[datetime] = mapped_column(Instant)
-    """The time of the batch's newest event. The purge deletes whole batches."""
+    """The time of the batch's newest event, by which the purge deletes whole batches."""
     made_at: Mapped[datetime] = mapped_column(Instant)
 
 
@@ -566,7 +601,7 @@ class DeadLetter(Base):
 
 
 class SuspectMessage(Base):
-    """A message that may have ended a process, stored while it is tried again."""
+    """A message that may have ended the process that handled it, stored while it is tried again."""
 
     __tablename__ = "suspect_messages"
     __table_args__ = (Index(None, "at"),)
@@ -574,18 +609,18 @@ class SuspectMessage(Base):
     digest: Mapped[str] = mapped_column(primary_key=True)
     celery_queue: Mapped[str]
     at: Mapped[datetime] = mapped_column(Instant)
-    """The beginning of the last try."""
+    """The time at which the last attempt to handle the message began."""
     ends: Mapped[int]
     part: Mapped[int | None]
-    """The part of a batch message that is being tried alone."""
+    """The index of the request of a batch message that is being handled alone."""
     parts: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default=text("'{}'"))
     buried: Mapped[int] = mapped_column(server_default=text("0"))
 
 
 class JobRun(Base):
-    """One run of a scheduled or requested job.
+    """One run of a job, scheduled or requested.
 
-    A slot is done once, because a unique index covers its running and succeeded runs.
+    A time slot is done once: a unique index covers its running and succeeded runs.
     """
 
     __tablename__ = "job_runs"
@@ -619,11 +654,10 @@ class JobRun(Base):
 
 
 class Phone(Base):
-    """The numbers in a user's phone text, as read by `assignment_workers.phones`.
+    """The numbers in a user's phone text, as read by `assignment_workers.phones`. Personal data.
 
     A row is current while `text`, `country`, `time_zone` (from the CRM) and `reader` are unchanged.
-    A row that is not current is read again before the user is handed out. All of it is personal
-    data.
+    A row that is not current is read again before the user is handed out.
     """
 
     __tablename__ = "phones"
@@ -635,27 +669,27 @@ class Phone(Base):
     time_zone: Mapped[str | None]
     reader: Mapped[str]
     numbers: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """Numbers in E.164. Empty: no number can be read."""
+    """The phone numbers in E.164. Empty: no number can be read."""
     keyed: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """Hashes of each number and of the text by the key in the settings, if a key is set. By these,
-    the number of a person whose data was erased is found."""
+    """Hashes of each number and of the text, made with the key in the settings, if a key is set.
+    They match the number of a person whose data was erased.
+    """
     kinds: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The kind of each number."""
     tails: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The last digits of each number, and of each part of the phone text that is no number."""
+    """The last digits of each number, and of each part of the phone text that is not a number."""
     unread: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The last digits of each part of the phone text that could not be read, or not with certainty.
-    """
+    """The last digits of each part of the phone text that could not be read with certainty."""
     plain: Mapped[str | None]
-    """The phone text in the normal form in which texts of suppressions are compared."""
+    """The phone text in the normal form in which it is compared with suppressed texts."""
     zones: Mapped[list[str]] = mapped_column(ARRAY(Text))
     home: Mapped[str | None]
-    """The person's country, with the part of the country where it is known."""
+    """The person's country, and the part of the country if it is known."""
     read_at: Mapped[datetime] = mapped_column(Instant)
 
 
 class PhoneZone(Base):
-    """A time zone in which a user may be, or may have been."""
+    """A time zone in which some user may be now, or may have been earlier."""
 
     __tablename__ = "phone_zones"
 
@@ -668,13 +702,14 @@ class SuppressionKind(StrEnum):
     DO_NOT_CONTACT = "do_not_contact"
     QUARANTINE = "quarantine"
     CLOSED = "closed"
-    """An agent closed one dialer queue for the user."""
+    """An agent closed the user in one dialer queue."""
 
 
 class Suppression(Base):
-    """A user, or all users with a phone number, who is not offered until the row is lifted.
+    """A user, or a phone number, that is not to be called until the row is lifted.
 
-    It applies to every dialer queue, or to `queue` alone. The kind `closed` always has a queue.
+    A number concerns all users who have it. The suppression applies to every dialer queue, or to
+    `queue` alone; the kind `closed` always has a queue.
     """
 
     __tablename__ = "suppressions"
@@ -737,20 +772,23 @@ class Suppression(Base):
     """The phone number as it was written."""
     number: Mapped[str | None]
     """The number in E.164, by which users are matched. Null beside a phone: the phone is not a
-    number and is compared as text. Of a forgotten number, its keyed hash
-    (`phones.Reader.keyed`)."""
+    number and is compared as text. For a number of a person whose data was erased: its keyed hash
+    (`phones.Reader.keyed`).
+    """
     plain: Mapped[str | None]
-    """The phone text in the normal form in which texts are compared."""
+    """The phone text in the normal form in which it is compared with users' phone texts."""
     tail: Mapped[str | None]
     """The last digits of the phone. A user's unreadable phone text with the same last digits may be
-    this number."""
+    this number.
+    """
     unsure: Mapped[bool] = mapped_column(server_default=text("false"))
-    """True if the phone is not a number, or not one that was ever allocated. Users who share its
-    last digits are held back as well."""
+    """True if the phone is not a number, or not one that was ever allocated. Users whose phone has
+    the same last digits are then suppressed as well.
+    """
     queue: Mapped[str | None]
     reason: Mapped[str]
     source: Mapped[str | None]
-    """The origin, such as the name of a register."""
+    """The origin of the suppression, such as the name of a register."""
     since: Mapped[datetime] = mapped_column(Instant)
     by: Mapped[str]
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -760,7 +798,7 @@ class Suppression(Base):
 
 
 class SuppressionListState(StrEnum):
-    """The states of a list of numbers: staged (loaded), standing (in force), retired."""
+    """The states of a list of suppressed numbers: staged (loaded), standing (in force), retired."""
 
     STAGED = "staged"
     STANDING = "standing"
@@ -768,10 +806,11 @@ class SuppressionListState(StrEnum):
 
 
 class SuppressionList(Base):
-    """One import of a named list of numbers that must not be called.
+    """One import of a named list of phone numbers that must not be called.
 
-    The numbers are loaded beside the standing lists. A command on the assignment queue makes the
-    list stand and, if it replaces, retires the standing list of the same name.
+    The numbers are loaded while the lists in force stay unchanged. A command on the assignment
+    queue then puts the list in force and, if `replaces` is true, retires the previous list of this
+    name.
     """
 
     __tablename__ = "suppression_lists"
@@ -841,7 +880,7 @@ class ApiToken(Base):
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
     """The time at which the token expires. Null: never."""
     last_used_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The last use, to the minute. Written outside the call that uses the token."""
+    """The last use, to the minute. It is written after the call that used the token."""
 
 
 class AccessKind(StrEnum):
@@ -855,13 +894,15 @@ class AccessKind(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     ACTED_FOR = "acted_for"
-    """A frontend's token, or another token that is not the agent's own, made moves for an agent."""
+    """A token other than the agent's own, such as a frontend's, sent commands on behalf of an
+    agent.
+    """
 
 
 class AccessRecord(Base):
-    """A sign-in, a refusal at the gateway, a change of a token, or a token acting for an agent.
+    """A sign-in, a refusal by the gateway, a change of a token, or a token acting for an agent.
 
-    A refusal's row is the sum of one minute. A token that acts for an agent has one row an hour.
+    Refusals of one minute share a row. A token that acts for an agent has one row an hour.
     """
 
     __tablename__ = "access_log"
@@ -875,18 +916,18 @@ class AccessRecord(Base):
     at: Mapped[datetime] = mapped_column(Instant)
     what: Mapped[str]
     who: Mapped[str | None]
-    """The token's name, or the operating system's user who ran the command."""
+    """The token's name, or the operating system user who ran the command."""
     subject: Mapped[str | None]
-    """The token that was created or revoked, or `agent 26` for an agent that a token acted for."""
+    """The token that was created or revoked, or the agent (`agent 26`) for whom a token acted."""
     address: Mapped[str | None]
     count: Mapped[int] = mapped_column(server_default="1")
 
 
 class AnswerCount(Base):
-    """The answers of one kind in one hour, by minute, as the gateway and the clients counted them.
+    """The number of answers of one kind in one hour, by minute, counted by gateways and clients.
 
-    Stored late and added up. The records of `requests` have what was committed; this table also has
-    what got no answer.
+    The counts are added to the row some time after the answers. `requests` has only answers that
+    were committed; this table also counts requests that got no answer.
     """
 
     __tablename__ = "answer_counts"
@@ -914,9 +955,9 @@ class DashboardSession(Base):
     token_id: Mapped[str | None] = mapped_column(ForeignKey(ApiToken.id))
     """The token that opened the session. The session ends with the token."""
     stack: Mapped[str | None]
-    """The digest of the stack's own secret, if that opened the session."""
+    """The digest of the secret of a stack of `up`, if that secret opened the session."""
     link: Mapped[str | None]
-    """The one-time link that opened the session. Unique, so that a link opens one session."""
+    """The one-time link that opened the session. It is unique, so a link opens one session."""
     created_at: Mapped[datetime] = mapped_column(Instant)
     expires_at: Mapped[datetime] = mapped_column(Instant)
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -924,7 +965,10 @@ class DashboardSession(Base):
 
 
 class Finding(Base):
-    """A result of the doctor's last scheduled run: a row per check, all replaced together."""
+    """A result of the doctor's last scheduled run.
+
+    One row per check; each run replaces all rows.
+    """
 
     __tablename__ = "findings"
 
@@ -949,10 +993,12 @@ class OperatorAction(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
-    """The token's name, `anybody` if tokens are off, or the system user who ran the command."""
+    """The token's name, `anybody` if tokens are off, or the operating system user who ran the
+    command.
+    """
     action: Mapped[str]
     subject: Mapped[str]
-    """The object of the action in words: a dialer queue, a user, an assignment, a dead letter."""
+    """The object of the action: a dialer queue, a user, an assignment or a dead letter."""
     why: Mapped[str | None]
     outcome: Mapped[str | None]
     """`done`, `asked: ...`, `refused: ...` or `unavailable: ...`. Null: the outcome is unknown."""
@@ -960,16 +1006,16 @@ class OperatorAction(Base):
 
 
 FACT_SCHEMA = "crm_facts"
-"""The schema of our views of the CRM's tables (`assignment.crm.fact_views`)."""
+"""The schema of this project's views of the CRM's tables (`assignment.crm.fact_views`)."""
 ID_AT_MOST = 200
 """The most characters of a person's id in the CRM."""
 
 
 class UserNumber(Base):
-    """Our number for a user whose id in the CRM is no integer, and that id.
+    """This project's number for a user whose id in the CRM is no integer, beside the CRM's id.
 
-    A number is never given to another user. It stays when the user is forgotten, so that the CRM's
-    id is not taken for a new user.
+    A number is never given to another user. The row stays when the user is forgotten, so that the
+    CRM's id is not taken for a new user.
     """
 
     __tablename__ = "user_ids"
@@ -986,31 +1032,35 @@ class UserNumber(Base):
 
 
 class CrmRead(Base):
-    """The last complete read of an external CRM, which gives the age of `crm_mirror`. One row."""
+    """The last complete read of an external CRM, which shows the age of `crm_mirror`. One row."""
 
     __tablename__ = "crm_reads"
     __table_args__ = (CheckConstraint("whole", name="one"),)
 
     whole: Mapped[bool] = mapped_column(primary_key=True)
     read_at: Mapped[datetime] = mapped_column(Instant)
-    """The beginning of the read: the mirror has the facts of that time or later."""
+    """The start of the read. The mirror has the facts of that time or later."""
     seconds: Mapped[float]
     counts: Mapped[dict[str, int]] = mapped_column(JSONB)
 
 
 class Watermark(Base):
-    """The progress of the job that looks for new rows in a source (`assignment.pools.discover`)."""
+    """The progress of the job that finds new rows in a source table.
+
+    The job is in `assignment.pools.discover`.
+    """
 
     __tablename__ = "watermarks"
 
     source: Mapped[str] = mapped_column(primary_key=True)
     reached: Mapped[datetime | None] = mapped_column(Instant)
-    """Every row of the source up to this time has been handled. Null: none yet."""
+    """Every row of the source up to this time has been handled. Null: no row yet."""
     seen: Mapped[datetime | None] = mapped_column(Instant)
-    """The latest time among the rows that the current pass over the source has met."""
+    """The latest time among the rows that the current pass over the source has read."""
     at: Mapped[datetime | None] = mapped_column(Instant)
     key: Mapped[str | None]
-    """The position, with `at`, at which the current pass over the source continues. Null: the next
-    pass starts from the beginning."""
+    """Together with `at`, the position at which the current pass over the source continues. Null:
+    the next pass starts from the beginning.
+    """
     swept_at: Mapped[datetime | None] = mapped_column(Instant)
     """The end of the last complete pass over the source."""

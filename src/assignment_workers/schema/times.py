@@ -11,15 +11,16 @@ from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 
 EARLIEST = datetime(100, 1, 1, tzinfo=UTC)
 LATEST = datetime(9900, 1, 1, tzinfo=UTC)
-"""The latest time that is read, with room for adding to a time. PostgreSQL's range is 4713 BC to
-infinity."""
+"""The latest time that is loaded, which leaves room for additions. PostgreSQL's range is from 4713
+BC to infinity.
+"""
 
 
 class Timestamp(TimestampLoader):
-    """A psycopg loader of `timestamp`: times outside `EARLIEST` and `LATEST` become these."""
+    """A psycopg loader of `timestamp`: times beyond `EARLIEST` or `LATEST` become that bound."""
 
     def load(self, data: Buffer) -> datetime:
-        """Return the time, or the bound that it lies beyond."""
+        """Return the time in `data`, or `EARLIEST` or `LATEST` if the time is beyond it."""
         try:
             found = super().load(data)
         except psycopg.DataError:
@@ -30,10 +31,10 @@ class Timestamp(TimestampLoader):
 
 
 class Timestamptz(TimestamptzLoader):
-    """A psycopg loader of `timestamptz`: times outside `EARLIEST` and `LATEST` become these."""
+    """A psycopg loader of `timestamptz`: times beyond `EARLIEST` or `LATEST` become that bound."""
 
     def load(self, data: Buffer) -> datetime:
-        """Return the time, or the bound that it lies beyond."""
+        """Return the time in `data`, or `EARLIEST` or `LATEST` if the time is beyond it."""
         try:
             found = super().load(data)
         except psycopg.DataError:
@@ -49,9 +50,10 @@ def _end(data: Buffer) -> datetime:
 
 
 def clamp(connection: psycopg.Connection[Any]) -> None:
-    """Make the connection read `infinity` and times out of bounds as `EARLIEST` or `LATEST`.
+    """Make the connection load times beyond Python's range as `EARLIEST` or `LATEST`.
 
-    Applies to text results. The session needs the DateStyle ISO.
+    This includes `infinity`. It applies to results in text format; the session must use the
+    DateStyle ISO.
     """
     connection.adapters.register_loader("timestamp", Timestamp)
     connection.adapters.register_loader("timestamptz", Timestamptz)

@@ -32,11 +32,11 @@ _Blueprint: Any = consumer.Consumer.Blueprint
 
 
 class Consumer(consumer.Consumer):
-    """Celery's consumer, except for malformed messages and for features that are not used here.
+    """Celery's consumer, changed in its treatment of malformed messages and of remote control.
 
-    A message that Celery would log and drop, or would end the worker for, becomes a dead letter,
-    and the next message is taken. Errors of the broker itself still reach Celery, which connects
-    again.
+    A message that Celery would log and drop, or that would end the worker, becomes a dead letter,
+    and the next message is handled. Errors of the broker connection still reach Celery, which
+    reconnects.
     """
 
     app: Any
@@ -48,10 +48,10 @@ class Consumer(consumer.Consumer):
     channel_errors: tuple[type[Exception], ...]
 
     class Blueprint(_Blueprint):  # type: ignore[misc]
-        """Celery's start-up steps, with our remote control.
+        """Celery's start-up steps, with `remote_control.Control` for the remote control.
 
-        The 28 queues and exchanges for delayed messages are left out: a delayed message would lose
-        its position in the order, and nothing here sends one.
+        Celery's step for delayed messages, with its 28 queues and exchanges, is left out: a delayed
+        message would lose its position in the order, and this project sends none.
         """
 
         default_steps: ClassVar[list[str]] = [
@@ -64,18 +64,18 @@ class Consumer(consumer.Consumer):
 
     @property
     def suspects(self) -> Suspects:
-        """The counts of how often the message in hand has ended a worker process."""
+        """Counts how many worker processes the message being handled has ended."""
         found: Suspects = self.app.suspects
         return found
 
     @property
     def refusals(self) -> Refusals:
-        """The object by which this process stores dead letters of messages that it refuses."""
+        """The store for dead letters of the messages that this process refuses."""
         found: Refusals = self.app.refusals
         return found
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Return the function that handles each message as the broker delivered it."""
+        """Return the function that Celery calls with each message that the broker delivers."""
         handle = super().create_task_handler(*args, **kwargs)
         broken: Broken = of_broker((*self.connection_errors, *self.channel_errors))
 
@@ -134,7 +134,7 @@ class Consumer(consumer.Consumer):
             self._hold(judged, judged.unstored)
 
     def _judged(self, message: Any) -> TaskMessage | None:
-        """Return the message, validated for Celery. None if it was refused or sent back."""
+        """Validate a message and return it for Celery; None if it was refused or sent back."""
         try:
             size, largest = len(message.body or b""), self.refusals.largest
             if size > largest:
@@ -154,8 +154,9 @@ class Consumer(consumer.Consumer):
     def _bury(self, message: Any, suspicion: Suspicion) -> None:
         """Store a message that ended too many processes, answer its caller, and acknowledge it.
 
-        `suspicion` has the count of the ended processes. A message that has ended yet another
-        process since is stored without being read.
+        `suspicion` has the count of the ended processes. If the count is above `ENDS_AT_MOST`,
+        reading the message has ended a process as well, so the message is stored without being
+        read.
         """
         why = ended(suspicion.ends)
         if suspicion.of_the_whole > ENDS_AT_MOST:
@@ -188,17 +189,17 @@ class Consumer(consumer.Consumer):
         self.refusals.answer(task_id, refused if parts is None else [refused] * len(parts))
 
     def _hold(self, message: Any, unstored: list[Callable[[], object]]) -> None:
-        """Leave a message with the broker until its dead letters are stored.
+        """Leave a message unacknowledged with the broker until its dead letters are stored.
 
-        Each call in `unstored` stores one dead letter. RabbitMQ delivers the next message after
-        that; Redis at once.
+        Each call in `unstored` stores one dead letter. Until all are stored, RabbitMQ delivers no
+        further message; Redis delivers the next one at once.
         """
         self._held.append((message, unstored))
         if isinstance(message.channel, Channel):
             message.channel.set_aside(message.delivery_tag)
 
     def _store_again(self) -> None:
-        """Store dead letters that could not be stored before, oldest first, until one fails."""
+        """Retry storing the dead letters that are not stored, oldest first, until one fails."""
         channel = self.task_consumer.channel if self.task_consumer else None
         if isinstance(channel, Channel):
             channel.store_again(self.app.serves)
@@ -217,10 +218,10 @@ class Consumer(consumer.Consumer):
                 message.ack()
 
     def _give_back(self, message: Any) -> None:
-        """Move a task that came by another queue to the assignment queue, unchanged.
+        """Move an assignment task that arrived on another queue to the assignment queue, unchanged.
 
-        The message is then acknowledged here. Raises the errors of the broker's client; the message
-        then stays on the queue that it came by.
+        Then acknowledge the message on the queue where it arrived. Raises the errors of the
+        broker's client; the message then stays on that queue.
         """
         body = message.body  # RabbitMQ's client has decoded a body that names its encoding
         if isinstance(body, str):
@@ -240,7 +241,8 @@ class Consumer(consumer.Consumer):
     def _refuse(self, message: Any, wrong: Malformed) -> None:
         """Store the malformed message as a dead letter, then acknowledge it.
 
-        `wrong` is the defect.
+        `wrong` is the defect. If the dead letter cannot be stored now, the message stays with the
+        broker.
         """
         channel = message.channel
         item = channel.item(message.delivery_tag) if isinstance(channel, OrderedChannel) else None

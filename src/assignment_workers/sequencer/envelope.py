@@ -33,9 +33,14 @@ Seconds = Annotated[float, Field(strict=True)]
 _STRICTLY = ConfigDict(strict=True, extra="ignore")
 
 SHOWN_AT_MOST = 1_024
-"""The most characters kept of the text by which a sender described the arguments."""
+"""The most characters that are passed on of `argsrepr` or `kwargsrepr`: the sender's text of the
+arguments.
+"""
 PASSED_ON_AT_MOST = 1_024
-"""The most characters of a header that Celery does not know, such as a trace header."""
+"""The longest header, in characters, that is passed on to Celery if Celery does not know its name.
+
+An example is a trace header.
+"""
 _SHADOWED = frozenset(dir(Context))
 _LINKS = ("callbacks", "errbacks", "chain", "chord")
 _ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "binary"})
@@ -111,7 +116,10 @@ _PASSED = (
 
 
 class TaskMessage(Message):
-    """A validated message, as Celery reads it. Acknowledging it acknowledges the original."""
+    """A validated message in the form that Celery reads.
+
+    `ack` acknowledges the broker's message.
+    """
 
     __slots__ = ("_payload", "unstored")
 
@@ -133,19 +141,20 @@ class TaskMessage(Message):
         )
         self._payload = {"args": args, "kwargs": kwargs}
         self.unstored: list[Callable[[], object]] = []
-        """Calls that store the message's dead letters which could not be written when it was
+        """Calls, each of which stores a dead letter that could not be written when the message was
         handled.
 
-        While any are left, the message stays with the broker, whatever Celery does with it.
+        While the list has a call, `ack` and `reject` do nothing, so the message stays with the
+        broker.
         """
 
     def ack(self, multiple: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
-        """Acknowledge the message, unless dead letters of it are still to be stored."""
+        """Acknowledge the message; do nothing while a dead letter of the message is not stored."""
         if not self.unstored:
             super().ack(multiple)
 
     def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
-        """Reject the message, unless dead letters of it are still to be stored."""
+        """Reject the message; do nothing while a dead letter of the message is not stored."""
         if not self.unstored:
             super().reject(requeue)
 
@@ -158,8 +167,8 @@ class TaskMessage(Message):
 def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
     """Return `item`, an element of a Redis list, as a message in kombu's form.
 
-    Raises `Malformed`. The delivery information names `queue`, whatever the sender wrote, because
-    the message is put back there.
+    Raises `Malformed`. The routing key becomes `queue`, whatever the sender wrote, because a
+    message that is put back goes to its routing key.
     """
     try:
         found: dict[str, Any] = _ENVELOPE.validate_python(from_json(item))
@@ -183,9 +192,9 @@ def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
 
 
 def named(headers: object) -> dict[str, str | None]:
-    """Return the task name and the task id in the headers; None for each that is not readable.
+    """Return the task name and the task id in the headers, each None if it is missing or invalid.
 
-    The reply to the sender goes to that id.
+    An answer to the sender is stored under this task id.
     """
     given = headers if isinstance(headers, Mapping) else {}
     return {"task": _line(given.get("task")), "task_id": _line(given.get("id"))}
@@ -194,7 +203,9 @@ def named(headers: object) -> dict[str, str | None]:
 _LINE = TypeAdapter(Line)
 COMPRESSED = "compression: a compressed message is not read"
 UNREADABLE = "unreadable"
-"""The header that our channel adds to a message that must not or cannot be decoded: the reason."""
+"""The header that `RabbitChannel` adds to a message whose body must not be decoded, or whose
+properties cannot be decoded. Its value is the reason.
+"""
 
 
 def _line(said: object) -> str | None:
@@ -205,7 +216,7 @@ def _line(said: object) -> str | None:
 
 
 def _read(message: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
-    """Return the headers, arguments and named arguments of a message of either Celery protocol."""
+    """Return the headers, arguments and named arguments of a Celery message of protocol 1 or 2."""
     headers = message.headers
     body = _body(message)
     embed: object = body
@@ -258,7 +269,7 @@ def _body(message: Any) -> Any:
 
 
 def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers for Celery: the validated ones, and short strings of unknown ones."""
+    """Return the headers for Celery: the validated ones, and those unknown ones that are short."""
     passed: dict[str, Any] = {
         name: said
         for name, said in headers.items()
@@ -277,7 +288,7 @@ def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _traces(said: object) -> list[str] | None:
-    """Return the trace headers of the callers in a batch message; invalid ones are left out."""
+    """Return the trace headers of the callers in a batch message, without the invalid ones."""
     if not isinstance(said, list):
         return None
     return [each for each in said if isinstance(each, str) and len(each) <= PASSED_ON_AT_MOST]
@@ -294,14 +305,18 @@ def _is_instant(said: str | None) -> bool:
 
 
 def _first(error: ValidationError) -> str:
-    """Return the first error of the validation, with the name of its field, in one line."""
+    """Return the first error of a validation as one line: the field's name, then the error."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where or 'the whole'!s:.80}: {plain(first['msg'])}"
 
 
 def described(message: Any) -> bytes:
-    """Return a message as JSON text, for brokers that store body and headers apart."""
+    """Return a message's headers, properties and body as one JSON text, for a dead letter.
+
+    Used for brokers that do not store a message as one text. If JSON cannot be made, the body
+    alone.
+    """
     body = message.body
     text = body if isinstance(body, str) else bytes(body or b"").decode("utf-8", "backslashreplace")
     said = {"headers": message.headers, "properties": message.properties, "body": text}

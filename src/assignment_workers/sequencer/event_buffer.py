@@ -7,15 +7,16 @@ from typing import Any
 from celery import bootsteps
 
 LATER_SECONDS = 0.1
-"""Seconds for which a task's event waits for others; Flower sees the task that much later."""
+"""Seconds that a task's event waits so that later events share its message; Flower sees it later.
+"""
 
 
 class EventBuffer(bootsteps.StartStopStep):
-    """Batches Celery's task events.
+    """Sends Celery's task events in batches.
 
-    Celery sends a message of events for each task before it takes the next one, which costs a busy
-    assignment queue about half a millisecond per message. Here events wait for `LATER_SECONDS` and
-    go in one message. Celery's own limit of waiting events still applies.
+    Celery sends a message of events for each task before it takes the next task, which costs a busy
+    assignment queue about half a millisecond per message. With this step, events wait for
+    `LATER_SECONDS` and share one message. Celery's own limit of waiting events still applies.
     """
 
     requires = ("celery.worker.consumer.events:Events",)
@@ -40,7 +41,7 @@ class EventBuffer(bootsteps.StartStopStep):
         dispatcher.on_send_buffered = later
 
     def stop(self, consumer: Any) -> None:
-        """Send the waiting events, because the broker connection or the worker ends."""
+        """Send the waiting events before the broker connection or the worker ends."""
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None

@@ -31,23 +31,29 @@ log = structlog.get_logger()
 TRY_SECONDS = 0.25
 WATCH_SECONDS = 1.0
 LOOKS = 4
-"""The number of consecutive checks, `WATCH_SECONDS` apart, that must find no sign of life of this
-leader before it gives up. A process that was stopped, or whose servers were, finds its sign too old
-when it continues. It gets time for a transaction first, because restarting would take longer. If a
-standby runs, the standby leads by then and the lock is lost.
+"""The number of consecutive checks, `WATCH_SECONDS` apart, that must find this leader's last sign
+of life too old before the leader gives up. When a stopped process continues, or the database does,
+the sign is too old at first, and one transaction renews it, which is faster than a restart. A
+standby that took the lock in the meantime is found by the check of the lock.
 """
 EXCUSE_SECONDS = 1.0
-"""Additional time to record that the message in hand is not the cause of the exit."""
+"""Additional seconds to record that the message being handled is not the cause of the exit."""
 TOLD_SECONDS = 10.0
-"""The least seconds between two log lines with the same reason why this process cannot lead."""
+"""The minimum interval in seconds between two log lines that give the same reason.
+
+The reason is why this process cannot lead.
+"""
 LEAVE_SECONDS = 5.0
-"""The most time for an orderly stop after leadership is lost, while a task runs."""
+"""The most seconds that a running task gets to end after leadership is lost."""
 IDLE_SECONDS = 1.0
-"""The same once no task runs. A worker that waits for its broker would use all of it."""
+"""The most seconds until the process ends if no task runs."""
 
 
 class Leadership(bootsteps.StartStopStep):
-    """Makes one of several workers the consumer of the assignment queue. Needs `app.sequencer`."""
+    """A Celery boot step by which only one of several workers consumes the assignment queue.
+
+    Needs `app.sequencer`.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -60,13 +66,17 @@ class Leadership(bootsteps.StartStopStep):
         self._watching = False
         self._told = "", 0.0
         self._begins = False
-        """True until this term has put back what other terms had taken."""
+        """True from the start of a term until the messages that other terms had taken are put back.
+        """
         self._consumes = False
-        """True once the messages of earlier terms are put back, so that new messages may be
-        taken."""
+        """True once the messages of earlier terms are put back; only then are new messages taken.
+        """
 
     def start(self, consumer: Any) -> None:
-        """Begin at a new broker connection, before anything is consumed."""
+        """Start the timers for a new broker connection, before any message is consumed.
+
+        The timers try to lead, and put back messages that other sequencers took.
+        """
         # A leader goes on in the worker's loop: RabbitMQ delivers at once what waits, and only the
         # loop gives the consumer a handler.
         self._consumes = False
@@ -82,7 +92,7 @@ class Leadership(bootsteps.StartStopStep):
         ]
 
     def stop(self, consumer: Any) -> None:
-        """Stop the timers, because the broker connection or the worker ends."""
+        """Stop the timers when the broker connection or the worker ends."""
         for timer in self._timers:
             timer.cancel()
         self._timers = []
@@ -92,7 +102,7 @@ class Leadership(bootsteps.StartStopStep):
                 channel.settle()
 
     def shutdown(self, consumer: Any) -> None:
-        """Resign when the worker stops in an orderly way, so that a standby can lead at once."""
+        """Give up leadership in an orderly stop, so that a standby can lead at once."""
         self.stop(consumer)
         self.sequencer.resign()
 
@@ -117,7 +127,10 @@ class Leadership(bootsteps.StartStopStep):
             threading.Thread(target=self._watch, name="leadership", daemon=True).start()
 
     def _tell(self, why: str) -> None:
-        """Log why this process cannot lead now; the same reason once in `TOLD_SECONDS`."""
+        """Log the reason why this process cannot lead now.
+
+        Repeat a reason after `TOLD_SECONDS` only.
+        """
         said, at = self._told
         if why != said or monotonic() - at > TOLD_SECONDS:
             log.warning("cannot_lead", reason=why)
@@ -155,7 +168,7 @@ class Leadership(bootsteps.StartStopStep):
                 log.info("put_back", messages=count, queue=self.sequencer.queue)
 
     def _sweep(self, consumer: Any) -> None:
-        """Put back the messages that an earlier leader took after it woke, and send the probe."""
+        """Put back the messages that a sequencer took after its term was over; send the probe."""
         if not self._consumes or consumer.task_consumer is None:
             return
         try:
@@ -167,9 +180,9 @@ class Leadership(bootsteps.StartStopStep):
         self.sequencer.probe()
 
     def _watch(self) -> None:
-        """End the process when leadership is lost.
+        """Check every `WATCH_SECONDS` that this process still leads; if not, end the process.
 
-        Runs in a thread, because the worker's loop may hang.
+        Runs in a thread of its own, because the worker's event loop may hang.
         """
         pause = threading.Event()
         silent_looks = 0
@@ -202,7 +215,7 @@ class Leadership(bootsteps.StartStopStep):
         return None
 
     def _cause(self, silent: float) -> str:
-        """Return the cause of a silence of so many seconds, as far as this process can tell."""
+        """Return the likely cause of this leader's silence of `silent` seconds, for the log."""
         trouble = self.sequencer.trouble_since(monotonic() - silent)
         if trouble is not None:
             return f"the database refuses transactions: {trouble}"
@@ -211,7 +224,10 @@ class Leadership(bootsteps.StartStopStep):
         return "nothing comes from the broker"
 
     def _is_excused(self, sign: Sign) -> bool:
-        """Return True if this leader is silent for a reason that a successor would not mend."""
+        """Return True if this leader is silent for a reason that a standby would meet too.
+
+        The reasons: Redis refuses writes, or COMMITs wait for a synchronous standby of PostgreSQL.
+        """
         limit = SILENCE.total_seconds()
         if sign.silent > limit / 2 and REFUSING.within(limit):
             # A broker that refuses writes carries no probe, but the leader is alive.

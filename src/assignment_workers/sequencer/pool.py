@@ -9,7 +9,7 @@ from celery.exceptions import WorkerTerminate
 
 
 class TaskPool(solo.TaskPool):
-    """Celery's solo pool, which can be stopped at once without losing the running task.
+    """Celery's solo pool, changed so that SIGQUIT stops it at once without losing the running task.
 
     On SIGQUIT Celery's own pool raises NotImplementedError inside the task, and the message is then
     acknowledged. This pool abandons the task: its transaction is rolled back, its message put back.

@@ -14,11 +14,11 @@ log = structlog.get_logger()
 
 
 def tell_race(event: Mapping[str, Any], *, term: int) -> None:
-    """Log a line named `ASSIGNMENT_RACE_CONDITION` for `event`, the committed event of a race.
+    """Log `ASSIGNMENT_RACE_CONDITION` for `event`, the committed event of a race, and count it.
 
     The fields are `agent_id`, `user_id`, `queue_entry_id` (generation/user), `error_code`, `kind`
-    and `done`, each `unknown` if not known, the `term` of the sequencer that recorded the race, and
-    the other details of the event. Every log line has its `timestamp`.
+    and `done`, each `unknown` if not known, the `term` (number) of the sequencer that recorded the
+    race, and the other details of the event. Every log line has its `timestamp`.
     """
     details: dict[str, Any] = dict(event.get("details", {}))
     kind = details.pop("kind")

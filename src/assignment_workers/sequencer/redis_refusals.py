@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class RedisRefusal(StrEnum):
-    """The reason why Redis refuses writes, as shown to people."""
+    """The reason for which Redis refuses writes, as a text for people."""
 
     FULL = "Redis is full (maxmemory): it takes no new messages; those that wait are served"
     UNSAVED = "Redis cannot save to its disk (MISCONF): it takes no writes at all"
@@ -32,18 +32,21 @@ local message = redis.call('RPOP', KEYS[1])
 if message then redis.call('LPUSH', KEYS[2], message) end
 return message
 """
-"""Script: move the oldest message of a queue to the head of the list of taken messages.
+"""Script: move the oldest message of the queue KEYS[1] to the head of KEYS[2].
 
-Returns the message, or false if the queue is empty.
+KEYS[2] is the list of messages that a sequencer has taken. Returns the message, or false if the
+queue is empty.
 """
 PUT_BACK = """
 local message = redis.call('LPOP', KEYS[1])
 if message then redis.call('RPUSH', KEYS[2], message) end
 return message
 """
-"""Script: move the newest message of the list of taken messages back to its queue, as the next.
+"""Script: move the newest message of KEYS[1] back to its queue KEYS[2], as the next to be
+delivered.
 
-Returns the message, or false if the list is empty.
+KEYS[1] is the list of messages that a sequencer has taken. Returns the message, or false if the
+list is empty.
 """
 GIVE_BACK = """
 redis.call('LREM', KEYS[1], 1, ARGV[1])
@@ -55,35 +58,42 @@ redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1])
 return before
 """
-"""Script: replace a small value, also in a full Redis; returns the previous value."""
+"""Script: replace the small value of KEYS[1] by ARGV[1], also in a full Redis.
+
+Returns the previous value.
+"""
 NOTE = """
 redis.call('DEL', KEYS[3])
 redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
 """
-"""Script: record a message that has left its queue as not acknowledged, also in a full Redis.
+"""Script: record in kombu's index that a message, which has left its queue, is not acknowledged.
 
-KEYS[3] is a key that does not exist.
+Works in a full Redis. KEYS[3] must be a key that does not exist.
 """
 BIND = """
 redis.call('DEL', KEYS[2])
 redis.call('SADD', KEYS[1], ARGV[1])
 """
-"""Script: bind a queue to its exchange. KEYS[2] is a key that does not exist."""
+"""Script: bind a queue to its exchange in kombu's tables. KEYS[2] must be a key that does not
+exist.
+"""
 EXCUSE = """
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], '1', 'EX', ARGV[1])
 """
-"""Script: set a small value that expires after ARGV[1] seconds, also in a full Redis."""
+"""Script: set KEYS[1] to '1' for ARGV[1] seconds, also in a full Redis."""
 NO_KEY = "assignment-workers:none"
 
 SAID_EVERY_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
-"""The interval between two checks of a queue that cannot be waited on."""
+"""Seconds between two attempts to read a queue while Redis refuses the blocking read."""
 
 
 def refused(error: BaseException) -> RedisRefusal | None:
-    """Return the reason if `error`, or what kombu wrapped in it, is a write that Redis refused.
+    """Return the reason if `error`, or the error in it, is a write that Redis refused.
+
+    Kombu wraps Redis's errors in its own.
 
     None for any other error.
     """
@@ -99,14 +109,14 @@ def refused(error: BaseException) -> RedisRefusal | None:
 
 
 class Refusing:
-    """The last write that this process's Redis broker refused. Refusals are logged at intervals."""
+    """Records when Redis last refused a write of this process, and logs refusals at intervals."""
 
     def __init__(self) -> None:
         self._at = float("-inf")
         self._said = float("-inf")
 
     def note(self, why: RedisRefusal) -> None:
-        """Record that Redis refused a write now, for the reason `why`."""
+        """Record that Redis has just refused a write for the reason `why`."""
         self._at = monotonic()
         if self._at >= self._said + SAID_EVERY_SECONDS:
             self._said = self._at
@@ -118,4 +128,4 @@ class Refusing:
 
 
 REFUSING = Refusing()
-"""The refused writes of this process's broker; one object for the whole process."""
+"""The one `Refusing` object of this process."""

@@ -25,21 +25,22 @@ from assignment_workers.telemetry import DEAD_LETTERS
 log = structlog.get_logger()
 
 HEAD = 1_024
-"""The number of bytes that are stored of a message that is too large to be read."""
+"""The number of bytes that a dead letter stores of a message that is too large to be read."""
 
 
 class Refusals:
-    """A worker process's store for messages that it cannot carry out."""
+    """Stores dead letters of the messages that a worker process cannot carry out."""
 
     def __init__(self, engine: Engine, backend: Any, *, largest: int) -> None:
         """Store dead letters in the database of `engine`, and answers in Celery's result `backend`.
 
-        Of a message of more than `largest` bytes only the head and the digest are stored.
+        Of a message of more than `largest` bytes, only the first `HEAD` bytes and a digest are
+        stored.
         """
         self.engine = engine
         self.largest = largest
         self.in_hand: TaskMessage | None = None
-        """The message that is being carried out."""
+        """The message that this process is handling, None between two messages."""
         self._backend = backend
 
     def refuse(self, queue: str, body: bytes | str, wrong: Malformed) -> None:
@@ -101,7 +102,10 @@ class Refusals:
         return number
 
     def answer(self, task_id: str, answer: object) -> None:
-        """Store an answer for the caller. If that fails, the caller waits until its deadline."""
+        """Store an answer for the caller of task `task_id`.
+
+        A failure is only logged; the caller then waits until its own deadline.
+        """
         try:
             self._backend.store_result(task_id, answer, "SUCCESS")
         except (RedisError, OperationalError, OSError) as error:

@@ -31,7 +31,7 @@ OBSERVING = frozenset(
     }
 )
 """Celery's remote-control commands that are allowed, because they only observe. `revoke` is
-replaced by ours; every other command is refused.
+replaced by this module's `revoke`; every other command is refused.
 """
 
 REFUSED = (
@@ -67,9 +67,9 @@ _IDS = TypeAdapter(Annotated[list[Line], Field(min_length=1, max_length=1_000)])
 
 
 def handlers(registry: Mapping[str, Handler]) -> dict[str, Handler]:
-    """Return the function that this worker runs for each command in `registry`, Celery's list.
+    """Return a function for each remote-control command in `registry`, Celery's own commands.
 
-    A command that is not allowed gets a function that refuses it.
+    An observing command has Celery's function, `revoke` this module's. Any other is refused.
     """
     known = {name: _refusing(name) for name in registry}
     known |= {name: registry[name] for name in OBSERVING & registry.keys()}
@@ -86,10 +86,11 @@ def _refusing(command: str) -> Handler:
 
 
 def revoke(_: Any, task_id: Any = None, terminate: Any = None, **__: Any) -> dict[str, str]:
-    """Flag waiting tasks as revoked. The worker that takes such a task answers its caller.
+    """Flag waiting tasks as revoked, and return a confirmation or an error for the operator.
 
-    Unlike Celery, this worker does not answer at once, because another worker may be carrying out
-    the task by then. A running task continues, whatever `terminate` says.
+    The worker that takes such a task later answers the task's caller. Celery would answer at once,
+    but another worker may already be carrying out the task. A running task continues, even with
+    `terminate`.
     """
     try:
         ids = _IDS.validate_python([task_id] if isinstance(task_id, str) else task_id)
@@ -113,12 +114,12 @@ class Pidbox(pidbox.Pidbox):
         self.node.handlers = handlers(control.Panel.data)
 
     def start(self, c: Any) -> None:
-        """Listen for commands. A message that cannot be read is dropped, because it is no task."""
+        """Listen for commands, and drop a message that cannot be decoded: it is no task."""
         super().start(c)
         self.consumer.on_decode_error = _unreadable
 
     def on_message(self, body: Any, message: Any) -> None:
-        """Carry out the remote-control command in `message`; ignore a message that holds none."""
+        """Carry out the remote-control command in `body`; log and ignore an invalid one."""
         try:
             call = _CALL.validate_python(body)
         except ValidationError:
@@ -145,7 +146,7 @@ def _unreadable(_: Any, error: Exception) -> None:
 
 
 class Control(step.Control):
-    """The boot step that starts the mailbox."""
+    """Celery's boot step for remote control, with `Pidbox` of this module as the mailbox."""
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)

@@ -29,7 +29,10 @@ PROBE_SECONDS = 2.0
 
 
 class Sequencer:
-    """A process that may lead a lane. It stands by until `stand` returns a term."""
+    """A process that leads a lane, or stands by to lead it.
+
+    A lane is a group of dialer queues with one writer.
+    """
 
     def __init__(
         self,
@@ -42,10 +45,10 @@ class Sequencer:
         send_probe: Callable[[], None],
         begin: Callable[[TransactionRunner], object] = lambda _: None,
     ) -> None:
-        """Prepare the process.
+        """Prepare the process; `stand` tries to lead.
 
         `crm`: the external CRM; None if the CRM is in our own database. `begin` is called at the
-        beginning of each term, before a message is taken.
+        start of each term, before a message is taken.
         """
         self.engine = engine
         self.candidacy = candidacy
@@ -56,7 +59,7 @@ class Sequencer:
         self._begin = begin
         self.lost = False
         self.deposed: Term | None = None
-        """The term of a leader still alive that this process deposed last, if any."""
+        """The term of the silent leader that this process replaced last; None if there was none."""
         self._runner: TransactionRunner | None = None
         self._probed = 0.0
         self._probe_waits = False
@@ -64,12 +67,12 @@ class Sequencer:
 
     @property
     def leads(self) -> bool:
-        """True from the beginning of a term until this process gives it up."""
+        """True from the start of a term until this process gives up leadership."""
         return self._runner is not None
 
     @property
     def term(self) -> int:
-        """The term being led; 0 while standing by."""
+        """The number of this process's term; 0 while it stands by."""
         return self._runner.term if self._runner else 0
 
     @property
@@ -81,14 +84,15 @@ class Sequencer:
 
     @property
     def mark(self) -> str:
-        """The number and the id of the term being led, in one text; "0" while standing by."""
+        """The number and the id of this process's term in one text; "0" while it stands by."""
         return Term(self._runner.term, self._runner.term_id).mark if self._runner else "0"
 
     def stand(self) -> Term | None:
         """Try to lead: return a new term if the lane's lock is free, otherwise None.
 
-        If the holder of the lock shows no sign of life, its session is terminated first; the lock
-        is then free at a later try. Raises `CommitsWait` in place of either while no commit ends.
+        If the holder of the lock shows no sign of life, its database session is terminated, so that
+        a later try finds the lock free. Raises `CommitsWait` instead of leading or terminating
+        while COMMITs wait for a synchronous standby.
         """
         term = self.candidacy.try_to_lead()
         self._compare_dialers(leads=term is not None)
@@ -114,7 +118,10 @@ class Sequencer:
         return term
 
     def _compare_dialers(self, *, leads: bool) -> None:
-        """Log each lane whose dialer differs, at the first try and when a term begins."""
+        """Log a warning for each lane whose last leader had another dialer file than this process.
+
+        Does this at the first try to lead, and when a term begins (`leads`).
+        """
         if not leads and self._compared:
             return
         if not leads:
@@ -124,7 +131,11 @@ class Sequencer:
             log.warning("dialer_differs", why=line)
 
     def begin(self) -> bool:
-        """Do what precedes the first message of a term. Returns False to be called again."""
+        """Call the `begin` function of the constructor before the first message of a term is taken.
+
+        Returns False if the database is unavailable or the term is over; if this process still
+        leads, `begin` is called again later.
+        """
         try:
             self._begin(self.runner)
         except DatabaseUnavailable as error:
@@ -136,12 +147,15 @@ class Sequencer:
         return True
 
     def lose(self) -> None:
-        """Give up leadership that was lost. The exit code will report it."""
+        """Give up leadership, and set `lost`: this process did not give it up in an orderly way."""
         self.lost = True
         self.resign()
 
     def resign(self) -> None:
-        """Give up leadership and free the lock at once. A transaction being retried fails."""
+        """Give up leadership and free the lane's lock at once.
+
+        A transaction that is being retried fails.
+        """
         if self._runner is not None:
             self._runner.revoke()
         self._runner = None
@@ -149,11 +163,11 @@ class Sequencer:
         self.candidacy.close()
 
     def overtaken(self, error: StaleTerm) -> None:
-        """Record a race and give up leadership, because a transaction found its term over.
+        """Record a race and give up leadership, because a transaction found that its term is over.
 
-        `error` is that transaction's error. The kind is `stale_term`, or `term_begun_twice` if
-        another process has begun a term of the same number. A transaction that was requested or
-        retried after this process gave up its leadership did nothing and is not recorded.
+        `error` is that transaction's error. The race is of kind `stale_term`, or `term_begun_twice`
+        if another process has begun a term with the same number. An error of a transaction that ran
+        after this process had given up leadership is ignored.
         """
         if error.held == 0 or error.current is None:
             return
@@ -162,21 +176,21 @@ class Sequencer:
         self.lose()
 
     def follows(self, last: str) -> None:
-        """Record a race of kind `term_begun_twice` if an earlier term had this term's number.
+        """Record a race `term_begun_twice` if an earlier term's number was not smaller.
 
-        `last` is the mark of the previous leader, read from Redis. A number that is not new means
-        that the database has moved back to a copy of its past and has lost the terms that began
-        since.
+        `last` is the mark (number and id) of the previous leader's term, read from Redis. Such a
+        number means that the database has moved back to a copy of its past, and lost the terms
+        since that copy.
         """
         number = int(last.partition(".")[0])
         if number >= self.term:
             self._record_event("term_begun_twice", done="went on", held=number, current=self.term)
 
     def _record_event(self, kind: str, **facts: object) -> None:
-        """Record the event of a race between terms.
+        """Commit and log the event of a race between terms; `facts` are its details.
 
-        Both terms are in the details. The event's term column stays empty, because that column
-        names the term under which a change was made.
+        The event's column `term` stays empty, because it names the term under which a change was
+        made.
         """
         race = raced(kind, host=self.candidacy.host, pid=self.candidacy.pid, **facts)
         with self.engine.begin() as connection:
@@ -184,9 +198,10 @@ class Sequencer:
         tell_race(race, term=self.term)
 
     def trouble_since(self, steady: float) -> str | None:
-        """Return why the database has refused transactions since `steady`; None: it has not.
+        """Return the reason for which the database refused transactions since `steady`, or None.
 
-        `steady`: a time of the monotonic clock.
+        `steady` is a time of the monotonic clock. None: no transaction failed, or one succeeded
+        since.
         """
         return self._runner.trouble_since(steady) if self._runner else None
 
@@ -196,13 +211,14 @@ class Sequencer:
             self.runner.run(lambda _: None)
 
     def probe_came(self) -> None:
-        """Record that the probe was handled, so that another may be sent."""
+        """Record that the probe was handled, so that the next probe may be sent."""
         self._probe_waits = False
 
     def probe(self) -> None:
-        """Send a probe to the lane's own assignment queue at intervals.
+        """Send a probe message to the lane's assignment queue, at most every `PROBE_SECONDS`.
 
-        The handling of the probe is the sign of life of a leader without other messages.
+        Handling it renews the sign of life of a leader that gets no other message. While a probe
+        waits behind other messages and transactions still begin, no second probe is sent.
         """
         now = monotonic()
         if now - self._probed < PROBE_SECONDS:

@@ -38,36 +38,39 @@ log = structlog.get_logger()
 ENDS_AT_MOST = 2
 """The number of ended processes at which a message becomes a dead letter."""
 EXCUSED_SECONDS = 86_400
-"""Seconds for which it is stored that a message did not cause a process's end. Longer than Celery's
-visibility timeout, after which the messages of a killed maintenance worker are delivered again.
+"""Seconds for which Redis stores that a message did not cause the end of a process. It is longer
+than Celery's visibility timeout, after which a killed maintenance worker's messages are
+redelivered.
 """
 
 
 def ended(ends: int) -> str:
-    """Return the reason of the dead letter of a message that ended `ends` processes.
+    """Return the reason in the dead letter of a message that ended `ends` processes.
 
-    The reason is also the caller's answer.
+    The caller gets the same reason in its answer.
     """
     return f"ended the process that handled it, {ends} times; stored as a dead letter"
 
 
 class Suspects:
-    """The message that this process handles, and the number of processes that it has ended."""
+    """Counts the worker processes that ended while they handled a certain message."""
 
     def __init__(self, engine: Engine, redis: Redis) -> None:
         self._engine = engine
         self._redis = redis
         self._in_hand: Any = None
         self._last: Any = None
-        """The previous message in hand."""
+        """The message that was handled before the current one."""
         self.suspicion: Suspicion | None = None
-        """The suspicion against the message in hand; None for an ordinary message."""
+        """The count of ended processes for the current message; None if the message is no suspect.
+        """
 
     def take(self, celery_queue: str, message: Any) -> Suspicion | None:
-        """Set the message in hand. If it was delivered before, count the end of that process.
+        """Set `message` as the current one.
 
-        Returns the suspicion with the count; None for an ordinary message. While the database
-        accepts no rows, a suspect is tried without a count, because nobody is assigned then.
+        If it was delivered before, count the process that handled it. Returns the suspicion with
+        the count; None for a message delivered for the first time, and while the database accepts
+        no rows: a suspect is then handled without a count, because no user can be assigned.
         """
         self._in_hand = message
         self.suspicion = None
@@ -84,12 +87,12 @@ class Suspects:
         return self.suspicion
 
     def put_down(self) -> None:
-        """Clear the message in hand."""
+        """Record that no message is being handled."""
         self._last = self._in_hand
         self.suspicion = self._in_hand = None
 
     def acquit(self) -> None:
-        """Delete the count of the message in hand, because this process has survived it."""
+        """Delete the count of the current message, because this process survived it."""
         if self.suspicion is None:
             return
         try:
@@ -99,10 +102,10 @@ class Suspects:
             log.error("suspect_not_acquitted", error=type(error).__name__)  # noqa: TRY400
 
     def try_part(self, part: int | None) -> None:
-        """Store that request number `part` of the batch message is tried alone next.
+        """Store that request number `part` of the current batch message is handled alone next.
 
-        None: all requests were tried. Raises `DatabaseUnavailable`, because the end of this process
-        would otherwise count against another request.
+        None: all its requests were handled. Raises `DatabaseUnavailable` if that cannot be stored,
+        because an end of this process would then be counted against another request.
         """
         if self.suspicion is not None:
             try:
@@ -111,9 +114,9 @@ class Suspects:
                 raise DatabaseUnavailable("a part of a suspect message is not noted") from error
 
     def parts_are_buried(self) -> None:
-        """Record that each request of the batch that ended a process has its dead letter.
+        """Record that each request of the current batch that ended a process has its dead letter.
 
-        No request then gets a second dead letter.
+        If the batch is delivered again, these requests get no second dead letter.
         """
         suspicion = self.suspicion
         if suspicion is not None and suspicion.buried < len(suspicion.parts):
@@ -123,18 +126,17 @@ class Suspects:
                 log.error("suspect_not_marked", error=type(error).__name__)  # noqa: TRY400
 
     def excuse(self) -> None:
-        """Record that the message in hand is not the cause of this process's end. Thread-safe.
+        """Record that the current message is not the cause of this process's end. Thread-safe.
 
-        If Redis cannot be reached, this end counts as one of the two after which a message becomes
-        a dead letter.
+        If Redis cannot be reached, the end is counted against the message; after two ends the
+        message becomes a dead letter.
         """
         self._excuse(self._in_hand)
 
     def excuse_last(self) -> None:
-        """Record that the message handled before this one is not the cause of this process's end.
+        """Record that the previous message is no suspect if it is delivered again.
 
-        The connection that delivered that message is lost, perhaps before the acknowledgement was
-        sent.
+        The connection that delivered it is lost, perhaps before the acknowledgement was sent.
         """
         self._excuse(self._last)
         self._last = None
@@ -148,7 +150,10 @@ class Suspects:
             log.warning("not_excused", error=type(error).__name__)
 
     def excuse_soon(self, **_: object) -> None:
-        """Call `excuse` in a thread. For signal handlers: they may interrupt a holder of a lock."""
+        """Call `excuse` in a thread.
+
+        For signal handlers, which may interrupt code that holds a lock that `excuse` needs.
+        """
         if self._in_hand is not None:
             Thread(target=self.excuse, name="excuse", daemon=True).start()
 

@@ -34,24 +34,26 @@ from assignment_workers.schema.hosts import MOVED
 from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED
 
 SILENCE = timedelta(seconds=8)
-"""A leader without a new transaction for this long is taken for dead.
+"""A leader that has begun no transaction for this long counts as dead.
 
-A leader probes every 2 seconds.
+A leader without other messages gets a probe, which is a transaction, every 2 seconds.
 """
 
 STANDBY_SECONDS = 2.0
-"""A candidate's longest wait for an answer. A timeout costs the candidate only a new connection."""
+"""The most seconds that a standby waits for a reply of the database before it drops the connection.
+"""
 
 COMMIT_SECONDS = 2.0
-"""A COMMIT that has waited for a synchronous standby for this long waits for one that is away."""
+"""Seconds after which a COMMIT that waits for a synchronous standby shows that the standby is away.
+"""
 
 APPLICATION = "assignment-workers sequencer"
 PARTS_AT_MOST = 5
-"""The most parts of a dialer that one line names."""
+"""The most differing parts of a dialer file that one log line names."""
 
 
 class CommitsWait(psycopg.OperationalError):
-    """Commits wait for a synchronous standby: bring it back, or name it no longer."""
+    """COMMITs wait for a synchronous standby that is away, so no process may begin a term."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -62,7 +64,7 @@ class CommitsWait(psycopg.OperationalError):
 
 @dataclass(frozen=True)
 class Term:
-    """A sequencer's right to write: a number, and an id that is never given out twice."""
+    """A sequencer's fencing token: a number that grows, and a random id that never recurs."""
 
     number: int
     id: UUID = UNMARKED
@@ -75,14 +77,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Sign:
-    """The lane's term, and the seconds since its leader's last sign of life."""
+    """The term in a lane's row, and the seconds since its leader's last sign of life."""
 
     term: Term
     silent: float
 
 
 class Candidacy:
-    """This process's database connection that holds the lock of its lane, or tries to take it.
+    """The database connection by which this process takes and holds its lane's advisory lock.
 
     Used by one thread at a time.
     """
@@ -101,9 +103,11 @@ class Candidacy:
         self.lanes = lanes
         self.lock = lock_of(lane)
         self.earlier: list[str] = []
-        """The marks of this lane's terms before the one that this process began."""
+        """The marks (number and id) of the terms of this lane that preceded this process's term."""
         self.differing: list[str] = []
-        """A line for each lane whose leader has, or last had, another dialer, as last looked at."""
+        """A line for each lane whose last leader had another dialer file, as of the last
+        comparison.
+        """
         self._make_id = make_id or _random_id
         self.host = socket.gethostname()
         self.pid = os.getpid()
@@ -111,7 +115,7 @@ class Candidacy:
         self._connection: BoundedConnection | None = None
 
     def connect(self) -> BoundedConnection:
-        """Return the connection, opened if there is none. Raises `psycopg.OperationalError`."""
+        """Return the connection; open it if needed. Raises `psycopg.OperationalError`."""
         if self._connection is not None and self._connection.has_moved:
             self.close()
         if self._connection is None or self._connection.closed:
@@ -134,11 +138,11 @@ class Candidacy:
             self._connection = None
 
     def try_to_lead(self) -> Term | None:
-        """Begin and return a new term if the lock is free; None while another process holds it.
+        """Begin and return a new term if the lane's lock is free; None if it is held.
 
-        Terms grow by one with each new sequencer of any lane, so a term names one sequencer. Raises
-        `psycopg.OperationalError`, also if another lane is led with a different assignment of
-        lanes, and `CommitsWait`.
+        Term numbers grow by one with each new sequencer of any lane, so a number names one
+        sequencer. Raises `CommitsWait`, and `psycopg.OperationalError`, also if the leader of
+        another lane assigns dialer queues to lanes differently.
         """
         connection = self.connect()
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [self.lock]).fetchone()
@@ -173,10 +177,10 @@ class Candidacy:
         return term
 
     def disagreement(self) -> str | None:
-        """Return why this process may not lead now, in one line, or None.
+        """Return the reason for which this process may not lead now, in one line, or None.
 
-        The reason: another lane is led by a process with different lanes. Two sequencers that
-        assign a dialer queue to different lanes would both write to it.
+        The reason: the leader of another lane assigns dialer queues to lanes differently. Two
+        sequencers could then both write to one dialer queue.
         """
         return self._disagreement(self.connect())
 
@@ -203,7 +207,10 @@ class Candidacy:
         return self.lanes.queues(lane, self.dialer.policies)
 
     def compare(self) -> None:
-        """Compare the dialer of this process with that of each lane's leader: see `differing`."""
+        """Compare this process's dialer file with those of the lanes' last leaders.
+
+        The result is in `differing`.
+        """
         self._compare(self.connect())
 
     def _compare(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
@@ -219,7 +226,10 @@ class Candidacy:
                 )
 
     def sign(self) -> Sign | None:
-        """Return the leader's last sign of life. None if the lane never had a leader."""
+        """Return the term of the lane's last leader and the age of its sign of life.
+
+        None if the lane never had a leader.
+        """
         row = self.connect().execute(_SIGN, [self.lane]).fetchone()
         if row is None or row[2] is None:
             return None
@@ -227,7 +237,7 @@ class Candidacy:
         return Sign(term=Term(number, term_id), silent=float(silent))
 
     def commits_wait(self) -> bool:
-        """Return True if a COMMIT of the database waits for a synchronous standby that is away.
+        """Return True if a COMMIT in the database has waited too long for a synchronous standby.
 
         A leader cannot show a sign of life then, and a successor could not begin a term.
         Terminating a session whose COMMIT waits would moreover commit without the standby.
@@ -236,9 +246,10 @@ class Candidacy:
         return row is not None and row[0] is not None and float(row[0]) > COMMIT_SECONDS
 
     def depose(self) -> None:
-        """Terminate the database session that holds the lane's lock, because its process is silent.
+        """Terminate the other database session that holds the lane's lock, whose process is silent.
 
-        Needs the database role of the leader. The leader's transactions are fenced by the term.
+        Needs the database role of that session. A late transaction of its process commits nothing,
+        because it must prove its term.
         """
         self.connect().execute(_DEPOSE, [self.lock])
 
@@ -261,7 +272,7 @@ def lock_of(lane: str) -> int:
 
 
 def _random_id() -> UUID:
-    """Return a UUID that sorts by this host's clock, so that equal terms have an order."""
+    """Return a UUID that begins with this host's time, so that ids sort by age."""
     return new_id(datetime.now(UTC), SystemRandom())
 
 

@@ -22,28 +22,33 @@ log = structlog.get_logger()
 
 KEPT = timedelta(days=1)
 QUICK_SECONDS = 0.1
-"""The most seconds that a reading of the database's clock may take to be published for clients. The
-next probe, two seconds later, may be quicker.
+"""The most seconds that a reading of the database's clock may take to be published for clients.
+
+A slower reading is skipped; the next probe reads the clock two seconds later.
 """
 
 
 STEP = timedelta(seconds=1)
-"""The least jump of the database's clock that is reported. No deadline or lease is more exact."""
+"""The smallest jump of the database's clock that is reported. Deadlines and leases are less exact.
+"""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The database's clock read `now` between two instants of this process's monotonic clock."""
+    """A reading of the database's clock: `now` was read between `after` and `before`.
+
+    `after` and `before` are seconds of this process's monotonic clock.
+    """
 
     now: datetime
     after: float
     before: float
 
     def step_since(self, last: Reading | None) -> timedelta | None:
-        """Return the largest jump of the database's clock possible since the reading `last`.
+        """Return the jump of the database's clock since the reading `last`; None for no jump.
 
-        None if there was surely no jump. A slow reading, behind a lock or in a stopped process,
-        spans a longer time, which is not taken for a jump.
+        Negative if the clock went back. A jump is reported only if the monotonic clock proves it: a
+        slow reading, behind a lock or in a stopped process, is taken for no jump.
         """
         if last is None:
             return None
@@ -56,7 +61,7 @@ class Reading:
 
 
 def stepped(by: timedelta, lane: str) -> dict[str, Any]:
-    """Return the event of a jump of the database's clock, seen by a transaction of this lane.
+    """Return the event of a jump of the database's clock, seen by a transaction of `lane`.
 
     `by` is the size of the jump, negative if the clock went back.
     """
@@ -68,7 +73,8 @@ def tell_time(redis: Redis, now: datetime, at: float) -> None:
     """Store in Redis how many seconds the database's clock is ahead of the Redis clock.
 
     The database's clock read `now` when this process's monotonic clock read `at`, or just before.
-    The stored value may be too small but never too large, so that no deadline based on it is late.
+    The stored value may be too small but never too large, so a deadline made from it is never too
+    late.
     """
     asked_at = monotonic()
     try:

@@ -52,16 +52,17 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 PATIENCE = timedelta(seconds=5)
-"""The time for which a transaction is retried if the message names no deadline."""
+"""The time for which a failed transaction is retried if no deadline is given or known."""
 LONGEST_PATIENCE = timedelta(seconds=60)
-"""The longest time for which a transaction is retried, however late the deadline."""
+"""The longest time for which a failed transaction is retried, however late its deadline is."""
 
 SIGN_SECONDS = 1.0
-"""A transaction records no sign of life if the last sign is more recent than this."""
+"""The least seconds between two signs of life that the lane's transactions record."""
 SEEN_SECONDS = 3.0
-"""The same for the sign that standbys of release 0.1 read, which take a leader for dead after 8 s.
+"""The least seconds between two updates of `seen_at`, the sign of life for standbys of release 0.1.
 
-It is in the row of the term, of which a reader of an old snapshot keeps each version.
+Those standbys take a leader for dead after 8 s. `seen_at` is in the term's row, and while a reader
+of an old snapshot is active, PostgreSQL keeps each version of that row.
 """
 
 # PostgreSQL reads the locked row again if it was changed meanwhile, so the settings are those of
@@ -91,7 +92,7 @@ _SEEN = (
 
 
 class TransactionRunner:
-    """Runs the fenced transactions of one lane for the duration of a term."""
+    """Runs the fenced transactions of one lane, each of which first proves this process's term."""
 
     def __init__(
         self,
@@ -114,19 +115,22 @@ class TransactionRunner:
         self.lanes = lanes
         self._randomness = randomness or Random()
         self._seen: tuple[datetime, float] | None = None
-        """The last transaction's time, and this process's monotonic clock at that time."""
+        """The database's time in the last transaction, and this process's monotonic clock at that
+        time.
+        """
         self._reading: Reading | None = None
         """The reading of the database's clock in the last committed transaction."""
         self._signed = self._seen_signed = monotonic()
         self._trouble: tuple[str, float] | None = None
-        """The last transient failure of the database since a transaction succeeded, and its time.
+        """The reason and the time of the last transient failure; None once a transaction has
+        succeeded.
         """
         self._revoked = Event()
 
     def revoke(self) -> None:
-        """End the term in this process: from now on no transaction begins or commits.
+        """End the term in this process: from now on no transaction begins or commits. Thread-safe.
 
-        This includes a transaction that is being retried. Thread-safe.
+        A transaction that is being retried ends as well.
         """
         self._revoked.set()
 
@@ -136,11 +140,11 @@ class TransactionRunner:
     ) -> Iterator[FencedTransaction]:
         """Run one fenced transaction: commit at the end, roll back on any error.
 
-        Raises `StaleTerm`. `others`: further lanes whose rows are locked, so that no transaction of
-        those lanes runs meanwhile. All rows are locked in the order of the lanes' names, so that
-        two such transactions cannot deadlock. Races recorded in the transaction are logged once it
-        has committed. `first`: statements that share a round trip with the proof of the term;
-        `FencedTransaction.first` has their rows.
+        Raises `StaleTerm` if the term is over. `others`: further lanes whose rows are locked, so
+        that none of their transactions runs meanwhile. Rows are locked in the order of the lanes'
+        names, so that two such transactions cannot deadlock. Races recorded in the transaction are
+        logged after the commit. `first`: statements that share a round trip with the proof of the
+        term; `FencedTransaction.first` has their rows.
         """
         self._check()
         began = monotonic()
@@ -208,14 +212,15 @@ class TransactionRunner:
         until: datetime | None = None,
         command: CommandIdentity | None = None,
     ) -> T:
-        """Run `operation` in a transaction, retried from its start after transient failures.
+        """Run `operation` in a fenced transaction; retry it after a transient failure.
 
         Retries run in place, because sending the message back would lose the order. They end at
-        `until` or after `PATIENCE`, with `DatabaseUnavailable`. A conflict with another lane over a
-        user or an agent is retried as well, and the transaction that resolves it records a race. An
-        operation that turns out to concern another lane starts again with that lane's row locked. A
-        `command` is carried out once: if it has an answer, for example from a try whose COMMIT was
-        not confirmed, that answer is returned and nothing is done.
+        `until`, or after `PATIENCE` without it, with `DatabaseUnavailable`. A conflict with another
+        lane over a user or an agent is retried as well, and the transaction that resolves it
+        records a race. An operation that turns out to concern another lane starts again with that
+        lane's row locked. A `command` is carried out once: if it has a stored answer, for example
+        from a try whose COMMIT was not confirmed, that answer is returned and `operation` is not
+        called.
         """
         met: list[str] = []
         others: set[str] = set()
@@ -263,21 +268,25 @@ class TransactionRunner:
             raise
 
     def trouble_since(self, steady: float) -> str | None:
-        """Return the reason why the database has refused transactions since `steady`, if it has.
+        """Return the reason of the last transient failure of the database after `steady`.
 
-        `steady`: a time of the monotonic clock. None if no transaction failed since, or one has
-        succeeded.
+        `steady` is a time of the monotonic clock. None if no transaction failed after it, or if one
+        has succeeded since the failure.
         """
         return self._trouble[0] if self._trouble and self._trouble[1] > steady else None
 
     def had_turn_since(self, steady: float) -> bool:
-        """Return True if a transaction began after `steady`, a time of the monotonic clock."""
+        """Return True if a fenced transaction began after `steady`.
+
+        `steady` is a time of the monotonic clock.
+        """
         return self._seen is not None and self._seen[1] > steady
 
     def _until(self, until: datetime | None) -> timedelta:
         """Return the time left until the deadline `until`, by the database's clock as last read.
 
-        `PATIENCE` for None.
+        At least zero, at most `LONGEST_PATIENCE`. `PATIENCE` if there is no deadline or no reading
+        yet.
         """
         if until is None or self._seen is None:
             return PATIENCE
@@ -287,7 +296,7 @@ class TransactionRunner:
 
 
 def _lock(connection: Connection, lanes: Sequence[str]) -> None:
-    """Lock the rows of these lanes in this order. Insert the row of a lane that was never led."""
+    """Lock the rows of these lanes in the given order; first insert the missing rows."""
     parameters = {"lanes": list(lanes)}
     if len(connection.execute(_LOCK, parameters).all()) < len(lanes):
         connection.execute(

@@ -52,22 +52,22 @@ from assignment_workers.sequencer.redis_refusals import (
 log = structlog.get_logger()
 
 SCANNED_AT_ONCE = 1_000
-"""Keys per step of a search for lists of taken messages: about a millisecond of Redis's time."""
+"""Keys per step of a search for lists of taken messages. A step occupies Redis for about 1 ms."""
 
 
 def taken_key(queue: str, mark: str) -> str:
-    """Return the Redis key of the list of unacknowledged messages that a term took from `queue`.
+    """Return the Redis key of the list of messages that a term took from `queue`.
 
-    `mark` is the number and id of the term.
+    `mark` is the number and id of the term. The list's messages are not acknowledged yet.
     """
     return f"{queue}.taken.{mark}"
 
 
 def _by_age(mark: str) -> tuple[str, int]:
-    """Return a sort key for marks (number and id of a term) in the order in which the terms began.
+    """Return a sort key that orders marks (number and id of a term) by the start of their terms.
 
-    The id counts first, then the number: after a database has moved back, numbers repeat and only
-    the ids are ordered. Marks without an id, of release 0.1, come first.
+    The id, which begins with a time, counts first: numbers repeat after a database has moved back
+    to a copy of its past. Marks without an id, of release 0.1, come first.
     """
     number, _, term_id = mark.partition(".")
     return term_id, int(number)
@@ -82,41 +82,47 @@ def unstored_key(queue: str) -> str:
 
 
 def of_broker(errors: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
-    """Return those of kombu's `errors` that concern the broker; its KeyError concerns a message."""
+    """Return `errors` without KeyError.
+
+    Kombu lists KeyError among a broker's errors, but here it means a defective message.
+    """
     return tuple(each for each in errors if each is not KeyError)
 
 
 def packed(*words: str | bytes) -> bytes:
-    """Encode the words of a command for Redis. redis-py takes ten times as long."""
+    """Encode the words of a Redis command in Redis's protocol. redis-py takes ten times as long."""
     said = [each if isinstance(each, bytes) else each.encode() for each in words]
     return b"*%d\r\n" % len(said) + b"".join(b"$%d\r\n%b\r\n" % (len(each), each) for each in said)
 
 
 @dataclass
 class Consumption:
-    """The state of a consuming process that outlasts its connections to the broker."""
+    """The state of a consuming process that all its connections to the broker share."""
 
     on_malformed: Callable[[str, bytes, Malformed], None] | None = None
-    """Called with a malformed message's queue, bytes and error. The message then leaves the
-    queue."""
+    """Called with the queue, the bytes and the error of a malformed message.
+
+    The message then leaves the queue.
+    """
     largest: int = 2**30
     """The size in bytes above which a message is not read."""
     mark: str = "0"
-    """The number and id of the sequencer's term, which name its list of taken messages."""
+    """The number and id of this sequencer's term, which are part of the key of its taken messages.
+    """
     earlier: set[str] = field(default_factory=set)
-    """The marks of this lane's other terms, as far as known."""
+    """The marks (number and id) of the known other terms of this lane."""
     spared: str | None = None
-    """The mark of a deposed term whose process was still alive, so that none of its messages is
-    suspected of having ended a process.
+    """The mark of the term of a silent leader that this process replaced. Its process was alive, so
+    none of its messages is suspected of having ended a process.
     """
     suspects: set[bytes] = field(default_factory=set)
-    """Digests of messages that dead terms had taken. Each is delivered as `redelivered`."""
+    """Digests of messages that ended sequencers had taken. Each is delivered as `redelivered`."""
     cursor: int = 0
-    """The position at which the search for other terms' lists continues."""
+    """The cursor from which the next Redis SCAN for other terms' lists continues."""
 
 
 class Channel(redis.Channel):
-    """A consumer's channel that passes malformed messages to `on_malformed` and continues."""
+    """Kombu's Redis channel, changed to pass malformed messages to `on_malformed` and continue."""
 
     connection_class: type[redis_connection.Connection] = MovingConnection
     connection_class_ssl: type[redis_connection.SSLConnection] = MovingSSLConnection
@@ -141,7 +147,10 @@ class Channel(redis.Channel):
             self._flush_brpop_reauth()
 
     def _received(self, **options: Any) -> tuple[str, bytes]:
-        """Return the next message and its queue. Raises `Empty` if none arrives in time."""
+        """Return the next message and its queue.
+
+        Raises `Empty` if none arrives before kombu's timeout.
+        """
         try:
             answer = self._response("BRPOP", **options)
         except ResponseError as error:
@@ -153,7 +162,10 @@ class Channel(redis.Channel):
 
     @staticmethod
     def _refused(error: ResponseError) -> RedisRefusal:
-        """Pause if Redis refuses writes, and return the reason. Raises any other error."""
+        """Return the reason for which Redis refused a write, after a short pause.
+
+        Raises `error` itself if it is any other error.
+        """
         why = refused(error)
         if why is None:
             raise error
@@ -162,7 +174,7 @@ class Channel(redis.Channel):
         return why
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        """Bind a queue, also in a full Redis: a binding is small and made once."""
+        """Bind a queue to an exchange, also in a full Redis."""
         bind: Callable[..., None] = super()._queue_bind  # type: ignore[misc] # its types lack it
         try:
             bind(exchange, routing_key, pattern, queue)
@@ -191,7 +203,7 @@ class Channel(redis.Channel):
     def _read(self, queue: str, item: bytes) -> dict[str, Any] | None:
         """Return the message in `item`, an element of a Redis list, in kombu's form.
 
-        None for a malformed message, which `on_malformed` got.
+        A malformed message is passed to `on_malformed`, and None is returned.
         """
         try:
             if len(item) > (largest := self.consumption.largest):
@@ -211,18 +223,22 @@ class Channel(redis.Channel):
         return message
 
     def _drop(self, queue: str, item: bytes) -> None:
-        """Remove a malformed message from Redis once its dead letter is stored.
+        """Do nothing: BRPOP has already removed the malformed message from its queue.
 
-        This class has nothing to remove, because the queue no longer has the message.
+        A subclass whose messages stay in a list removes the message here, once its dead letter is
+        stored.
         """
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """Keep a malformed message that could not be stored in a list beside the queue."""
+        """Put a malformed message without a stored dead letter into the list `unstored_key`."""
         with self.conn_or_acquire() as client:
             client.rpush(unstored_key(queue), item)
 
     def store_again(self, queue: str) -> None:
-        """Store the malformed messages that could not be stored before, until one fails again."""
+        """Retry to store the malformed messages in the list `unstored_key`, until one fails again.
+
+        A message that this release can read goes back to `queue`.
+        """
         with self.conn_or_acquire() as client:
             while items := client.lrange(unstored_key(queue), 0, 0):
                 count = client.llen(unstored_key(queue))
@@ -233,11 +249,11 @@ class Channel(redis.Channel):
                     return
 
     def set_aside(self, tag: str) -> None:
-        """Let the next message be delivered although the one with this tag is unacknowledged."""
+        """Let further messages be delivered although the message `tag` is unacknowledged."""
         virtual.QoS.ack(self.qos, tag)
 
     def release(self, tag: str) -> None:
-        """Acknowledge a message that was set aside."""
+        """Acknowledge a message for which `set_aside` was called."""
         qos: Any = self.qos
         qos._remove_from_indices(tag).execute()  # noqa: SLF001
 
@@ -258,12 +274,12 @@ class Channel(redis.Channel):
 
 
 class QoS(redis.QoS):
-    """Kombu's QoS, which can record a taken message also in a full Redis."""
+    """Kombu's record of unacknowledged messages, which works in a full Redis too."""
 
     channel: Channel
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Record a taken message as not acknowledged, because no other list in Redis has it."""
+        """Record a message that was taken from its queue as not acknowledged."""
         try:
             super().append(message, delivery_tag)
         except ResponseError as error:
@@ -279,7 +295,7 @@ class QoS(redis.QoS):
             virtual.QoS.append(self, message, delivery_tag)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Put back messages not acknowledged in time. If Redis refuses writes, try again later."""
+        """Put back messages not acknowledged in time; do nothing while Redis refuses writes."""
         try:
             super().restore_visible(*args, **kwargs)
         except ResponseError as error:
@@ -292,7 +308,7 @@ Channel.QoS = QoS
 
 
 class Transport(redis.Transport):
-    """The Redis transport of a process that consumes."""
+    """Kombu's Redis transport, with `Channel` as its channel class, for a process that consumes."""
 
     Channel = Channel
 
@@ -302,20 +318,20 @@ class Transport(redis.Transport):
 
 
 class SentinelChannel(Channel, redis.SentinelChannel):
-    """The channel of a process that consumes, to the primary that Sentinels name."""
+    """`Channel` for a connection to the primary that Redis Sentinel names."""
 
     connection_class = SentinelConnection
     connection_class_ssl = SentinelSSLConnection
 
 
 class SentinelTransport(Transport, redis.SentinelTransport):
-    """The transport of a process that consumes, with Sentinel."""
+    """`Transport` for a connection through Redis Sentinel."""
 
     Channel = SentinelChannel
 
 
 class OrderedQoS(virtual.QoS):
-    """A QoS whose acknowledgement only removes the message from the list of taken messages."""
+    """Acknowledges a message by removing it from the list of messages that this term has taken."""
 
     restore_at_shutdown = False
     channel: OrderedChannel
@@ -332,18 +348,18 @@ class OrderedQoS(virtual.QoS):
         super().ack(delivery_tag)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Do nothing: what is not acknowledged stays listed, and the next leader puts it back."""
+        """Do nothing: unacknowledged messages stay listed; the next leader puts them back."""
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: no message becomes visible by the passing of time."""
+        """Do nothing: an unacknowledged message is not delivered again after a timeout."""
 
 
 class OrderedChannel(Channel):
-    """The channel of one consumer of one queue.
+    """The sequencer's channel: a taken message is in a Redis list until it is acknowledged.
 
-    The mark of the term names the list of messages that it has taken. Every term's list
-    in Redis is put back, even of a term that the database does not know: a database that has moved
-    back to a copy of its past has lost the terms that began since.
+    The mark (number and id) of the sequencer's term names the list. A new leader puts back the
+    lists of every term found in Redis, even of terms that the database does not know, because the
+    database may have moved back to a copy of its past.
     """
 
     QoS = OrderedQoS  # type: ignore[assignment]
@@ -389,7 +405,7 @@ class OrderedChannel(Channel):
         return taken_key(queue, self.consumption.mark)
 
     def _moved(self, script: str, source: str, target: str) -> bytes | None:
-        """Run `script`, which moves a message from key `source` to `target`; return the message.
+        """Run `script`, which moves a message from `source` to `target`; return the message.
 
         None if there is no message. Works in a full Redis, too.
         """
@@ -410,7 +426,10 @@ class OrderedChannel(Channel):
         self._remove(queue, item)
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """Keep the malformed `item` in the list of taken messages, which a successor puts back."""
+        """Remember a malformed message whose dead letter could not be stored, for `store_again`.
+
+        The message stays in this term's list of taken messages, which the next leader puts back.
+        """
         self._unstored.append((queue, item))
 
     def store_again(self, queue: str) -> None:
@@ -424,16 +443,22 @@ class OrderedChannel(Channel):
         self.settle()
 
     def item(self, tag: str) -> bytes | None:
-        """Return the message of this delivery tag as stored in Redis. None if it is not in hand."""
+        """Return the bytes of the message with this delivery tag.
+
+        None if the message is not being handled.
+        """
         return self._raw[tag][1] if tag in self._raw else None
 
     def forget(self, tag: str) -> None:
-        """Mark a message as handled. The next request for a message, or `settle`, removes it."""
+        """Mark a message as handled.
+
+        The next read from the queue, or `settle`, removes it from Redis.
+        """
         if tag in self._raw:
             self._handled.append(self._raw.pop(tag))
 
     def settle(self) -> None:
-        """Remove the handled messages from the list now, because no next message is requested."""
+        """Remove the handled messages from Redis now, not with the next read of the queue."""
         while self._handled:
             self._remove(*self._handled[0])
             del self._handled[0]
@@ -443,7 +468,7 @@ class OrderedChannel(Channel):
             client.lrem(self._key(self._taken(queue)), 1, item)
 
     def give_back(self, tag: str) -> None:
-        """Put back a message that was not handled: it is the next one again."""
+        """Return an unhandled message to the queue, as the next to be delivered."""
         if tag not in self._raw:
             return
         queue, item = self._raw.pop(tag)
@@ -452,9 +477,10 @@ class OrderedChannel(Channel):
             client.eval(GIVE_BACK, 2, *keys, item)
 
     def take_up(self, queue: str) -> str | None:
-        """Store this term's mark in Redis; return the previous mark if it is another term's.
+        """Store this term's mark (number and id) in Redis; return the mark it replaces, or None.
 
-        The returned mark names the last leader even if the database has lost that term.
+        None if the previous mark is missing, invalid or this term's. The returned mark names the
+        last leader's term even if the database has lost that term.
         """
         with self.conn_or_acquire() as client:
             found = client.eval(REPLACE, 1, self._key(f"{queue}.term"), self.consumption.mark)
@@ -465,16 +491,14 @@ class OrderedChannel(Channel):
         return last
 
     def put_back(self, queue: str, *, own: bool = False, begins: bool = False) -> int:
-        """Return messages that were taken but not acknowledged to the queue's head; count them.
+        """Return messages that were taken but not acknowledged to their queue; return their number.
 
-        They keep the order in which they were taken. The messages are those that sequencers of
-        earlier terms took. `begins`: the term of this sequencer begins; then those of every other
-        term. Otherwise those of later terms stay, because this term may be over without knowing it.
-        `own`: also those of this term; only while no task runs.
-
-        A message that a dead sequencer had taken may have ended its process, so a term that
-        `begins` delivers it as a suspect. Cost: with `own` or `begins` a scan of all keys of Redis,
-        otherwise of about a thousand.
+        They are the next to be delivered, in their old order. The messages are those that earlier
+        terms took; with `begins` (at the start of this term) those of all other terms; with `own`
+        also those of this term, which is correct only while no task runs. Without `begins`, later
+        terms keep theirs, because this term may be over without knowing it. A message that an ended
+        sequencer had taken may have ended its process, so with `begins` it is marked as a suspect.
+        Cost: with `own` or `begins` a scan of all keys of Redis, otherwise of about a thousand.
         """
         self.settle()
         count = 0
@@ -495,10 +519,11 @@ class OrderedChannel(Channel):
         return count
 
     def _search(self, client: Any, queue: str, *, everywhere: bool) -> None:
-        """Find the terms that have lists of taken messages of `queue`, by a scan of Redis's keys.
+        """Add to `Consumption.earlier` the terms that have lists of messages taken from `queue`.
 
-        `everywhere`: scan all keys; otherwise about a thousand per call. A scan of Redis returns
-        every key that exists for its whole duration, and each step is short.
+        Scans Redis's keys: all of them with `everywhere`, otherwise about a thousand per call. A
+        full scan returns every key that exists for its whole duration, and no step blocks Redis for
+        long.
         """
         prefix = self._key(taken_key(queue, ""))
         pattern = re.sub(r"([\\\[\]*?^-])", r"\\\1", prefix) + "*"
@@ -518,29 +543,32 @@ def _digest(item: bytes) -> bytes:
 
 
 class OrderedTransport(Transport):
-    """The Redis transport of a sequencer's process."""
+    """The Redis transport of a sequencer process, with `OrderedChannel`."""
 
     Channel = OrderedChannel
 
 
 class OrderedSentinelChannel(OrderedChannel, redis.SentinelChannel):
-    """The sequencer's channel to the primary that Sentinels name."""
+    """`OrderedChannel` for a connection to the primary that Redis Sentinel names."""
 
     connection_class = SentinelConnection
     connection_class_ssl = SentinelSSLConnection
 
 
 class OrderedSentinelTransport(Transport, redis.SentinelTransport):
-    """The transport of a sequencer's process, with Sentinel."""
+    """The transport of a sequencer process through Redis Sentinel."""
 
     Channel = OrderedSentinelChannel
 
 
 class RabbitChannel(pyamqp.Channel):
-    """A channel that never decompresses: a compressed body may expand a thousandfold."""
+    """A RabbitMQ channel that does not decompress: a compressed body may expand a thousandfold."""
 
     def message_to_python(self, raw_message: Any) -> Any:
-        """Decode a message. A compressed one is left as it is, with a header that says so."""
+        """Decode a message.
+
+        A compressed body stays as it is, and the header `UNREADABLE` has the reason.
+        """
         headers = raw_message.properties.get("application_headers")
         if isinstance(headers, dict) and headers.pop("compression", None) is not None:
             headers[UNREADABLE] = COMPRESSED
@@ -548,7 +576,11 @@ class RabbitChannel(pyamqp.Channel):
 
 
 def _properties(data: bytes, offset: int) -> tuple[dict[str, Any], int]:
-    """Decode an AMQP message's properties in `data` from `offset`; return them and their end."""
+    """Decode the properties of an AMQP message in `data` from `offset`.
+
+    Returns the properties and the offset after them. Of properties that cannot be decoded, the
+    reason is returned in the header `UNREADABLE`.
+    """
     try:
         found: tuple[dict[str, Any], int] = serialization.decode_properties_basic(data, offset)
     except Exception as error:  # noqa: BLE001 - bytes that are no text, dates, tables without end
@@ -558,13 +590,13 @@ def _properties(data: bytes, offset: int) -> tuple[dict[str, Any], int]:
 
 
 class RabbitConnection(pyamqp.Connection):
-    """A connection to RabbitMQ whose channels do not decompress."""
+    """A connection to RabbitMQ with `RabbitChannel`, which decompresses no message."""
 
     Channel = RabbitChannel
 
 
 class RabbitTransport(pyamqp.Transport):
-    """A worker's transport to RabbitMQ, which puts back unacknowledged messages itself."""
+    """A worker's transport to RabbitMQ. RabbitMQ itself puts back unacknowledged messages."""
 
     Connection = RabbitConnection
 
@@ -576,10 +608,10 @@ class RabbitTLSTransport(pyamqp.SSLTransport):
 
 
 def install(consumption: Consumption, *, ordered: bool) -> None:
-    """Use this module's transports for every connection that kombu opens in this process.
+    """Replace kombu's transports for Redis and RabbitMQ by this module's, in the whole process.
 
-    `consumption`: the state that all its channels of Redis share. `ordered`: True in a sequencer's
-    process. The transports replace kombu's of the same schemes, so TLS and sockets work as usual.
+    `consumption`: the state that all Redis channels of the process share. `ordered`: True in a
+    sequencer's process. The URL schemes stay the same, so TLS and sockets work as usual.
     """
     readers: dict[int, Any] = serialization.PROPERTY_CLASSES
     readers[spec.Basic.CLASS_ID] = _properties
@@ -598,9 +630,9 @@ def install(consumption: Consumption, *, ordered: bool) -> None:
 
 
 def with_consumption(base: type[Transport], consumption: Consumption) -> type[Transport]:
-    """Return the transport `base` whose channels share `consumption`.
+    """Return a subclass of the transport `base` whose channels share `consumption`.
 
-    Kombu makes a transport of its class alone.
+    A class is needed, because kombu makes a transport from its class without further arguments.
     """
 
     class Sharing(base):  # type: ignore[valid-type,misc] # a class of those above

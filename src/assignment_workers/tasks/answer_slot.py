@@ -13,17 +13,20 @@ _NAME = "answer_slot"
 
 @dataclass
 class AnswerSlot:
-    """A place for the answer of one execution. The worker's request makes it, the task fills it."""
+    """Holds the answer of one run of a task.
+
+    The worker's request creates the slot, the task fills it, and the request shows its content.
+    """
 
     answer: object = None
 
     def put_into(self, headers: dict[str, Any]) -> None:
-        """Add the slot to the headers that the worker passes to the task."""
+        """Add this slot to `headers`, the headers that the worker passes to the task."""
         headers[_NAME] = self
 
 
 def fill(request: object, answer: object) -> None:
-    """Put the answer into the slot of the task's request, if a worker executes the task."""
+    """Put `answer` into the slot in the task's request; do nothing if no worker runs the task."""
     slot = getattr(request, _NAME, None)
     if isinstance(slot, AnswerSlot):
         slot.answer = answer

@@ -26,8 +26,9 @@ from assignment_workers.traces import NO_TRACES, Tracing
 
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
-"""The Celery queue of heartbeats, which must not wait for jobs. Maintenance workers and heartbeat
-workers serve it."""
+"""The Celery queue of agents' heartbeats, which must not wait for jobs. Maintenance workers and
+heartbeat workers both consume it.
+"""
 
 FIXED: dict[str, object] = {
     "worker_prefetch_multiplier": 1,
@@ -41,24 +42,25 @@ FIXED: dict[str, object] = {
     "task_ignore_result": False,
     "task_always_eager": False,
 }
-"""Celery settings that the order of the assignment queue or the safety of its messages depends on.
-No configuration file may change them.
+"""Celery settings that no configuration file may change.
+
+The order of the assignment queue or the safety of its messages depends on them.
 """
 
 EACH_LANE = ("assignment.expire",)
-"""The tasks that beat sends to every lane."""
+"""The tasks that beat sends to the assignment queue of every lane."""
 
 SINGLE: dict[str, object] = {"x-queue-type": "quorum", "x-single-active-consumer": True}
-"""RabbitMQ arguments of an assignment queue, which its order and safety depend on."""
+"""RabbitMQ arguments of an assignment queue that keep its messages in order and safe."""
 
 _AMQP_OPTIONS = set(inspect.signature(amqp.Connection).parameters)
 
 
 def create_app(settings: Settings, tracing: Tracing = NO_TRACES) -> App:
-    """Create the application with every task, on the servers of `settings`.
+    """Create the Celery application with every task, connected to the servers of `settings`.
 
-    The rest of its configuration is from `celeryconfig.py`. Raises `UsageError`, one line, for a
-    configuration file that cannot be used.
+    The rest of the configuration is from `celeryconfig.py`. Raises `UsageError`, with a text of one
+    line, if that file or a setting cannot be used.
     """
     app = App("assignment_workers", set_as_current=False)
     app.config_from_object(_module(settings))
@@ -94,7 +96,7 @@ def create_app(settings: Settings, tracing: Tracing = NO_TRACES) -> App:
 
 
 def _require_certificate(app: App, name: str) -> None:
-    """Check the server's certificate with TLS, unless the address says otherwise."""
+    """Require a valid server certificate for a `rediss:` address that does not say otherwise."""
     setting = "broker_url" if name == "broker" else name
     url = str(app.conf[setting] or "")
     if url.startswith("rediss:") and "ssl_cert_reqs" not in url:
@@ -102,9 +104,10 @@ def _require_certificate(app: App, name: str) -> None:
 
 
 def _name_sentinels(app: App, name: str) -> None:
-    """Set what Celery needs to find a Redis by its Sentinels, for the broker or the results.
+    """Set the options by which Celery finds a Redis through Sentinel.
 
-    Options of the configuration file win over the query of the address.
+    `name` is `broker` or `result_backend`. Options of the configuration file take precedence over
+    the query of the address.
     """
     setting = "broker_url" if name == "broker" else name
     url = str(app.conf[setting] or "")
@@ -127,12 +130,16 @@ def _name_sentinels(app: App, name: str) -> None:
 
 
 def _doors(app: App) -> frozenset[str]:
-    """Return the names of the tasks of this package that are registered so far."""
+    """Return the names of this package's tasks that are registered with `app` so far."""
     return frozenset(name for name, task in app.tasks.items() if isinstance(task, HandledTask))
 
 
 def _module(settings: Settings) -> ModuleType:
-    """Load Celery's configuration file: the named one, or that of the working directory or ours."""
+    """Load Celery's configuration file and return it as a module. Raises `UsageError`.
+
+    The file is the one that the settings name, or else `celeryconfig.py` of the working directory,
+    or else that of this package.
+    """
     here = Path("celeryconfig.py")
     packaged = Path(__file__).parent.parent / "_celeryconfig.py"
     in_clone = Path(__file__).parents[3] / "celeryconfig.py"
@@ -185,9 +192,10 @@ def _queues(app: App) -> dict[str, Any]:
 
 
 def _add_lanes(app: App, lanes: Lanes, queues: Mapping[str, Any]) -> None:
-    """Add a queue like the default one, and its beat entries, for each additional lane.
+    """Add an assignment queue and its beat entries to the configuration for each further lane.
 
-    A queue that the configuration file declares is left as it is.
+    The queue has the arguments of the default assignment queue. A queue that the configuration file
+    declares is left as it is.
     """
     for name in lanes.celery_queues[1:]:
         if name not in queues:

@@ -95,7 +95,10 @@ def end_sessions(
     agent_ids: Annotated[list[AgentId], Field(max_length=agent_status.ENDED_AT_ONCE)],
     silent_at: AwareDatetime,
 ) -> CommandAnswer:
-    """End the sessions of these agents, except those who have shown a sign of life since."""
+    """End the sessions of the agents `agent_ids` by setting them offline.
+
+    An agent who has shown a sign of life since `silent_at` keeps the session.
+    """
     return run.once(
         lambda transaction: agent_status.end_sessions(transaction, agent_ids, silent_at=silent_at)
     )
@@ -150,7 +153,10 @@ def resume_queue(
 
 
 def drain_queue(run: TaskRun, queue: Word, by: Word) -> CommandAnswer:
-    """Remove some of the unassigned users from a dialer queue, until the next build."""
+    """Remove unassigned users from a dialer queue; the next build of the queue includes them again.
+
+    One command removes a limited number of users; the answer counts them.
+    """
     return run.once(
         lambda transaction: drain(transaction, queue, by=by), subject=f"draining of {queue}"
     )
@@ -161,7 +167,7 @@ def remove_converted(
     queue: Word,
     user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
 ) -> CommandAnswer:
-    """Remove from a dialer queue those of these users who have converted."""
+    """Remove the users among `user_ids` who have converted from a dialer queue."""
     queues = run.of.dialer.policies
     if queue not in queues:
         return Refused(
@@ -179,7 +185,7 @@ def remove_converted(
 def place_users(
     run: TaskRun, user_ids: Annotated[list[UserId], Field(max_length=discover.AT_A_TIME)]
 ) -> CommandAnswer:
-    """Move those of these users who are in the wrong pool to the pool where they belong."""
+    """Move each user of `user_ids` who is in the wrong dialer queue to the right one."""
     return run.once(
         lambda transaction: discover.assign_to_queue(
             transaction, user_ids, policies_of(transaction.dialer, run.settings_in(transaction))
@@ -209,7 +215,10 @@ def change_settings(
 
 
 def _rebuild(run: TaskRun) -> None:
-    """Send for a build of every dialer queue; without it the next hourly build does the same."""
+    """Request a build of every dialer queue.
+
+    A request that cannot be sent is only logged: the next hourly build has the same effect.
+    """
     asked = {"trigger": "settings"}
     try:
         run.of.send_task(

@@ -24,9 +24,9 @@ AGAIN_SECONDS = 1.0
 
 
 def connect_beat(app: Any) -> None:
-    """Give RedBeat the client of the Redis at its address, which follows a failover.
+    """Set RedBeat's Redis client, one that follows a failover. Nothing is contacted yet.
 
-    `redbeat_redis_options` of the configuration are redis-py's options. Nothing is contacted.
+    `redbeat_redis_options` of the configuration are passed to redis-py.
     """
     url = app.conf.redbeat_redis_url
     if url is None:
@@ -36,15 +36,15 @@ def connect_beat(app: Any) -> None:
 
 
 class BeatEntry(RedBeatSchedulerEntry):  # type: ignore[misc] # it has no types
-    """RedBeat's entry of the schedule, with the right time at which it is due next.
+    """An entry of RedBeat's schedule with a corrected time of the next run.
 
-    RedBeat adds what remains from now on to the last sending. That is too early by the entry's age
-    when a beat starts, and then the task seems to be overdue.
+    RedBeat adds the time that remains from now to the time of the last run. When a beat starts, the
+    result is too early by the time since the last run, and the task seems to be overdue.
     """
 
     @property
     def due_at(self) -> datetime | None:
-        """The next time at which the task is due, now if it is overdue; None: never again."""
+        """The next time at which the task is due: now if it is overdue, None if never again."""
         remains: timedelta | None = timedelta()
         if self.last_run_at is not None:
             remains = self.schedule.remaining_estimate(self.last_run_at)
@@ -53,16 +53,16 @@ class BeatEntry(RedBeatSchedulerEntry):  # type: ignore[misc] # it has no types
 
 
 class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no types
-    """RedBeat's scheduler, which waits while Redis is down instead of ending with a traceback.
+    """RedBeat's scheduler, changed to wait while Redis is unavailable instead of ending.
 
-    It sends tasks only while it has the lock.
+    It sends tasks only while it holds RedBeat's lock.
     """
 
     Entry = BeatEntry
     lock: Any
 
     def setup_schedule(self) -> None:
-        """Store the schedule, retried until Redis accepts it."""
+        """Store the schedule in Redis; retry until Redis accepts it."""
         while True:
             try:
                 super().setup_schedule()
@@ -73,7 +73,10 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no types
                 return
 
     def tick(self, *args: Any, **options: Any) -> float:
-        """Send the due tasks, unless another beat has the lock; return the seconds to wait."""
+        """Send the due tasks, unless another beat process holds the lock.
+
+        Returns the seconds until the next call.
+        """
         try:
             if self.lock_key and self.lock is None and not self._acquire():
                 return AGAIN_SECONDS
@@ -93,7 +96,7 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc] # it has no types
             log.warning("lock_not_released", reason=_line(error))
 
     def _acquire(self) -> bool:
-        """Try to acquire the lock, as RedBeat does when it starts. Return True on success."""
+        """Try to acquire RedBeat's lock, without waiting; return True on success."""
         client = get_redis(self.app)
         lock = client.lock(self.lock_key, timeout=self.lock_timeout, sleep=self.max_interval)
         lock.lua_extend = client.register_script(LUA_EXTEND_TO_SCRIPT)

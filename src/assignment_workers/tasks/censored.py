@@ -15,7 +15,7 @@ from assignment_workers.addresses import without_password
 
 
 class Censored(Settings):
-    """Celery's settings, whose printed table shows no password."""
+    """Celery's settings, changed so that their printed table shows no password."""
 
     def table(  # Celery passes both by position
         self,

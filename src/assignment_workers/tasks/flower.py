@@ -31,14 +31,15 @@ from assignment_workers.settings import Settings
 COOKIE = "assignment_workers_flower"
 SESSION_LASTS = timedelta(hours=12)
 SILENCE_SECONDS = 10.0
-"""Seconds without an event after which Flower connects to the broker again. Each worker sends a
-heartbeat every two seconds."""
+"""Seconds without any event after which Flower connects to the broker again. Each worker sends a
+heartbeat event every two seconds.
+"""
 OPEN = "/healthcheck"
-"""The path of Flower that needs no login. It answers OK and nothing else."""
+"""The only path of Flower that needs no login. It answers OK and nothing else."""
 
 
 def guard_flower(settings: Settings) -> None:
-    """Make the `flower` command of this process start a guarded Flower."""
+    """Make the `flower` command of this process start Flower with this module's access checks."""
 
     class Guarded(_Guarded):
         origins = Origins.of(settings.allowed_hosts, listens=settings.flower_host)
@@ -51,10 +52,13 @@ def guard_flower(settings: Settings) -> None:
 
 
 class BoundedReceiver(EventReceiver):
-    """Celery's receiver of events, which returns after `SILENCE_SECONDS` without an event."""
+    """Celery's event receiver, changed to return after `SILENCE_SECONDS` without an event."""
 
     def capture(self, *args: Any, **options: Any) -> None:
-        """Pass events to their handlers until none comes in time. Flower then connects again."""
+        """Pass events to their handlers until none arrives for `SILENCE_SECONDS`.
+
+        Flower then connects to the broker again.
+        """
         options["timeout"] = options.get("timeout") or SILENCE_SECONDS
         with contextlib.suppress(TimeoutError):
             super().capture(*args, **options)
@@ -65,8 +69,9 @@ class _Guarded(Flower):  # type: ignore[misc]
     logins: tuple[str, ...]
     secret: str | None
     began: datetime
-    """Links made before this time are refused: the previous process may have accepted them
-    already."""
+    """The start of this process. Sign-in links made before are refused, because an earlier process
+    may have accepted them, and a link is valid once.
+    """
     used: dict[str, datetime]
 
     def __init__(self, **options: Any) -> None:
@@ -104,7 +109,10 @@ class _Guarded(Flower):  # type: ignore[misc]
         return True
 
     def _signed_in(self, request: HTTPServerRequest) -> Any:
-        """Sign the browser in, once per link. A browser that is signed in already passes."""
+        """Sign the browser in by the link's code, which is accepted once.
+
+        A browser that is already signed in needs no valid code. Any other request is refused.
+        """
         now = datetime.now(UTC)
         self.used = {name: until for name, until in self.used.items() if until > now}
         given = request.query_arguments.get("code", [b""])[0].decode("latin-1")
@@ -131,7 +139,7 @@ class _Guarded(Flower):  # type: ignore[misc]
 
 
 def _second(at: datetime) -> datetime:
-    """Round a time down to whole seconds, because the codes in sign-in links have no others."""
+    """Round a time down to whole seconds, the precision of the times in sign-in links."""
     return at.replace(microsecond=0)
 
 

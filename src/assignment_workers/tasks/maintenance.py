@@ -45,18 +45,19 @@ T = TypeVar("T")
 Trigger = Literal["hourly", "level", "hand", "settings"]
 
 PATIENCE = timedelta(seconds=30)
-"""The time for which a job is retried: longer than a database server takes to restart."""
+"""The time for which a job is retried: longer than a restart of a database server takes."""
 
 DAYS_MADE_UP_FOR = 7
-"""The most days of missed ageing of scores that are caught up: after a week the same weekday comes
-again.
+"""The most missed days for which the ageing of scores is run afterwards. Ageing is weekly, so a day
+further back has the same weekday as one of these.
 """
 
 
 def regenerate_queue(run: TaskRun, queue: Word | None = None, trigger: Trigger = "hand") -> Any:
-    """Build a new generation of one dialer queue, or of each, and send for its publication.
+    """Build a new generation of one dialer queue, or of each, and send the command to publish it.
 
-    Returns, per dialer queue, the generation's number or why it was skipped.
+    Returns, per dialer queue, the generation's number and size, or why the build was skipped.
+    `queue` None: every dialer queue. `trigger` is stored with the run of the job.
     """
     queues = list(run.of.dialer.policies)
     if queue is not None and queue not in queues:
@@ -115,7 +116,10 @@ def check_levels(run: TaskRun) -> Any:
 
 
 def tend(run: TaskRun) -> Any:
-    """Send lost publications of generations again; drop the entries of retired generations."""
+    """Send the publish command again for each built but unpublished generation; drop retired ones.
+
+    Also drops the numbers of suppression lists that were retired.
+    """
 
     def work(given: Work) -> Counts:
         waiting = levels.unpublished(given.connection)
@@ -139,7 +143,7 @@ def tend(run: TaskRun) -> Any:
 def heartbeats(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MANY)]) -> list[Any]:
     """Store many agents' heartbeats in one transaction. Each answer has the agent's state.
 
-    A heartbeat counts from the time at which it was sent, however late it arrives.
+    A heartbeat counts from the time at which the agent sent it, even if the message arrives late.
     """
     read: list[HeartbeatMessage | Refused] = []
     for each in requests:
@@ -176,7 +180,7 @@ _HEARTBEAT = TypeAdapter(HeartbeatMessage)
 def count_answers(
     run: TaskRun, hours: Annotated[list[CountedHour], Field(max_length=MANY)]
 ) -> None:
-    """Add a client's counts of the answers that its callers got to the stored ones."""
+    """Add a client's counts of the answers of each hour to the counts in the database."""
 
     def work() -> None:
         with run.of.engine.begin() as connection:
@@ -201,7 +205,10 @@ def tend_agents(run: TaskRun) -> Any:
 
 
 def match_missed_calls(run: TaskRun) -> Any:
-    """Find the user of each missed call without one, or leave the call to an operator."""
+    """Find the user of each missed call that has no user yet.
+
+    A call for which that is not possible is left to an operator.
+    """
 
     def work(given: Work) -> Counts:
         return match(given, run.of.dialer, run.of.crm, run.of.settings)
@@ -210,7 +217,7 @@ def match_missed_calls(run: TaskRun) -> Any:
 
 
 def read_phones(run: TaskRun) -> Any:
-    """Read the phone numbers of users that are new or have changed."""
+    """Normalize the phone numbers of users that are new or have changed, and store them."""
 
     def work(given: Work) -> Counts:
         return phones.read(given, numbers_of(run.of.settings))
@@ -219,7 +226,10 @@ def read_phones(run: TaskRun) -> Any:
 
 
 def mirror_crm(run: TaskRun) -> Any:
-    """Update the mirror of an external CRM. Without one, delete the record of its last read."""
+    """Update the mirror, the copy of an external CRM's facts in our database.
+
+    Without an external CRM, delete the record of the mirror's last update.
+    """
     crm = run.of.crm
     if crm is None:
         with run.of.engine.begin() as connection:
@@ -230,7 +240,7 @@ def mirror_crm(run: TaskRun) -> Any:
 
 
 def clean_conversions(run: TaskRun) -> Any:
-    """Find each pool's converted users, and send the commands that remove them in batches."""
+    """Find each dialer queue's converted users, and send commands that remove them in batches."""
 
     def work(given: Work) -> Counts:
         mirror.freshen(run.of.engine, run.of.dialer, run.of.crm)
@@ -255,13 +265,20 @@ def _send_converted(run: TaskRun, given: Work, queue: str) -> int:
 
 
 def _policies(run: TaskRun, given: Work) -> Mapping[str, Policy]:
-    """Return the policies under the settings in force, as the job's transaction has them."""
+    """Return the policy of each dialer queue under the operational settings in force.
+
+    The settings are read in the job's transaction.
+    """
     dialer = run.of.dialer
     return policies_of(dialer, current(given.connection, dialer, run.of.settings))
 
 
 def discover_new(run: TaskRun) -> Any:
-    """Handle the users and requirements that are new in the CRM since the last run."""
+    """Add the users who are new in the CRM to the dialer queues where they belong.
+
+    Users with new rows in other CRM tables are sent to another dialer queue if they now belong
+    there.
+    """
     send = partial(_send_for_place, run)
 
     def work(given: Work) -> Counts:
@@ -273,7 +290,7 @@ def discover_new(run: TaskRun) -> Any:
 
 
 def reconcile_pools(run: TaskRun) -> Any:
-    """Find the users in no pool or the wrong one, and send the commands that move them."""
+    """Find the users in no dialer queue or the wrong one, and send commands that move them."""
     send = partial(_send_for_place, run)
 
     def work(given: Work) -> Counts:
@@ -313,9 +330,9 @@ def examine(run: TaskRun) -> Any:
 
 
 def extend_audit(run: TaskRun) -> Any:
-    """Append the digests of new events to the audit chain.
+    """Append the digests of new events to the audit chain; return the counts.
 
-    The stored batches of digests are the only record of a run.
+    No run of this job is recorded: the stored batches of digests are the record.
     """
 
     def work() -> Counts:
@@ -326,7 +343,7 @@ def extend_audit(run: TaskRun) -> Any:
 
 
 def clean_daily(run: TaskRun) -> Any:
-    """Delete what has outlived its retention: answers, job runs, events, dead letters.
+    """Delete rows older than their retention: answers, job runs, events, dead letters.
 
     The job never deactivates a user and never deletes a row that another row refers to (hazards D2,
     D3).
@@ -343,7 +360,10 @@ def clean_daily(run: TaskRun) -> Any:
 
 
 def age(run: TaskRun) -> Any:
-    """Run the weekly ageing of scores for today and for missed days, each day once."""
+    """Run the weekly ageing of scores for today and for missed days, each day once.
+
+    Returns the result of each day, by its date.
+    """
     engine = run.of.engine
     today = _day(engine)
     with engine.connect() as connection:
@@ -380,10 +400,10 @@ def _run(run: TaskRun, job: Job, work: Callable[[Work], Counts]) -> Ran:
 
 
 def _patiently(run: Callable[[], T]) -> T:
-    """Run a job, retried from its start after transient failures of the database.
+    """Run a job; after a transient failure of the database, run it again from its start.
 
-    Each try stores a row of its own. Raises `DatabaseUnavailable` if no try within `PATIENCE`
-    succeeds; the job then does the work at its next scheduled time.
+    Each attempt is recorded as a job run. Raises `DatabaseUnavailable` if no attempt within
+    `PATIENCE` succeeds; the next scheduled run then does the work.
     """
     return patiently(run, seconds=PATIENCE.total_seconds())
 

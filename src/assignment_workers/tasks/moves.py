@@ -34,7 +34,7 @@ _RUN = Parameter("run", Parameter.POSITIONAL_OR_KEYWORD, annotation=TaskRun)
 
 
 def operation_of(verb: AnyVerb) -> Callable[..., FinishAnswer]:
-    """Return the operation of the task `assignment.VERB`, with the declared arguments."""
+    """Return the function that carries out the task `assignment.VERB` with the verb's arguments."""
 
     def operation(run: TaskRun, *args: Any, **kwargs: Any) -> FinishAnswer:
         arguments = dict(zip(verb.names, args, strict=False)) | kwargs
@@ -51,10 +51,10 @@ def operation_of(verb: AnyVerb) -> Callable[..., FinishAnswer]:
 
 
 def finish_many(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MANY)]) -> list[Any]:
-    """Make many moves (completions, skips and the like) in one transaction, in order; answer each.
+    """Make many moves (completions, skips and the like) in one transaction, in order.
 
-    If the transaction fails for a reason that no retry mends, each move is made in a transaction of
-    its own, and only the failing move is stored as a dead letter.
+    Returns the answer of each. If the transaction fails for a reason that no retry can change, each
+    move is made in a transaction of its own, and only the failing move is stored as a dead letter.
     """
     settings = run.of.settings
     read = [_read(each, settings, run.sender(place)) for place, each in enumerate(requests)]
@@ -77,9 +77,9 @@ def finish_many(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MA
 
 
 def _read(said: object, settings: Settings, sender: str | None) -> Move | Refused:
-    """Return the move that one part of a batch asks for: the name of a verb and its arguments.
+    """Return one move of a batch message, `said`, as an object. Invalid: the answer `refused`.
 
-    `sender`: the token that sent this part for its agent.
+    `sender`: the token that sent this move on behalf of its agent.
     """
     if not isinstance(said, dict):
         return Refused(code=Code.MALFORMED, reason="a move is an object with `move` and arguments")
@@ -100,7 +100,7 @@ def _read(said: object, settings: Settings, sender: str | None) -> Move | Refuse
 
 
 def _sent(move: Move, sender: str | None) -> Move:
-    """Return the move with the token that sent it for its agent."""
+    """Return the move with `sender`, the token that sent it on behalf of its agent, added."""
     return move if sender is None else replace(move, owner=replace(move.owner, sent_by=sender))
 
 
@@ -122,7 +122,7 @@ def _alone(run: TaskRun, said: object, move: Move | Refused, part: int) -> Finis
 
 
 def _made(run: TaskRun, move: Move, part: int | None = None) -> FinishAnswer:
-    """Make one move in a transaction of its own and return its answer.
+    """Make one move in one transaction and return its answer.
 
     `part`: the number of the move in its batch message; None for a message of one move.
     """
@@ -144,7 +144,7 @@ def release_if_unclaimed(
     version: Version,
     lease_expires_at: AwareDatetime,
 ) -> CommandAnswer:
-    """Release an assignment whose caller got no answer, unless its agent has asked again.
+    """Release an assignment whose caller did not get the answer, unless the agent has asked again.
 
     An assignment that was renewed or finished since stays as it is.
     """

@@ -49,28 +49,31 @@ from assignment_workers.traces import Tracing
 log = structlog.get_logger()
 
 TURN_SECONDS = 5
-"""The longest that one statement of a fenced transaction may take, in seconds."""
+"""The most seconds that one statement of a fenced transaction or of a heartbeat may take."""
 PROBE_EXPIRES = 600
-"""Seconds after which a probe is too old to be of use."""
+"""Seconds after which an unhandled probe message is dropped as too old."""
 HEARTBEAT_SECONDS = 3
-"""The interval of RabbitMQ's connection heartbeats, for processes of short tasks. Redis has none.
+"""Seconds between RabbitMQ's connection heartbeats, for processes whose tasks are short.
+
+Redis has no such heartbeats.
 """
 FLOWER_COLUMNS = "name,state,args,result,received,runtime,worker,uuid"
-"""The columns of Flower's task list. The worker's name tells `assignment` from `maintenance`."""
+"""The columns of Flower's task list. The column `worker` distinguishes the processes."""
 FLOWER_TASKS = "5000"
-"""Tasks that Flower remembers, at about 10 kB each. Its default, 100,000, takes a gigabyte."""
+"""The most tasks that Flower remembers, at about 10 kB each. Flower's default is 100,000."""
 JOB_SECONDS = 1800
-"""The longest that one statement of a job may take, in seconds: a build of tens of millions of
-users takes minutes.
+"""The most seconds that one statement of a job may take. A build of tens of millions of users takes
+minutes.
 """
 
 
 def run(name: ProcessName, settings: Settings, *, lane: str | None = None) -> int:
-    """Run the process `name` until a signal ends it; return the exit code.
+    """Run the process `name` in the foreground until a signal ends it; return the exit code.
 
-    `settings` has the addresses. `lane`: the sequencer's; None: the default lane. Raises
-    `UsageError` for an unknown lane or an unusable calling rule. Raises `DatabaseUnavailable` or
-    `SchemaMismatch`, before anything is started, for a database that is not ours or not up to date.
+    `settings` has the servers' addresses. `lane`: the lane of a sequencer; None: the default lane.
+    Raises `UsageError` for an unknown lane or an invalid calling rule. Raises `DatabaseUnavailable`
+    or `SchemaMismatch`, before anything is started, if the database is not set up or not up to
+    date.
     """
     dialer = loaded()
     policies_of(dialer, settings)
@@ -176,9 +179,10 @@ def _work(
     *,
     lane: str | None = None,
 ) -> int:
-    """Run a Celery worker that carries out `tasks` from these Celery queues; return the exit code.
+    """Run a Celery worker that carries out `tasks` from the Celery queues `queues`.
 
-    `pool` is Celery's pool. Dead letters name the first queue. `lane`: the lane of a sequencer.
+    Returns the exit code. `pool` is Celery's pool class. Dead letters are stored under the first
+    queue. `lane`: the lane of a sequencer.
     """
     name = role if lane in {None, DEFAULT_LANE} else f"{role}-{lane}"
     largest = app.settings.message_maximum
@@ -212,7 +216,7 @@ def _work(
 
 
 def _doing(app: App) -> dict[str, Any]:
-    """Return the facts of a worker for its signs: its task, and whether it leads."""
+    """Return what a worker reports about itself: its running task, and if it leads."""
     facts: dict[str, Any] = {}
     if app.serves in app.lanes.celery_queues:
         facts = {
@@ -319,8 +323,9 @@ def _check(app: App) -> None:
 
 
 EXPORTING = ("sequencer", "maintenance", "heartbeats", "beat")
-"""Processes that serve metrics at `metrics_port`. The gateway and Flower have their own
-endpoints."""
+"""Processes that serve Prometheus metrics at `metrics_port`. The gateway and Flower have endpoints
+of their own.
+"""
 
 PROCESSES: dict[ProcessName, Callable[[Settings, Tracing], int]] = {
     "sequencer": _sequencer,

@@ -73,34 +73,34 @@ _FORM = re.compile(
     r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?"
 )
 _USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""The form of a user's id in the CRM that is shown where it is a text."""
+"""The form that a text must have to be shown as a user's id of the CRM."""
 _MANY = 4
-"""Items of a list that are shown."""
+"""The most items of a list that are shown."""
 _AGENTS = 100
-"""Agents and users of a message of many requests that are named in its summary."""
+"""The most agents or users that the summary of a batch message names."""
 _REQUESTS = 16
-"""Request ids of such a message that are shown."""
+"""The most request ids of a batch message that are shown."""
 _AT_MOST = 240
-"""Characters of a rendering that are shown, after the summary."""
+"""The most characters of a message or an answer that are shown after its summary."""
 _AT_MOST_OF_MANY = 1_000
-"""Characters of the rendering of a message of many requests."""
+"""The most characters of a batch message that are shown after its summary."""
 _SUMMARISED = (
     *(("agent_id", "agent "), ("agent", "agent "), ("user_id", "user "), ("user", "user ")),
     *(("move", ""), ("outcome", ""), ("code", ""), ("state", ""), ("kind", ""), ("queue", "")),
     *(("trigger", ""), ("generation_id", "generation "), ("generation", "generation ")),
     *(("size", "size "), ("assignment_id", "assignment ")),
 )
-"""The facts of a summary in their order: the name of each, and the words before its value."""
+"""The facts in a summary, in order: the name of each fact, and the words before its value."""
 _UNREMARKABLE = frozenset({"checks", "kept"})
-"""Counts of a routine task that are not zero although the task changed nothing."""
+"""Counts that may be above zero although a routine task has changed nothing."""
 
 
 class RedactedRequest(Request):
-    """A Celery request with its own rendering of the message in events, the log and `inspect`.
+    """A Celery request that shows only permitted facts in events, the log and `inspect`.
 
-    The rendering has the allowed arguments by name and the allowed facts of the answer. Of a
-    failure it has the exception's class only. Flower lists a routine task only if it has done
-    something: all its events are sent at its end.
+    These are the arguments and the answer's facts named in `SHOWN`; of a failure, only the
+    exception's class. All events of a routine task are sent at its end, and only if the task did
+    something, so that Flower does not list the other runs.
     """
 
     _argsrepr: str
@@ -124,7 +124,7 @@ class RedactedRequest(Request):
         return super().info(safe=True)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's own name
-        """Send an event, with the answer if the task has returned one."""
+        """Send a task event to Flower; `task-succeeded` has the task's answer in redacted form."""
         task = cast("HandledTask", self.task)
         if type == "task-succeeded":
             fields["result"] = shown_answer(self._slot.answer)
@@ -136,7 +136,7 @@ class RedactedRequest(Request):
             self._send_all(type, fields)
 
     def _send_all(self, ended: str, fields: dict[str, Any]) -> None:
-        """Send the events of a routine task: received, started, and its end."""
+        """Send the events of a routine task: received, started, and `ended`, its last event."""
         eventer = self.eventer
         if not (eventer and eventer.enabled):
             return
@@ -154,19 +154,19 @@ class RedactedRequest(Request):
 
 
 def shown(value: object) -> str:
-    """Return the allowed facts of a message or an answer, as a Python literal."""
+    """Return the permitted facts of a message or an answer, as a Python literal."""
     allowed = _allowed(value)
     return repr(allowed)[: _AT_MOST_OF_MANY if "request_ids" in _facts(allowed) else _AT_MOST]
 
 
 def shown_answer(answer: object) -> str:
-    """Return the summary of an answer, and its allowed facts."""
+    """Return the summary of an answer, followed by the answer's permitted facts."""
     summary = summary_of_answer(answer)
     return f"{summary}, {shown(answer)}" if summary else shown(answer)
 
 
 def summary_of_message(said: Mapping[str, Any]) -> str:
-    """Return the arguments of a message in a few words: for many requests the agents first."""
+    """Return a summary of a message's arguments. For a batch message it begins with the agents."""
     many = said.get("requests")
     if not isinstance(many, list):
         return _summary(said)
@@ -181,9 +181,9 @@ def summary_of_message(said: Mapping[str, Any]) -> str:
 
 
 def summary_of_answer(answer: object) -> str:
-    """Summarize an answer in a few words, such as `assigned user 3652`.
+    """Return a summary of an answer, such as `assigned user 3652`.
 
-    A list of answers is summarized by the number of each outcome, and the first users.
+    A list of answers is summarized by the number of answers of each outcome, and the first users.
     """
     if isinstance(answer, list):
         if len(answer) == 1:
@@ -209,7 +209,7 @@ def summary_of_answer(answer: object) -> str:
 
 
 def did_something(answer: object) -> bool:
-    """Return True if the answer of a routine task says that the task did something."""
+    """Return True if the answer of a routine task shows that the task changed something."""
     facts = _facts(answer)
     if facts.get("outcome", "done") != "done":
         return True
@@ -248,7 +248,7 @@ def _facts(value: object) -> Mapping[str, Any]:
 
 
 def _fact(value: object, name: str) -> object:
-    """Return one fact of an answer, or None, without computing the others."""
+    """Return the fact `name` of an answer, or None. No other fact of the answer is computed."""
     if isinstance(value, BaseModel):
         return getattr(value, name, None)
     return value.get(name) if isinstance(value, Mapping) else None
@@ -267,7 +267,7 @@ def _is_id(value: object) -> bool:
 
 
 def _is_user(value: object) -> bool:
-    """Return True for a user's id in the CRM, unless it is a text that may be more than an id."""
+    """Return True for a number, or a text that has the form of a user's id of the CRM."""
     return _is_id(value) or (isinstance(value, str) and bool(_USER.fullmatch(value)))
 
 

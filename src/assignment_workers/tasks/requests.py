@@ -45,7 +45,7 @@ class AskBody(BaseModel):
     sent_at: AwareDatetime | None = None
 
     def asked(self, sent_by: str | None) -> ClaimRequest:
-        """Return this part of the message as a `ClaimRequest`, with the token that sent it."""
+        """Return this part of the message as a `ClaimRequest`; `sent_by` is its sender's token."""
         return ClaimRequest(
             agent_id=self.agent_id,
             request_id=self.request_id,
@@ -64,14 +64,20 @@ def request(
     deadline: AwareDatetime | None = None,
     sent_at: AwareDatetime | None = None,
 ) -> RequestAnswer:
-    """Assign the agent the best eligible user. The default request id is the task's id."""
+    """Assign the best eligible user to the agent and return the answer.
+
+    Without `request_id`, the task's id is the request id.
+    """
     name = request_id or str(run.request.id)
     asked = ClaimRequest(agent_id, name, queue, deadline, sent_at, run.sender())
     return answer(run.runner, [asked], run.of.settings)[0]
 
 
 def request_many(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MANY)]) -> list[Any]:
-    """Answer many requests in one transaction, in order. A malformed one is refused alone."""
+    """Answer many agents' requests in one transaction, in order.
+
+    A malformed request gets the answer `refused`; the others are carried out.
+    """
     read: list[ClaimRequest | Refused] = []
     for place, each in enumerate(requests):
         try:
@@ -89,10 +95,10 @@ _ASK = TypeAdapter(AskBody)
 def answer(
     runner: TransactionRunner, requests: Sequence[ClaimRequest], settings: Settings
 ) -> list[RequestAnswer]:
-    """Return each request's answer, in order, in as few transactions as possible.
+    """Return the answer of each request, in order, using as few transactions as possible.
 
-    Several transactions are used if so many ineligible entries had to be removed that a single one
-    would have been long. An answer of an earlier transaction is committed and final.
+    Several transactions are needed if so many ineligible entries have to be removed that one would
+    take long. The answers of an earlier transaction are committed and final.
     """
     answers: list[RequestAnswer | None] = [None] * len(requests)
     while unanswered := [place for place, given in enumerate(answers) if given is None]:

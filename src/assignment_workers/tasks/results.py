@@ -23,18 +23,18 @@ from assignment_workers.sequencer.redis_refusals import REFUSING, refused
 from assignment_workers.sequencer.transport import packed
 
 AGAIN_SECONDS = 5.0
-"""Seconds for which storing a result is retried while Redis is down. The last try may begin at the
-end of them.
+"""Seconds for which storing a result is retried while Redis is down. The last attempt may start at
+the end of that time.
 """
 
 
 class ResultBackend(RedisBackend):
-    """Celery's backend without the read before each result and without the transaction.
+    """Celery's Redis result backend, without the read before each write and without a transaction.
 
-    Celery's read keeps a later failure of the same message from replacing a result. Here a message
-    that is handled again gets the answer it had (guarantee 5), and the read would cost a round trip
-    to Redis per result. A result is stored before it is announced without a transaction, too,
-    because both commands go over one connection.
+    Celery reads first, so that a later failure of the same message does not replace a result. Here
+    a message that is handled again gets its first answer (guarantee 5), so the read is not needed
+    and saves a round trip. A result is still stored before it is announced, because both commands
+    use one connection.
     """
 
     connection_class_ssl: type[SSLConnection] = MovingSSLConnection
@@ -47,7 +47,7 @@ class ResultBackend(RedisBackend):
         return pool(**{"connection_class": MovingConnection, **parameters})
 
     def ensure(self, fun: Callable[..., Any], args: Sequence[Any], **policy: Any) -> Any:
-        """Call `fun` and retry it by Celery's `policy`, but for no longer than `AGAIN_SECONDS`."""
+        """Call `fun`, with retries by Celery's `policy`, for at most `AGAIN_SECONDS`."""
         tried: Callable[..., Any] = super().ensure
         return tried(fun, args, **{"timeout": AGAIN_SECONDS, **policy})
 
@@ -68,7 +68,7 @@ class ResultBackend(RedisBackend):
         return result
 
     def _encode(self, data: dict[str, Any]) -> tuple[str, str, str]:
-        """Encode a result in Celery's form. Answers are pydantic models and are made JSON here."""
+        """Encode a result as JSON, in Celery's form. Answers may be pydantic models."""
         return "application/json", "utf-8", to_json(data).decode()
 
     def _set(self, key: bytes, value: str, expires: int | None = None) -> None:
@@ -95,7 +95,7 @@ class ResultBackend(RedisBackend):
 
 
 class SentinelResultBackend(ResultBackend, SentinelBackend):
-    """A `ResultBackend` in the Redis whose primary Sentinels name."""
+    """A `ResultBackend` for a Redis whose primary is named by Redis Sentinel."""
 
     connection_class_ssl = SentinelSSLConnection
 
@@ -111,4 +111,4 @@ OVERRIDES = {
     **dict.fromkeys(("redis", "rediss"), f"{__name__}:{ResultBackend.__name__}"),
     "sentinel": f"{__name__}:{SentinelResultBackend.__name__}",
 }
-"""The result backend class that Celery uses for addresses of Redis, by scheme."""
+"""The result backend class for Celery to use, by the scheme of the Redis address."""

@@ -75,25 +75,26 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 2.0
 REQUESTS_NAMED = 20
-"""The most request ids that one log line names; the line also has the number of all."""
+"""The most request ids that one log line names. The line also has the number of all requests."""
 UNAUTHENTICATED = "unauthenticated: "
-"""The prefix for the unverified name of an actor: any program with the broker's password could have
-sent it."""
+"""The prefix of a sender's name that is not verified: any program with the broker's password could
+have sent it.
+"""
 MANY_IN = "requests"
-"""The list parameter of a batch task."""
+"""The name of the parameter of a batch task that has the list of requests."""
 _TYPED = frozenset({"notes", "why", "reason", "phone"})
-"""The arguments that hold what a person typed."""
+"""The names of arguments whose text a person has typed."""
 MANY_USERS = "user_ids"
 _USERS = frozenset({"user_id", MANY_USERS})
-"""The arguments that name users by the CRM's ids."""
+"""The names of arguments that have users' ids of the CRM."""
 PATIENCE_SECONDS = 5.0
-"""Seconds for which the CRM's ids of users are asked of a database that fails for a moment."""
+"""Seconds for which converting users' ids is retried after a transient failure of the database."""
 _SENDER = re.compile(r"token [0-9a-z]{1,32}")
 _BOUND = ("task", "task_id", "request_id", "requests", "term")
 
 
 class App(Celery):
-    """The Celery application with the resources that the tasks of this process work on."""
+    """The Celery application, with the connections and settings that this process's tasks use."""
 
     settings: Settings
     dialer: Dialer
@@ -106,9 +107,12 @@ class App(Celery):
     """The names of the tasks of the assignment queue."""
     maintenance_tasks: frozenset[str]
     heartbeat_tasks: frozenset[str]
-    """The names of the maintenance tasks that must not wait for a job."""
+    """The names of the maintenance tasks that must not wait behind a long job."""
     serves: str
-    """The Celery queue of this process. `served` has the names of its tasks."""
+    """The Celery queue that this process consumes, its first if there are several.
+
+    `served` has the names of the tasks that this process carries out.
+    """
     served: frozenset[str]
     refusals: Refusals
     suspects: Suspects
@@ -118,31 +122,36 @@ class App(Celery):
     """Set only in a sequencer's process."""
 
     def _load_config(self) -> Any:
-        """Load Celery's settings, shown without passwords: see `censored.Censored`."""
+        """Load Celery's settings as `censored.Censored`, which prints no passwords."""
         loaded = super()._load_config()  # type: ignore[misc]
         object.__setattr__(loaded, "__class__", Censored)
         return loaded
 
     @property
     def results(self) -> Redis:
-        """The client of the Redis in which results of tasks are stored."""
+        """The client of the Redis that stores the results of tasks."""
         return cast(Redis, cast(RedisBackend, self.backend).client)
 
 
 class HandledTask(Task[..., Any]):
-    """A task whose body is an operation; see `task_handler`."""
+    """A Celery task that validates its message, calls an operation and maps the operation's errors.
+
+    `task_handler` registers such tasks.
+    """
 
     abstract = True
     typing = False
     Request = "assignment_workers.tasks.redaction:RedactedRequest"
     acks_on_failure = True
     resultrepr_maxsize = 0
-    """Celery renders nothing of an answer, because `RedactedRequest` does."""
+    """Celery itself shows nothing of an answer: `RedactedRequest` does."""
     operation: Callable[..., Any]
     routine: bool = False
     """True if Flower lists only the runs that did something."""
     parameters: Sequence[str] = ()
-    """The names of the operation's parameters, in order: the run, then those of a message."""
+    """The names of the operation's parameters, in order: first the run, then the message's
+    arguments.
+    """
 
     @property
     def of(self) -> App:
@@ -197,7 +206,7 @@ class HandledTask(Task[..., Any]):
         return answer
 
     def parts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
-        """Return the requests of a batch message, which are answered one by one; otherwise None."""
+        """Return the list of requests in a batch message; None for a message of any other kind."""
         if MANY_IN not in self.parameters:
             return None
         place = self.parameters.index(MANY_IN) - 1  # the first is the run
@@ -205,10 +214,11 @@ class HandledTask(Task[..., Any]):
         return found if isinstance(found, list) and len(found) <= MANY else None
 
     def _answer(self, run: TaskRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Carry out the message; a batch that has ended a process, request by request.
+        """Carry out the message.
 
-        Each request then has transactions of its own, so that the process ends within the request
-        at fault. That request is stored as a dead letter and refused from then on.
+        A batch that has ended a process is carried out request by request. Each request then has
+        transactions of its own, so that only the request at fault ends the process. That request is
+        stored as a dead letter, and refused from then on.
         """
         suspicion = self.of.suspects.suspicion
         parts = self.parts(args, kwargs) if suspicion is not None else None
@@ -235,9 +245,9 @@ class HandledTask(Task[..., Any]):
     def _with_numbers(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with our numbers in place of the CRM's ids of users.
+        """Return the arguments with our numbers of users in place of the CRM's ids.
 
-        An unknown id gets a number. Raises `UsageError` for what is no id.
+        An unknown id gets a new number. Raises `UsageError` for a value that is no id.
         """
         named = [each for each in self.parameters if each in _USERS]
         if not named or self.of.dialer.numbered is None:
@@ -269,7 +279,7 @@ class HandledTask(Task[..., Any]):
         return (*named_args, *args[len(named_args) :]), {name: said[name] for name in kwargs}
 
     def _with_own_ids(self, answer: Any) -> Any:
-        """Return the answer with the CRM's ids in place of our numbers of users."""
+        """Return the answer with the CRM's ids of users in place of our numbers."""
         if self.of.dialer.numbered is None:
             return answer
         return patiently(
@@ -277,7 +287,7 @@ class HandledTask(Task[..., Any]):
         )
 
     def _answered(self, run: TaskRun) -> object:
-        """Return the answer that the message got before its process ended; None if it got none."""
+        """Return the answer that the message got at an earlier delivery; None if it got none."""
 
         def unanswered(_: FencedTransaction) -> object:
             raise _UnansweredError
@@ -290,7 +300,10 @@ class HandledTask(Task[..., Any]):
             return None
 
     def _is_signed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Return True if the message has a valid signature. Only our programs have the key."""
+        """Return True if the message has a valid signature.
+
+        Only this project's programs have the key.
+        """
         said, key = self.request, self.of.settings.signing_key
         given = getattr(said, SIGNATURE, None)
         if key is None or not isinstance(given, str):
@@ -301,10 +314,11 @@ class HandledTask(Task[..., Any]):
         return hmac.compare_digest(given.encode(), expected.encode())
 
     def _read_senders(self, *, is_signed: bool) -> list[str | None]:
-        """Return the senders that the message names; what is not the name of a token is left out.
+        """Return the token names that the message lists as senders; None for an invalid name.
 
-        Anybody with the broker's password can name any token. Events are append-only, so that
-        nothing but a token's name may get into them here.
+        Any program with the broker's password can name any token, so names in an unsigned message
+        get the prefix `UNAUTHENTICATED`. Only text in the form of a token's name can get into the
+        append-only events in this way.
         """
         said = getattr(self.request, SENDERS, None)
         if not isinstance(said, list) or len(said) > MANY:
@@ -320,7 +334,8 @@ class HandledTask(Task[..., Any]):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of an unsigned message, with the operator's name in `by` marked.
 
-        Anybody with the broker's password can write any name into `by`.
+        The mark is the prefix `UNAUTHENTICATED`: any program with the broker's password can write
+        any name into `by`.
         """
         if BY not in self.parameters:
             return args, kwargs
@@ -331,9 +346,9 @@ class HandledTask(Task[..., Any]):
         return tuple(marked), kwargs
 
     def _bound(self, said: dict[str, Any]) -> dict[str, object]:
-        """Return the fields of every log line about a message with the arguments `said`.
+        """Return the fields for every log line about a message with the arguments `said`.
 
-        They are the message's request ids and the term.
+        The fields are the message's request ids, their number, and the sequencer's term.
         """
         bound: dict[str, object] = {}
         many = said.get("requests")
@@ -357,10 +372,10 @@ class HandledTask(Task[..., Any]):
         *,
         replayable: bool = True,
     ) -> None:
-        """Store a message that failed with `error` as a dead letter.
+        """Store this task's message, which failed with `error`, as a dead letter.
 
         `replayable`: True if an operator may send the message again. If the dead letter cannot be
-        stored now, the message is not acknowledged until it is.
+        stored now, the message stays unacknowledged until the dead letter is stored.
         """
         of, said = self.of, self.request
         store = partial(
@@ -384,7 +399,7 @@ class HandledTask(Task[..., Any]):
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One run of a task, for a message or for one request of a batch message.
+    """One run of a task, for a whole message or for one request of a batch message.
 
     It is the first argument of every operation.
     """
@@ -393,12 +408,13 @@ class TaskRun:
     senders: Sequence[str | None] = ()
     """The token that sent each request of the message, as `sender` returns it."""
     part: int | None = None
-    """The number of the request of a batch message that is carried out alone; None: all together.
+    """The index of the one request of a batch message that this run carries out; None for the whole
+    message.
     """
 
     @property
     def of(self) -> App:
-        """The Celery application with the resources of this process."""
+        """The Celery application, which has the connections and settings of this process."""
         return self.task.of
 
     @property
@@ -412,7 +428,10 @@ class TaskRun:
         return self.of.sequencer.runner
 
     def settings_in(self, transaction: FencedTransaction) -> Settings:
-        """Return the settings of this process with the operational ones in force."""
+        """Return this process's settings with the operational settings in force.
+
+        `transaction` has read which version of the operational settings is in force.
+        """
         return of_transaction(transaction, self.of.settings)
 
     def once(
@@ -422,13 +441,13 @@ class TaskRun:
         subject: str | None = None,
         part: int | None = None,
     ) -> T:
-        """Carry out an operation in a fenced transaction, once per message.
+        """Carry out `operation` in a fenced transaction, once per message.
 
         A repeated message gets the first answer. The message's id is its header `command_id`, which
         stays the same when the message is sent again, or else its task id. `subject` names the
-        state that the operation sets: with the header `command_position`, an older command is
-        refused. `part`: the number of this transaction, for a message of several; the part of this
-        run counts instead, if it has one.
+        state that the operation sets: a command with an older `command_position` than the last one
+        for this subject is refused. `part`: the number of this transaction for a message that needs
+        several; `self.part`, if set, takes precedence.
         """
         said = self.request
         place = part if self.part is None else self.part
@@ -440,7 +459,7 @@ class TaskRun:
         return self.runner.run(operation, command=command)
 
     def sender(self, part: int = 0) -> str | None:
-        """Return the token that sent request `part` of this run for its agent.
+        """Return the token that sent request `part` of this run on behalf of its agent.
 
         None: the agent's own token, or no token. The name begins with `UNAUTHENTICATED` if the
         message has no valid signature.
@@ -450,7 +469,7 @@ class TaskRun:
 
 
 class _UnansweredError(Exception):
-    """Raised within a transaction, and caught at once: the command has no stored answer."""
+    """Raised in a transaction, and caught by `_answered`, if the message has no answer."""
 
 
 def _unauthenticated(by: object) -> object:
@@ -467,11 +486,11 @@ def task_handler(
     in_flower: bool = True,
     routine: bool = False,
 ) -> None:
-    """Register `operation` as the task `name`.
+    """Register `operation` as the Celery task `name`.
 
-    Its first parameter is the run of the task. The others, with their types, are the parameters of
-    a message. `in_flower`: True if the worker sends Celery's events of the task, which Flower
-    lists. `routine`: True if Flower is to list only the runs that did something or failed.
+    Its first parameter is the `TaskRun`. The others, with their types, are the arguments of a
+    message. `in_flower`: True if the worker sends Celery's events of the task, which Flower lists.
+    `routine`: True if Flower is to list only the runs that changed something or failed.
     """
     validated = validate_call(config={"arbitrary_types_allowed": True})(operation)
     run = app.task(
@@ -488,7 +507,7 @@ def task_handler(
 
 
 def _fit(name: object, part: int | None) -> str:
-    """Return a message's id as it is stored: its digest if the column cannot hold the id.
+    """Return a message's id as it is stored: a digest if the id is too long or not printable.
 
     `part`: the number of the request within its batch message; None for the whole message.
     """
@@ -499,9 +518,9 @@ def _fit(name: object, part: int | None) -> str:
 
 
 def _named(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function from which Celery takes the task's name and documentation.
+    """Return a function with the name and docstring of `operation`, for Celery to register.
 
-    `HandledTask.__call__` runs instead.
+    The function is never called, because `HandledTask.__call__` runs instead.
     """
 
     def run(*args: Any, **kwargs: Any) -> None:
@@ -513,10 +532,10 @@ def _named(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
-    """Return the first wrong argument and what is wrong with it, in one line.
+    """Return the name of the first invalid argument and what is wrong with it, in one line.
 
-    A positional argument is named by `parameters`. What a person typed is not repeated: the line
-    is stored with the result in Redis, where nothing tells whom it is about.
+    A positional argument is named by `parameters`. Text that a person typed is not repeated: the
+    line is stored with the result in Redis, where nothing shows which person it is about.
     """
     first = error.errors()[0]
     head, *rest = first["loc"]
@@ -529,7 +548,7 @@ def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
 
 
 def _count(task: str, answer: object) -> dict[str, int]:
-    """Add the answers in `answer` to the task's metrics; return their number by outcome."""
+    """Count the answers in `answer` in the task's metrics; return the number of each outcome."""
     each = answer if isinstance(answer, list) else [answer]
     outcomes = Counter(str(getattr(one, "outcome", "done")) for one in each)
     for outcome, count in outcomes.items():

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 NAME = "assignment-workers"
 SHARED = "traces"
-"""The header that names the other callers of a message, each as a `traceparent`."""
+"""The header that has the trace contexts of the other callers in a message, as `traceparent`s."""
 LINKED_AT_MOST = 128
 UNTRACED = ("/healthz", "/readyz", "/metrics", "/assets/", "/v1/events")
-"""Paths that clients of the gateway poll all the time."""
+"""Paths of the gateway that are not traced, because clients poll them or keep them open."""
 
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 _EXPORTERS = "opentelemetry_traces_exporter"
@@ -42,23 +42,23 @@ _EXPORTERS = "opentelemetry_traces_exporter"
 
 @dataclass(frozen=True)
 class CallerSpan:
-    """The span of one caller's request, from its call of the client to the answer."""
+    """The span of one caller's request, from the call of the client to its answer."""
 
     span: Span
 
     def end(self) -> None:
-        """End the span: the request is answered, or the caller has gone."""
+        """End the span, because the request was answered or the caller has gone."""
         self.span.end()
 
 
 @dataclass(frozen=True)
 class Tracing:
-    """The traces of a process or of a client: by `tracer`, or none without one."""
+    """Makes the traces of a process or a client with `tracer`; without a tracer it does nothing."""
 
     tracer: Tracer | None = None
 
     def instrument_engine(self, engine: Engine) -> None:
-        """Trace the statements of this engine; call once, for the one engine of a process."""
+        """Trace the SQL statements of this engine. Call it once per process."""
         if self.tracer is not None:
             from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 
@@ -67,7 +67,7 @@ class Tracing:
             SQLAlchemyInstrumentor().instrument(engine=engine, skip_dep_check=True)
 
     def gateway_telemetry(self) -> TelemetryConfig:
-        """Return FastAPI's tracing configuration; calls are traced if this process is traced."""
+        """Return FastAPI's tracing configuration. Calls are traced if this process is traced."""
         return {
             "tracing": self.tracer is not None,
             "operation_spans": False,
@@ -78,7 +78,7 @@ class Tracing:
         }
 
     def ask(self, task: str, said: Mapping[str, object]) -> CallerSpan | None:
-        """Begin a span for the request `task` of the current caller; None if nothing is traced.
+        """Begin a span for the current caller's request `task`; None without tracing.
 
         `said` has the arguments of the request; its ids become attributes of the span.
         """
@@ -96,7 +96,10 @@ class Tracing:
         )
 
     def inject_headers(self) -> dict[str, Any]:
-        """Return headers that make a message part of the current trace; empty without tracing."""
+        """Return headers that make a message part of the current trace.
+
+        They are empty without tracing.
+        """
         headers: dict[str, Any] = {}
         if self.tracer is not None:
             from opentelemetry.propagate import inject
@@ -105,10 +108,9 @@ class Tracing:
         return headers
 
     def link_callers(self, shared: object, facts: Mapping[str, object]) -> None:
-        """Add links and attributes to the span of the running task.
+        """Add links to the traces of all callers, and attributes, to the span of the running task.
 
-        `shared` is the value of the header `SHARED`, which names the other callers; `facts` become
-        attributes.
+        `shared` is the value of the header `SHARED`; `facts` become attributes.
         """
         if self.tracer is None:
             return
@@ -129,9 +131,9 @@ NO_TRACES = Tracing()
 
 
 def set_up(environment: MutableMapping[str, str]) -> Tracing:
-    """Turn tracing on in this process of a stack if `OTEL_TRACES_EXPORTER` is set.
+    """Turn tracing on in this process if `OTEL_TRACES_EXPORTER` is set.
 
-    Returns the tracing to pass to the parts of the process. Raises `UsageError`, one line, if
+    Returns the tracing to pass to the parts of the process. Raises `UsageError`, with one line, if
     OpenTelemetry or the exporter is not installed.
     """
     named = environment.get(_EXPORTER, "").strip()
@@ -159,7 +161,7 @@ def set_up(environment: MutableMapping[str, str]) -> Tracing:
 
 
 def follow() -> Tracing:
-    """Return the tracing by which a Python client continues the traces of its callers.
+    """Return the tracing with which a Python client continues the traces of its callers.
 
     For a program that has set up OpenTelemetry itself: `Client.connect(url, tracing=follow())`.
     Raises `UsageError` if OpenTelemetry is not installed.
@@ -176,9 +178,9 @@ _NAMED = ("request_id", "assignment_id", "agent_id")
 
 @contextmanager
 def sending(asks: Sequence[CallerSpan | None]) -> Iterator[dict[str, Any]]:
-    """Yield the trace headers for the one message that carries the requests of these callers.
+    """Yield the trace headers for a message that has the requests of these callers.
 
-    The message is to be sent inside the block. Without tracing the headers are empty.
+    Send the message inside the block. Without tracing the headers are empty.
     """
     known = [each.span for each in asks if each is not None]
     if not known:

@@ -12,16 +12,16 @@ from opentelemetry.trace import Link, SpanKind, Status, TraceState, get_current_
 from opentelemetry.util.types import Attributes
 
 PROBE = "assignment.probe"
-"""The task of the probe, which is sent every two seconds and would fill the stored traces."""
+"""The task of the sequencer's probe. It runs every two seconds and would fill the stored traces."""
 KEPT = "exception.type"
 
 
 class DropRootClientSpans(Sampler):
-    """A sampler that drops the probe, and a worker's polls, which belong to no call or message."""
+    """A sampler that drops the probe's spans, and client spans without a parent (polls)."""
 
     def __init__(self, then: Sampler) -> None:
         self._then = then
-        """The sampler for all other spans: the one that `OTEL_TRACES_SAMPLER` names."""
+        """The sampler for all other spans, which `OTEL_TRACES_SAMPLER` names."""
 
     def should_sample(  # noqa: PLR0917 - the SDK's own
         self,
@@ -33,7 +33,7 @@ class DropRootClientSpans(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """See the SDK's `Sampler`."""
+        """Decide if a span is recorded: drop the probe and client spans without a parent."""
         is_root = not get_current_span(parent_context).get_span_context().is_valid
         if (is_root and kind is SpanKind.CLIENT) or name.endswith(f"/{PROBE}"):
             return SamplingResult(Decision.DROP)
@@ -42,26 +42,26 @@ class DropRootClientSpans(Sampler):
         )
 
     def get_description(self) -> str:
-        """Describe the sampler."""
+        """Return the name of this sampler and of the sampler for other spans."""
         return f"DropRootClientSpans{{{self._then.get_description()}}}"
 
 
 class RedactingExporter(SpanExporter):
-    """An exporter that removes the text of exceptions, which may repeat what an agent wrote."""
+    """An exporter that removes the texts of exceptions, which may repeat what an agent wrote."""
 
     def __init__(self, to: SpanExporter) -> None:
         self._to = to
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """See the SDK's `SpanExporter`."""
+        """Export the spans, without the texts of exceptions."""
         return self._to.export([_quiet(each) for each in spans])
 
     def shutdown(self) -> None:
-        """See the SDK's `SpanExporter`."""
+        """Shut down the wrapped exporter."""
         self._to.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """See the SDK's `SpanExporter`."""
+        """Flush the wrapped exporter, within `timeout_millis` milliseconds."""
         return self._to.force_flush(timeout_millis)
 
 

@@ -20,29 +20,31 @@ from assignment_workers.traces import CallerSpan
 TOGETHER = 128
 """The most calls that share one message."""
 TEXT_TOGETHER = 40_000
-"""The most characters of text in one message of several calls; most of the text is notes.
+"""The most characters of text in one message of several calls. Most of the text is agents' notes.
 
 A worker reads no message longer than a million bytes. A character may take twelve bytes in JSON,
 and a third more in base64.
 """
 UNDER_WAY = 2
-"""The most unanswered messages of one kind: one being carried out, one queued behind it."""
+"""The most unanswered messages of one kind: one that is carried out, and one that waits behind it.
+"""
 ASK_AGAIN_SECONDS = 3.0
 """Seconds after which an unanswered message counts as lost."""
 REMEMBERED_SECONDS = 60.0
-"""Seconds for which an unanswered message is remembered after its last caller stopped waiting, so
-that a late answer is recognised."""
+"""Seconds for which an unanswered message is remembered after its last caller stopped waiting. A
+late answer can then still be matched to its call.
+"""
 
 
 class BatchKey(NamedTuple):
-    """The key of calls that may share a message: the batch task, and the lane's queue."""
+    """The key of calls that may share a message: batch task, and the lane's assignment queue."""
 
     many: str | None
     celery_queue: str
 
 
 class Settled(Protocol):
-    """The future that gets a call's answer: of asyncio or of `concurrent.futures`."""
+    """The interface of the future that gets a call's answer, of asyncio or `concurrent.futures`."""
 
     def done(self) -> bool: ...
     def cancelled(self) -> bool: ...
@@ -51,18 +53,21 @@ class Settled(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """One command of one caller. `ends` is the loop time at which the caller stops waiting."""
+    """One command of one caller.
+
+    `ends` is the time of the event loop's clock at which the caller stops waiting.
+    """
 
     command: CommandCall
     ends: float
     future: Settled
     traced: CallerSpan | None = None
     first_sent_as: str | None = None
-    """The id of the first message that carried the call."""
+    """The id of the first message that contained this call; None before it is sent."""
 
     @property
     def text(self) -> int:
-        """The number of characters of text in the arguments."""
+        """The number of characters of text in the call's arguments."""
         return sum(len(each) for each in self.command.arguments.values() if isinstance(each, str))
 
     def waits(self, now: float) -> bool:
@@ -72,7 +77,7 @@ class Call:
 
 @dataclass(eq=False)
 class Batch:
-    """The calls of one message."""
+    """A message and the calls that it contains."""
 
     id: str
     calls: tuple[Call, ...]
@@ -84,51 +89,57 @@ class Batch:
 
     @property
     def ends(self) -> float:
-        """The loop time at which the last caller stops waiting."""
+        """The time of the event loop's clock at which the last caller stops waiting."""
         return max(call.ends for call in self.calls)
 
     @property
     def kind(self) -> BatchKey:
-        """The key of the calls in this message."""
+        """The key that the calls of this message share."""
         command = self.calls[0].command
         return BatchKey(command.many, command.celery_queue)
 
     @property
     def task(self) -> str:
-        """The name of the task that carries out the message."""
+        """The name of the Celery task to which the message is sent."""
         command = self.calls[0].command
         return command.many or command.task
 
     def kwargs(self, at: Callable[[float], datetime]) -> dict[str, Any]:
-        """Return the arguments of the message.
+        """Return the keyword arguments of the message.
 
-        `at` converts the loop time at which a call ends to the database's clock.
+        `at` converts a time of the event loop's clock to a time of the database's clock.
         """
         arguments = [call.command.said_by(at(call.ends)) for call in self.calls]
         return {"requests": arguments} if self.calls[0].command.many else arguments[0]
 
     @property
     def repeats(self) -> str | None:
-        """The id of the first message of the same command, if this message repeats it.
+        """The id of the first message with the same command, if this message repeats it.
 
-        None for a message of several calls.
+        None otherwise, and for a message of a batch task.
         """
         (first, *_) = self.calls
         return None if first.command.many else first.first_sent_as
 
     @property
     def about(self) -> list[str]:
-        """The request ids of the calls in the message, for people who inspect the queue."""
+        """The request ids of the calls, for people who inspect the queue in Redis."""
         arguments = (call.command.arguments for call in self.calls)
         return [each["request_id"] for each in arguments if "request_id" in each]
 
     @property
     def senders(self) -> list[str | None]:
-        """The token that sent each call for its agent; None: the agent's own, or no token."""
+        """The token that sent each call on behalf of its agent.
+
+        None: the agent's own token, or no token.
+        """
         return [call.command.sender for call in self.calls]
 
     def answers(self, value: object) -> list[object]:
-        """Return the answer to each call of the message; `value` is the result of the task."""
+        """Return the answer to each call of the message. `value` is the result of the task.
+
+        If `value` is not a list of that length, each call gets `value` itself.
+        """
         if not self.calls[0].command.many:
             return [value]
         if isinstance(value, list) and len(value) == len(self.calls):
@@ -138,7 +149,10 @@ class Batch:
 
 @dataclass
 class Batcher:
-    """Groups the unanswered calls of one client into messages."""
+    """Groups the unanswered calls of one client into messages.
+
+    Opens no connection, reads no clock.
+    """
 
     new_id: Callable[[], str]
     together: int = TOGETHER
@@ -148,16 +162,16 @@ class Batcher:
     _batches: dict[str, Batch] = field(default_factory=dict)
 
     def add(self, call: Call) -> None:
-        """Append a call to the waiting calls of its kind."""
+        """Append a call to the calls of its kind that wait to be sent."""
         command = call.command
         kind = BatchKey(command.many, command.celery_queue if command.many else "")
         self._waiting.setdefault(kind, deque()).append(call)
 
     def take(self, now: float) -> Iterator[Batch]:
-        """Yield the messages to send now, lost ones first.
+        """Yield the messages to send now: first those that repeat lost messages.
 
-        `now` is the loop time. A message counts as sent once yielded. Calls may be added and
-        answered between one message and the next.
+        `now` is a time of the event loop's clock. A message counts as sent once it is yielded.
+        Calls may be added and answered between two messages.
         """
         self._forget(now)
         for batch in [each for each in self._batches.values() if self._is_lost(each, now)]:
@@ -171,9 +185,9 @@ class Batcher:
                     yield self._send(calls, now)
 
     def answered(self, batch_id: str, value: object) -> list[tuple[Call, object]]:
-        """Return each call of message `batch_id` with its answer; `value` is the task's result.
+        """Return the calls of message `batch_id`, each with its answer.
 
-        Empty if the message is not known.
+        `value` is the task's result. An empty list if the message is not known.
         """
         batch = self._batches.pop(batch_id, None)
         if batch is None:

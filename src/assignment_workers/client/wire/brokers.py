@@ -24,8 +24,8 @@ class Sender(Protocol):
     async def send(self, queue: str, envelope: Envelope) -> int | None:
         """Append a message to a Celery queue, after the messages sent before it.
 
-        Return how many messages now wait in the queue; None if the broker does not say. Raises
-        `BrokerUnavailable`; the message may have been sent all the same.
+        Returns the number of messages in the queue now; None if the broker does not report it.
+        Raises `BrokerUnavailable`; the message may have been sent nevertheless.
         """
 
     async def close(self) -> None:
@@ -33,9 +33,9 @@ class Sender(Protocol):
 
 
 def check_addresses(redis_url: str, broker_url: str | None) -> None:
-    """Raise `UsageError` for an address whose form is not that of a Redis or a broker.
+    """Raise `UsageError` if an address does not have the form of a Redis or broker address.
 
-    Nothing is sent there.
+    No server is contacted.
     """
     for name, url, schemes in (
         ("redis_url", redis_url, REDIS),
@@ -65,25 +65,25 @@ def _amqp_sender(broker_url: str) -> Sender:
 
 
 class RedisSender:
-    """Sends each message with one LPUSH."""
+    """A `Sender` that appends each message to a Redis list with one LPUSH."""
 
     def __init__(self, server: Redis) -> None:
         self._server = server
 
     async def send(self, queue: str, envelope: Envelope) -> int | None:
-        """See `Sender`."""
+        """Push a message to the Redis list of a Celery queue; see `Sender.send`."""
         try:
             return await self._server.lpush(queue, json.dumps(envelope))
         except (RedisError, OSError) as error:
             raise unreachable("Redis", error) from error
 
     async def close(self) -> None:
-        """See `Sender`."""
+        """Close the connection to Redis."""
         await self._server.aclose()
 
 
 def connect_redis(url: str) -> Redis:
-    """Return a client of the Redis at an address in Celery's form, without contacting it."""
+    """Return a Redis client for an address in Celery's form, without contacting the server."""
     return async_redis_client(
         url,
         protocol=2,

@@ -11,19 +11,20 @@ from redis.exceptions import ResponseError
 from assignment_workers.clock import DATABASE_AHEAD_KEY
 
 KNOWN_SECONDS = 5.0
-"""Seconds for which a reading of the clock is used. A step of the database's clock is noticed after
-these seconds."""
+"""Seconds for which a reading of the database's clock is used. A jump of the clock is noticed after
+at most this time.
+"""
 QUICK_SECONDS = 0.1
-"""Seconds. A reading of the clock that took longer is used only once."""
+"""Seconds. A reading of the database's clock that took longer is used for one message only."""
 
 
 class DatabaseClock:
     """An estimate of the database's clock, for clients that reach only Redis.
 
-    It is the clock of Redis plus the difference that the sequencer measured and stored there. The
-    difference is taken as zero if Redis holds none, as before a sequencer has led. Between two
-    readings the process's monotonic clock counts, so the time of day on this host does not matter.
-    An instant may be too early by the time that an answer of Redis takes, but never too late.
+    It is the clock of Redis plus the difference that the sequencer measured and stored in Redis.
+    While none is stored, as before a sequencer has led, the difference is taken as zero. Between
+    two readings the process's monotonic clock counts, so the time of day on this host does not
+    matter. A time may be too early by the time that an answer of Redis takes, but never too late.
     """
 
     def __init__(self, redis: Redis, steady: Callable[[], float]) -> None:
@@ -34,7 +35,10 @@ class DatabaseClock:
         self._known_until = 0.0
 
     async def read(self) -> None:
-        """Read the clock, unless a recent reading is still in use. Raises `RedisError`."""
+        """Read Redis's clock and the stored difference, unless a recent reading is in use.
+
+        Raises `RedisError`.
+        """
         began = self._steady()
         if self._read is not None and began < self._known_until:
             return
@@ -50,11 +54,11 @@ class DatabaseClock:
         self._known_until = self._read_at + (KNOWN_SECONDS if quick else 0.0)
 
     def forget(self) -> None:
-        """Read the clock again next time, because Redis may be another server."""
+        """Discard the reading, because Redis may now be another server."""
         self._known_until = 0.0
 
     def reached(self, instant: datetime) -> None:
-        """Set the clock to `instant` if it is behind: the database's clock has reached it."""
+        """Set the estimate to `instant` if that is later: the database's clock has reached it."""
         now = self._steady()
         if self._read is not None and self.at(now) < instant:
             self._read, self._read_at = instant, now

@@ -46,25 +46,29 @@ from assignment_workers.traces import NO_TRACES, Tracing, sending
 log = logging.getLogger(__name__)
 
 FAILED = "the workers failed on it; their log and the dead letters tell how"
-"""The reason when a task failed. The exception is left out: its text may hold personal data."""
+"""The reason for the caller when a task failed. The text of the exception is left out, because it
+may contain personal data.
+"""
 
 TICK_SECONDS = 0.25
-"""Seconds between checks for lost messages, and between removals of read results from Redis."""
+"""Seconds between two checks for lost messages, and two removals of used results from Redis."""
 RECONNECT_SECONDS = 0.1
 COUNTED_EVERY = timedelta(minutes=1)
-"""The time between two messages with the client's counts of answers."""
+"""The interval between two messages with this client's counts of answers."""
 LAST_COUNTS_SECONDS = 1.0
 """The most seconds for which `close` waits until the last counts of answers are sent."""
 SKEW = timedelta(seconds=5)
-"""The most that the clock of a worker's host may differ from the database's. Celery drops an
-expired message by the worker's clock, so a message expires this much later than its deadline. Then
-Celery drops no message that the database would still have answered."""
+"""The most that the clock of a worker's host may differ from the database's.
+
+Celery drops an expired message by the worker's clock. So a message expires this much later than its
+deadline, and Celery drops no message that the database would still have answered.
+"""
 
 
 class Dispatcher:
-    """Sends one client's calls as messages, and gives each call its answer. For one event loop.
+    """Sends one client's calls as messages and sets each call's answer.
 
-    Call `post` and `send` in that loop.
+    `post` and `send` must be called in one event loop.
     """
 
     def __init__(
@@ -84,9 +88,8 @@ class Dispatcher:
         """Prepare the dispatcher without contacting a server.
 
         `together`: the most calls in one message. `under_way`: the most unanswered messages of one
-        kind. `randomness`: the source of message ids. `orphaned` is called with each call that was
-        cancelled before its answer came, and the answer. `key` signs the commands that name an
-        operator.
+        kind. `randomness`: the source of message ids. `orphaned` is called with a call and its
+        answer if the caller was cancelled before. `key` signs the commands that name an operator.
         """
         self._key = key
         self._tracing = tracing
@@ -110,10 +113,10 @@ class Dispatcher:
         self._counting: asyncio.Task[None] | None = None
 
     def post(self, call: Call) -> None:
-        """Send a call soon. Its future gets the result of the task, or `Unavailable`.
+        """Send a call soon. The call's future gets the result of the task, or `Unavailable`.
 
-        A call with an argument that JSON or UTF-8 has no form for is refused and not sent, because
-        the worker would refuse the whole message, with the calls of others in it.
+        A call with an argument that cannot be written as JSON in UTF-8 is refused and not sent,
+        because the worker would refuse the whole message, with the calls of other callers.
         """
         self._start()
         if (wrong := unsendable(call.command.args, call.command.arguments)) is not None:
@@ -124,9 +127,10 @@ class Dispatcher:
         self._wake.set()
 
     def count(self, answer: RequestAnswer) -> None:
-        """Count the answer that the caller of a request got. May be called from any thread.
+        """Count the answer to a request. May be called from any thread.
 
-        The sums are sent to the workers once a minute, and kept while the broker is away.
+        The counts are sent to the workers once a minute, and stored while the broker is
+        unavailable.
         """
         self._counts.add(kind_of(answer))
         now = self._clock()
@@ -136,18 +140,18 @@ class Dispatcher:
 
     @property
     def now(self) -> float:
-        """The time of the event loop's clock, by which calls end."""
+        """The time of the event loop's clock in seconds."""
         return asyncio.get_running_loop().time()
 
     def waiting(self, call: Call) -> int | None:
-        """Return how many messages the call's Celery queue had when this client last sent one.
+        """Return how many messages the call's Celery queue had at this client's last message.
 
-        None if this client sent none there, or if the broker does not say.
+        None if this client sent none to the queue, or if the broker does not report the number.
         """
         return self._waiting.get(call.command.celery_queue)
 
     async def stored_result(self, task_id: str) -> Result | None:
-        """Return the stored result of any task, or None if there is none yet.
+        """Return the stored result of the task with this id, or None if there is none yet.
 
         Raises `BrokerUnavailable`.
         """
@@ -167,9 +171,9 @@ class Dispatcher:
         *,
         dead_letter: int | None = None,
     ) -> str:
-        """Send one message to the Celery queue `to`; return its id, without waiting for a result.
+        """Send one message to the Celery queue `to`; return its id without waiting for a result.
 
-        `dead_letter`: the number of the dead letter that held the message. Raises
+        `dead_letter`: the number of the dead letter whose message is sent again. Raises
         `BrokerUnavailable`.
         """
         self._start()
@@ -239,7 +243,7 @@ class Dispatcher:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Answer all calls `Unavailable` if a background task failed: no caller waits in vain."""
+        """Answer all calls `Unavailable` if a background task failed; else no call would end."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the client failed", exc_info=error)
             self._give_up("the client failed; its log tells how")
@@ -291,9 +295,9 @@ class Dispatcher:
             self._answer(batch.id, down(error))
 
     async def _until_listening(self) -> None:
-        """Wait until this client is subscribed to its results.
+        """Wait until this client is subscribed to the channel of its results in Redis.
 
-        Raises `BrokerUnavailable` if that takes too long.
+        Raises `BrokerUnavailable` if Redis is unavailable or does not answer in time.
         """
         if not self._listening.is_set():
             try:
@@ -330,7 +334,7 @@ class Dispatcher:
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _subscribe(self, connection: AbstractConnection) -> None:
-        """Subscribe to the results of this client, then read those that arrived before."""
+        """Subscribe to the results of this client's messages, then read those already stored."""
         await connection.send_command("PSUBSCRIBE", f"{RESULT_PREFIX}{self._prefix}*")
         await connection.read_response(timeout=SOCKET_SECONDS)
         self._deaf = None
@@ -380,7 +384,7 @@ class Dispatcher:
 
 
 def _settle(call: Call, answer: object) -> bool:
-    """Set the answer of the call's future; return False if the caller no longer waits."""
+    """Set the call's future to `answer`; return False if the future is already done."""
     try:
         call.future.set_result(answer)
     except (asyncio.InvalidStateError, futures.InvalidStateError):

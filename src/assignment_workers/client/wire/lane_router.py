@@ -13,22 +13,24 @@ from assignment_workers.assignment.lanes import ASSIGNMENT, ONE_LANE, Lanes
 from assignment_workers.client.commands import OFF_THE_LINE, CommandCall
 
 REMEMBERED_AT_MOST = 100_000
-"""The most agents remembered. The agent without a new assignment for longest is forgotten."""
+"""The most agents whose last dialer queue is remembered. The agent whose last assignment is the
+oldest is forgotten first.
+"""
 
 
 @dataclass
 class LaneRouter:
-    """Finds the lane, and so the assignment queue, of each command of one client.
+    """Chooses the assignment queue for each command of one client.
 
-    With one lane there is nothing to find.
+    Each lane, a group of dialer queues, has one assignment queue. With one lane nothing is chosen.
     """
 
     lanes: Lanes = ONE_LANE
     _last: dict[int, str] = field(default_factory=dict)
-    """By agent id: the dialer queue of the last user assigned to the agent."""
+    """By agent id: the dialer queue of the last user who was assigned to the agent."""
 
     def way(self, command: CommandCall) -> CommandCall:
-        """Return a copy of the command that is addressed to the assignment queue of its lane."""
+        """Return the command addressed to the assignment queue of the lane that it concerns."""
         if self.lanes.is_one or command.celery_queue in OFF_THE_LINE:
             return command
         arguments = command.arguments
@@ -37,7 +39,10 @@ class LaneRouter:
         return command if to == ASSIGNMENT else replace(command, celery_queue=to)
 
     def heard(self, answer: object) -> None:
-        """Remember which dialer queue the user in this answer came from, for later commands."""
+        """Remember the dialer queue of the assigned user, for the agent's later commands.
+
+        `answer`: any answer to a call; one that assigns no user is ignored.
+        """
         match answer:
             case {
                 "outcome": "assigned",

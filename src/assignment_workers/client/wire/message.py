@@ -21,28 +21,30 @@ from typing import Any
 from assignment_workers.client.commands import BY
 
 Envelope = dict[str, Any]
-"""A message with its properties, as kombu writes it to Redis."""
+"""A message with its headers and properties, as kombu writes it to Redis."""
 
 RESULT_PREFIX = "celery-task-meta-"
-"""Prefix of the key of a task's result, and of the channel on which the result is announced."""
+"""Prefix of the Redis key of a task's result, and of the channel on which the result is announced.
+"""
 
 _ORIGIN = f"{os.getpid()}@{socket.gethostname()}"
 DEAD_LETTER = "dead_letter"
 """Header: the number of the dead letter from which this message was sent again."""
 COMMAND_ID = "command_id"
-"""Header: the id that makes a command unique. If absent, the message's own id (the task id)."""
+"""Header: the id by which a repeated command is recognised. If absent, the task id counts."""
 COMMAND_POSITION = "command_position"
-"""Header: the command's position in the database's order, if it got one before it was sent."""
+"""Header: the command's position in the order of the database; null if it has none."""
 SIGNATURE = "signature"
-"""Header: the proof that a trusted program, which knew the operator, sent a command with `by`."""
+"""Header: the signature by a program that has verified the operator or the senders in the message.
+"""
 SENDERS = "senders"
-"""Header: for each request of the message, the token that sent it for the agent, or null."""
+"""Header: for each request of the message, the token that sent it for its agent, or null."""
 
 
 def unsendable(args: Sequence[Any], arguments: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with arguments that JSON in UTF-8 has no form for; None if nothing is.
+    """Return what is wrong with arguments that JSON in UTF-8 cannot express, or None.
 
-    Examples: a number of another library than Python's, half of a surrogate pair in a text.
+    Examples: a number type of another library, half of a surrogate pair in a text.
     """
     for name, value in (*enumerate(args, 1), *arguments.items()):
         if value is None or isinstance(value, int) or (isinstance(value, str) and value.isascii()):
@@ -57,7 +59,7 @@ def unsendable(args: Sequence[Any], arguments: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a task: its value, or the reason why there is none."""
+    """The result of a task: its value, or `failure`, the reason why there is no value."""
 
     value: object
     failure: str | None = None
@@ -78,13 +80,13 @@ def message(
     senders: Sequence[str | None] = (),
     key: str | None = None,
 ) -> Envelope:
-    """Return the message; its JSON is the element of the Redis list `celery_queue`.
+    """Return a task message. As JSON it is an element of the Redis list `celery_queue`.
 
     A worker that reads the message after `expires` does not run it. `about` has the ids of its
-    requests, for a person who inspects the queue in Redis; no program reads it. `traced` holds the
-    headers of a trace. `command_id` is the id of the message that this one repeats. For `position`
-    see `COMMAND_POSITION`, for `senders` see `SENDERS`. `key` makes the `SIGNATURE` of a message
-    that names an operator or senders.
+    requests, for a person who inspects the queue in Redis; no program reads it. `traced` has the
+    headers of a trace. `command_id` is the id of the first message with this command, if this
+    message repeats it. `position`: see `COMMAND_POSITION`; `senders`: see `SENDERS`. `key` makes
+    the `SIGNATURE` of a message that names an operator or senders.
     """
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
@@ -145,7 +147,7 @@ def signature(
     *,
     senders: Sequence[str | None] = (),
 ) -> str:
-    """Return the signature of a command: of its task, arguments, command id and `SENDERS`."""
+    """Return an HMAC over a command's task, arguments, command id and `SENDERS`."""
     parts = [task, command_id, list(args), dict(kwargs), *([list(senders)] if senders else [])]
     said = json.dumps(parts, sort_keys=True)
     return hmac.new(key.encode(), f"a command\n{said}".encode(), hashlib.sha256).hexdigest()

@@ -11,13 +11,13 @@ from assignment_workers.errors import BrokerUnavailable
 log = logging.getLogger(__name__)
 
 SOCKET_SECONDS = 5.0
-"""The most seconds that a connection, or an answer of the broker, may take."""
+"""The most seconds that a connection attempt or an answer of the broker may take."""
 
 
 def unreachable(server: str, error: BaseException) -> BrokerUnavailable:
-    """Return the error, of one line, for a server that does not answer or refuses to write.
+    """Return a `BrokerUnavailable` of one line for a server that fails or refuses writes.
 
-    `server` is its name for people; `error` is the client library's error.
+    `server` is the server's name for people; `error` is the error of the client library.
     """
     if isinstance(error, OutOfMemoryError):
         return BrokerUnavailable(f"{server} is full: it takes no messages until it has room again")

@@ -19,11 +19,10 @@ T = TypeVar("T")
 
 
 class AmqpSender:
-    """Sends each message with one publication; RabbitMQ confirms it once it is stored safely.
+    """A `Sender` for RabbitMQ. RabbitMQ confirms each message once it is stored safely.
 
-    A worker declares the queues with their arguments; this class declares none. Until a worker has
-    declared a queue, its messages are refused here, because RabbitMQ would drop them. The waiting
-    is done in a thread of its own.
+    Workers declare the queues; this class declares none. A message to a queue that is not declared
+    yet is refused, because RabbitMQ would drop it. A separate thread waits for RabbitMQ.
     """
 
     def __init__(self, url: str) -> None:
@@ -41,12 +40,15 @@ class AmqpSender:
         self._known: set[str] = set()
 
     async def send(self, queue: str, envelope: Envelope) -> int | None:
-        """See `Sender`."""
+        """Publish a message to RabbitMQ and wait for the confirmation; see `Sender.send`.
+
+        Returns None.
+        """
         await self._aside(lambda: self._publish(queue, envelope))
         return None
 
     async def close(self) -> None:
-        """See `Sender`."""
+        """Close the connection to RabbitMQ."""
         await self._aside(self._disconnect)
         self._thread.shutdown(wait=False)
 

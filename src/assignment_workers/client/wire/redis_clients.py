@@ -29,9 +29,9 @@ from redis.retry import Retry
 from assignment_workers.addresses import SENTINEL, SentinelAddress
 
 LOOK_SECONDS = 1.0
-"""The interval at which the Sentinels are asked for the primary."""
+"""Seconds between two queries to the Sentinels for the address of the primary."""
 SENTINEL_SECONDS = 1.0
-"""The longest wait for one Sentinel; then the next is asked."""
+"""The most seconds to wait for one Sentinel before the next Sentinel is asked."""
 REPLICA = "the server is a replica now"
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ else:
 
 
 def is_demoted(error: ResponseError) -> bool:
-    """Return True if the error says that the server is no longer the primary."""
+    """Return True if Redis's error shows that the server is no longer the primary."""
     return isinstance(error, ReadOnlyError) or str(error).startswith("UNBLOCKED")
 
 
@@ -77,15 +77,18 @@ class MovingSSLConnection(_Moving, connection.SSLConnection):
 
 
 class SentinelConnection(_Moving, sentinel.SentinelManagedConnection):
-    """A connection to the primary that the Sentinels name, closed when another becomes it."""
+    """A connection to the primary that the Sentinels name.
+
+    It is closed when the primary changes.
+    """
 
     def connect(self) -> None:
-        """Connect to the primary. The Sentinel that answered this process last is asked first."""
+        """Connect to the primary. First ask the Sentinel that last answered this process."""
         _ask_first(self.connection_pool.sentinel_manager)
         super().connect()  # type: ignore[no-untyped-call]
 
     def connect_to(self, address: tuple[str, int]) -> None:
-        """Connect to a server, and be closed when another is the primary."""
+        """Connect to a server, and close the connection when another server becomes the primary."""
         _note_answer(self.connection_pool)
         super().connect_to(address)  # type: ignore[no-untyped-call]
         _follow(self, self.connection_pool)
@@ -121,7 +124,7 @@ class _AsyncSentinelSSLConnection(
 
 
 class _Pool(sentinel.SentinelConnectionPool):
-    """A pool that closes the connections to the Sentinels with its own."""
+    """A connection pool whose `disconnect` also closes the connections to the Sentinels."""
 
     sentinel_manager: Any
 
@@ -143,9 +146,9 @@ class _AsyncPool(aio_sentinel.SentinelConnectionPool):
 
 
 class _Follower(threading.Thread):
-    """Ends the connections of this process to a server that is no longer the primary.
+    """A thread that closes this process's connections to a server that is no longer the primary.
 
-    The thread ends with the last of the connections.
+    The thread ends when all its connections are closed.
     """
 
     def __init__(self, hosts: Sequence[tuple[str, int]], name: str, options: Any) -> None:  # noqa: ANN401 - redis-py's
@@ -177,7 +180,7 @@ class _Follower(threading.Thread):
 
 
 _ANSWERED: dict[str, tuple[str, int]] = {}
-"""By the name of the primary: the Sentinel that answered this process last."""
+"""By the name of the primary: the address of the Sentinel that last answered this process."""
 
 
 def _at(asked: Any) -> tuple[str, int]:  # noqa: ANN401 - redis-py's, of both kinds
@@ -186,14 +189,14 @@ def _at(asked: Any) -> tuple[str, int]:  # noqa: ANN401 - redis-py's, of both ki
 
 
 def _note_answer(pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
-    """Note which Sentinel has just answered; redis-py has put it first."""
+    """Record which Sentinel has just answered: redis-py has moved it to the first position."""
     _ANSWERED[pool.service_name] = _at(pool.sentinel_manager.sentinels[0])
 
 
 def _ask_first(manager: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
-    """Put the Sentinel that answered last first, so that a lost one costs its time-out once.
+    """Sort the Sentinel that last answered to the front: a lost one then costs one time-out.
 
-    redis-py does so for the connections of one pool, and a process has several pools.
+    redis-py does so within one connection pool, but a process has several pools.
     """
     good = set(_ANSWERED.values())
     manager.sentinels.sort(key=lambda each: _at(each) not in good)
@@ -204,7 +207,7 @@ _LOCK = threading.Lock()
 
 
 def _follow(made: Any, pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
-    """End this connection when its server is no longer the primary."""
+    """Have a `_Follower` thread close the connection `made` when the primary changes."""
     manager = pool.sentinel_manager
     hosts = tuple(sorted(map(_at, manager.sentinels)))
     with _LOCK:
@@ -218,7 +221,7 @@ def _follow(made: Any, pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both
 
 
 def _hang_up(made: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
-    """Shut down a connection's socket, so that anything that waits on it fails at once."""
+    """Shut down a connection's socket, so that every wait on the connection fails at once."""
     writer = getattr(made, "_writer", None)
     line = writer.get_extra_info("socket") if writer else getattr(made, "_sock", None)
     try:
@@ -230,9 +233,9 @@ def _hang_up(made: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
 
 
 def redis_client(url: str, **options: Any) -> Redis:  # noqa: ANN401 - redis-py's
-    """Return a client of the Redis at an address of ours, without contacting it.
+    """Return a client of the Redis or Redis Sentinel at `url`, without contacting it.
 
-    `options` are redis-py's.
+    `url` is in Celery's form. `options` are redis-py's.
     """
     if not url.startswith(SENTINEL):
         plain = MovingSSLConnection if url.startswith("rediss") else MovingConnection
@@ -251,7 +254,7 @@ def redis_client(url: str, **options: Any) -> Redis:  # noqa: ANN401 - redis-py'
 
 
 def async_redis_client(url: str, **options: Any) -> aio.Redis:  # noqa: ANN401 - redis-py's
-    """Return an asynchronous client of the Redis at an address of ours, without contacting it."""
+    """Return an asyncio client of the Redis or Redis Sentinel at `url`, without contacting it."""
     if not url.startswith(SENTINEL):
         plain = _AsyncSSLConnection if url.startswith("rediss") else _AsyncConnection
         return aio.Redis.from_url(_for_redis(url), connection_class=plain, **options)
@@ -272,8 +275,8 @@ def async_redis_client(url: str, **options: Any) -> aio.Redis:  # noqa: ANN401 -
 def sentinel_options(at: SentinelAddress) -> dict[str, Any]:
     """Return redis-py's options for the connections to the Sentinels themselves.
 
-    A Sentinel that does not answer is not asked again, because the next one is asked: redis-py
-    would ask ten times, and a lost host would cost every connection 3 to 12 s.
+    A Sentinel that does not answer is not asked again; the next one is. With redis-py's default of
+    ten attempts, a lost host would cost every connection 3 to 12 s.
     """
     return {
         "retry": Retry(NoBackoff(), 0),
@@ -286,7 +289,7 @@ def sentinel_options(at: SentinelAddress) -> dict[str, Any]:
 
 
 def tls_options(at: SentinelAddress) -> dict[str, str]:
-    """Return redis-py's options for TLS, from those in Celery's form."""
+    """Return redis-py's TLS options, converted from those in Celery's form."""
     return {name: _requirement(name, value) for name, value in at.tls.items()}
 
 
@@ -295,7 +298,7 @@ def _of_primary(at: SentinelAddress) -> dict[str, Any]:
 
 
 def _for_redis(url: str) -> str:
-    """Return an address in Celery's form in redis-py's form."""
+    """Convert a Redis address from Celery's form to redis-py's."""
     parts = urlsplit(url)
     query = [(name, _requirement(name, value)) for name, value in parse_qsl(parts.query)]
     return urlunsplit(parts._replace(query=urlencode(query)))

@@ -25,14 +25,14 @@ from assignment_workers.schema.tables import AccessKind, AccessRecord, ApiToken
 log = structlog.get_logger()
 
 EVERY_SECONDS = 10.0
-"""Seconds between two writes of the counted accesses to the database."""
+"""Seconds between two writes of the counts to the access log."""
 ADDRESSES = 1_000
-"""The most counts in memory, by address. Refusals of further addresses are counted as `others`."""
+"""The most different counts in memory. Refusals of further addresses are counted as `others`."""
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
-"""The most pairs of a token and an agent whose last record a gateway remembers."""
+"""The most pairs of token and agent for which a gateway remembers the last record."""
 USE_SECONDS = 60
-"""The least seconds between two writes of a token's last use, and so its accuracy."""
+"""The least seconds between two writes of a token's last use."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Access:
     at: datetime
     what: str
     who: str | None
-    """The token's name, or the user of this machine who ran the command."""
+    """The token's name, or the operating system user who ran the command."""
     subject: str | None
-    """The token or agent that the record is about."""
+    """The token or the agent that the record concerns."""
     address: str | None
     count: int
 
@@ -57,9 +57,9 @@ def record(
     subject: str | None = None,
     address: str | None = None,
 ) -> None:
-    """Store a record of kind `what` in the access log, for now. The caller commits.
+    """Store a record of kind `what` in the access log, with the current time. The caller commits.
 
-    `who`: the token or system user that acts. `subject`: the token or agent acted on.
+    `who`: the token or operating system user that acts. `subject`: the token or agent acted on.
     """
     connection.execute(
         insert(AccessRecord).values(
@@ -69,7 +69,7 @@ def record(
 
 
 def recorded(connection: Connection, *, most: int = 1_000) -> list[Access]:
-    """Return the newest records of the access log, newest first, at most `most`."""
+    """Return the newest records of the access log, at most `most`, newest first."""
     columns = [getattr(AccessRecord, name) for name in Access.__dataclass_fields__]
     rows = connection.execute(select(*columns).order_by(AccessRecord.id.desc()).limit(most))
     return [Access(*row) for row in rows]
@@ -85,18 +85,21 @@ class _Sum(NamedTuple):
 
 @dataclass
 class AccessLog:
-    """One gateway's counts for the access log, kept in memory until they are written."""
+    """Counts refusals, uses of tokens and commands for agents for the access log.
+
+    The counts are in memory until they are written.
+    """
 
     engine: Engine
     clock: Callable[[], datetime]
     _sums: Counter[_Sum] = field(default_factory=Counter)
     _used: set[str] = field(default_factory=set)
     _acted: dict[tuple[str, int], int] = field(default_factory=dict)
-    """By token name and agent: the hour, counted since the epoch, of the last record."""
+    """By token name and agent: the hour of the last record, as a number since the epoch."""
     _task: asyncio.Task[None] | None = None
 
     def refused(self, what: AccessKind, *, who: str | None, address: str | None) -> None:
-        """Count a refused call or sign-in, of kind `what`, by token `who` or from this address."""
+        """Count a refused call or sign-in of kind `what`, by the token `who` or from `address`."""
         minute = self.clock().replace(second=0, microsecond=0)
         each = _Sum(minute, what, who, address)
         if each not in self._sums and len(self._sums) >= ADDRESSES:
@@ -104,7 +107,10 @@ class AccessLog:
         self._sums[each] += 1
 
     def acted(self, token: str, agent_id: int) -> None:
-        """Count a command for an agent by a token that is not the agent's; once an hour."""
+        """Count a command for an agent that was sent with another token than the agent's own.
+
+        A pair of token and agent is counted once an hour.
+        """
         now = self.clock()
         hour = int(now.timestamp()) // 3600
         if self._acted.get((token, agent_id)) == hour:
@@ -119,11 +125,11 @@ class AccessLog:
         self._sums[each] += 1
 
     def used(self, token: str) -> None:
-        """Remember that a token was used."""
+        """Remember that a token was used; the next write stores the time of its last use."""
         self._used.add(token)
 
     def start(self) -> None:
-        """Start the periodic writes; `close` ends them."""
+        """Start the periodic writes. `close` ends them."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -141,7 +147,7 @@ class AccessLog:
         """Write the tokens' last uses and the counts of past minutes to the database.
 
         `whole`: False to write the counts of the current minute as well. If the database cannot be
-        written, the counts are kept for the next time.
+        written, the next write includes them.
         """
         minute = self.clock().replace(second=0, microsecond=0)
         sums = {

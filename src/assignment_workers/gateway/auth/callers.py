@@ -24,19 +24,23 @@ from assignment_workers.gateway.problems import Problem, refused, unavailable
 from assignment_workers.schema.tables import TokenRole
 
 KNOWN_SECONDS = 3.0
-"""Seconds for which a checked token is not looked up again; a revoked one is refused after that."""
+"""Seconds for which a checked token is not looked up again. A revoked token is accepted for at most
+that time.
+"""
 KNOWN_AT_MOST = 10_000
 LOOK_UP_SECONDS = 2.0
-"""The most seconds that a look-up in the database is waited for."""
+"""The most seconds to wait for the look-up of a token in the database."""
 REMEMBERED_SECONDS = 3600.0
-"""Seconds for which a valid token or session outlives the database, to read what is wrong."""
+"""Seconds for which a token or session that was valid is accepted while the database is
+unavailable, so that an operator can find out what is wrong.
+"""
 OUTLIVES_DATABASE = frozenset({"/metrics", "/v1/health"})
-"""The paths for which a token outlives the database, as a session does for pages."""
+"""The paths at which a token that was valid is accepted while the database is unavailable."""
 
 ACTING = frozenset({TokenRole.AGENT, TokenRole.FRONTEND})
-"""Roles that send commands for agents."""
+"""The roles that may send commands on behalf of agents."""
 WATCHING = frozenset({TokenRole.SUPERVISOR, TokenRole.OPERATOR})
-"""Roles that see everything."""
+"""The roles that may see everything."""
 OPERATING = frozenset({TokenRole.OPERATOR})
 ANYBODY = frozenset(TokenRole)
 
@@ -62,15 +66,16 @@ OF_AGENTS = frozenset(
         EventKind.MISSED_CALL_FOLLOWED_UP,
     }
 )
-"""The kinds of events about agents and their assignments, which an agent or frontend may see. A
-refused command is not among them, because its event names the holder of the user."""
+"""The kinds of events about agents and their assignments, which an agent or a frontend may see. The
+event of a refused command is not included, because it names the agent who holds the user.
+"""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The bearer of a token.
+    """The caller of the gateway, known by a token.
 
-    If `role` is None, everything is allowed: tokens are off, or it is the stack's own token.
+    `role` None: everything is allowed, because tokens are off or the token is the one made by `up`.
     """
 
     token: str | None
@@ -79,12 +84,12 @@ class Caller:
 
     @property
     def name(self) -> str:
-        """The name to record with an operator's action."""
+        """The name that is recorded with an operator's action."""
         return f"token {self.token}" if self.token else "anybody"
 
     @property
     def sender(self) -> str | None:
-        """The name of the token if it is no agent's own, for the records; None without a token."""
+        """The token's name for the records; None for an agent's own token or without a token."""
         return self.name if self.token and self.role != TokenRole.AGENT else None
 
     @property
@@ -100,15 +105,15 @@ class Caller:
             )
 
     def must_act_for(self, agent_id: int) -> None:
-        """Raise `Problem` 403 if the token belongs to another agent."""
+        """Raise `Problem` 403 if the token is that of another agent."""
         if self.role == TokenRole.AGENT and self.agent_id != agent_id:
             raise _forbidden(f"this token acts for agent {self.agent_id} alone")
 
     def sees(self, agent_id: int | None) -> EventFilter:
-        """Return the filter of events that the caller may follow. Raises `Problem` 403.
+        """Return the filter for the events that the caller may follow. Raises `Problem` 403.
 
-        `agent_id` limits it to one agent. Roles that send commands for agents see the events of
-        agents; roles that watch see everything.
+        `agent_id` limits the filter to one agent. Roles that send commands for agents see the
+        events about agents; supervisors and operators see everything.
         """
         if agent_id is not None:
             self.must_act_for(agent_id)
@@ -122,18 +127,23 @@ EVERYBODY = Caller(None, None, None)
 
 @dataclass
 class Callers:
-    """Finds the caller of each request by token or cookie, remembered for `KNOWN_SECONDS`."""
+    """Finds the caller of each request by its token or cookie.
+
+    A look-up is valid `KNOWN_SECONDS`.
+    """
 
     engine: Engine
     required: bool
     per_token: TokenBucket
     per_agent: TokenBucket
     stack: StoredToken | None = None
-    """The token that `up` made, if this gateway belongs to its stack."""
+    """The token that `up` made for its stack, if this gateway belongs to such a stack."""
     used: Callable[[str], object] = lambda _: None
-    """Called with a token's name at each use of the token."""
+    """A function that is called with a token's name at each use of the token."""
     acted: Callable[[str, int], object] = lambda *_: None
-    """Called with a token's name and an agent at each command for that agent by another's token."""
+    """A function that is called with a token's name and an agent for each command for that agent,
+    unless the token is the agent's own.
+    """
     clock: Callable[[], float] = time.monotonic
     _known: OrderedDict[str | bytes, tuple[float, StoredToken | None]] = field(
         default_factory=OrderedDict
@@ -142,7 +152,7 @@ class Callers:
     async def caller(self, request: Request) -> Caller:
         """Return the caller. Raises `Problem` 401 without a valid token, 429 for too many calls.
 
-        The caller is also stored in the request's state, for code that runs after the route.
+        The caller is also stored in the state of the request.
         """
         found = await self.bearer(
             bearer_of(request.headers.get("authorization", "")),
@@ -152,10 +162,10 @@ class Callers:
         return found
 
     async def bearer(self, token: str, *, outlives: bool = False) -> Caller:
-        """Return the bearer of a token.
+        """Return the caller who has this token.
 
-        `outlives`: while the database is away, a token that was valid within
-        `REMEMBERED_SECONDS` still counts. Raises `Problem` 401 if the token is not valid, 429 for
+        `outlives`: while the database is unavailable, a token that was valid within
+        `REMEMBERED_SECONDS` is accepted. Raises `Problem` 401 if the token is not valid, 429 for
         too many calls.
         """
         if not self.required:
@@ -187,17 +197,20 @@ class Callers:
 
     @property
     def stack_digest(self) -> str | None:
-        """The digest that marks a session as opened by the secret of this gateway's stack."""
+        """The digest of the secret of this gateway's stack.
+
+        It is stored with each session that the secret opened.
+        """
         return self.stack.hash.hex() if self.stack else None
 
     def forget(self, cookie: str) -> None:
-        """Forget the session of this cookie, so that it is looked up again at its next use."""
+        """Drop the cached session of this cookie, so that its next use is looked up."""
         self._known.pop(sessions.digest(cookie), None)
 
     def knows(self, authorization: str, cookie: str) -> bool:
-        """Return True if the token in `authorization`, or the cookie, is known to be valid.
+        """Return True if the token in `authorization`, or `cookie`, was valid when looked up last.
 
-        Looks up nothing: the last look-up counts.
+        Nothing is looked up.
         """
         _, in_session = self._known.get(sessions.digest(cookie), (0.0, None))
         named = tokens.parts(bearer_of(authorization))
@@ -216,7 +229,10 @@ class Callers:
         return Caller(kept.id, kept.role, kept.agent_id)
 
     def let(self, caller: Caller, agent_id: int) -> None:
-        """Check that the caller may act for this agent now. Raises `Problem` 403 or 429."""
+        """Check that the caller may act for this agent now.
+
+        Raises `Problem` 403, or 429 if too often.
+        """
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")
         if caller.token is not None and caller.sender is not None:
@@ -236,7 +252,7 @@ class Callers:
         *,
         outlives: bool,
     ) -> StoredToken | None:
-        """Return the stored token or session, remembered or looked up.
+        """Return the stored token or session, from the cache or the database, or None.
 
         Raises `Problem` 503 if the database does not answer within `LOOK_UP_SECONDS`.
         """
@@ -263,7 +279,7 @@ class Callers:
 
 
 def bearer_of(authorization: str) -> str:
-    """Return the token in an `Authorization` header; empty if there is none."""
+    """Return the token in the value of an `Authorization` header; empty if there is none."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 

@@ -23,18 +23,20 @@ from assignment_workers.gateway.system_health import AnswerWindow
 from assignment_workers.schema.tables import AccessKind
 
 HELD_SECONDS = 1.0
-"""Seconds by which an answer is delayed for an address that was refused too often."""
+"""Seconds by which the answer is delayed for an address that was refused too often."""
 HELD_AT_MOST = 500
-"""The most delayed answers at a time. Further answers are sent at once and end the connection."""
+"""The most answers that are delayed at a time. A further one is sent at once, and its connection
+ends.
+"""
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
 OF_AGENTS = ("/v1/requests", "/v1/assignments/")
-"""The paths of agents' calls, whose answers are counted."""
+"""The paths of agents' calls, whose responses are counted for the health of the system."""
 SIGN_IN = frozenset({"/login", links.PATH})
 COOKIE = b"assignment_workers="
 
 
 class Doorkeeper:
-    """Middleware that answers 429 to an address whose calls were refused too often."""
+    """ASGI middleware that answers 429 to an address whose calls were refused too often."""
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class Doorkeeper:
         self._access.refused(what, who=who, address=address)
 
     def _is_known(self, scope: Scope) -> bool:
-        """Return True if the token or session of this call is known to be valid."""
+        """Return True if the call's token or session was valid at its last look-up."""
         authorization, cookie = b"", b""
         for name, value in scope["headers"]:
             if name == b"authorization":

@@ -28,11 +28,11 @@ def begin(
     link: str | None = None,
     address: str | None = None,
 ) -> str | None:
-    """Begin a dashboard session and return its cookie; None if its link was used before.
+    """Begin a dashboard session and return its cookie; None if `link` was used before.
 
-    `token` is the name of the token that opens the session. `stack` is the digest of the stack's
-    own secret, if that opens the session. `link` is the one-time link, `address` the browser's, for
-    the access log. The caller commits.
+    `token` is the name of the token that opens the session; `stack` is the digest of the secret of
+    a stack of `up`, if that opens the session. `link` is the one-time link. `address` is the
+    browser's, for the access log. The caller commits.
     """
     cookie = secrets.token_urlsafe(32)
     now = func.clock_timestamp()
@@ -56,10 +56,10 @@ def begin(
 
 
 def find(connection: Connection, cookie: bytes, *, stack: str | None) -> StoredToken | None:
-    """Return the token that opened the session of `cookie`, a digest; None if none is valid.
+    """Return the token that opened the session of `cookie`, a digest; None if the session is over.
 
-    `stack`: the digest of this gateway's own secret. A session that a stack's secret opened is
-    valid only at a gateway of that stack.
+    `stack`: the digest of the secret of this gateway's stack. A session that a stack's secret
+    opened is valid only at a gateway of that stack.
     """
     row = connection.execute(_FIND, {"hash": cookie}).one_or_none()
     if row is None:
@@ -83,13 +83,12 @@ def end(connection: Connection, cookie: bytes, *, address: str | None = None) ->
 
 
 def digest(cookie: str) -> bytes:
-    """Return the digest of a cookie, which is stored in its place."""
+    """Return the digest of a cookie. Only the digest is stored."""
     return hashlib.sha256(cookie[:_LONGEST].encode("utf-8", "surrogatepass")).digest()
 
 
 STACK = StoredToken("stack", b"", None, None)
-"""The facts of the stack's own token, which `up` made. Its bearer may do everything on that stack.
-"""
+"""The token that stands for the secret of a stack of `up`. Its bearer may do everything there."""
 
 _FIND = (
     select(ApiToken.id, ApiToken.role, ApiToken.agent_id, DashboardSession.stack)

@@ -26,13 +26,14 @@ from assignment_workers.schema.tables import AccessKind, ApiToken, TokenRole
 
 PREFIX = "aw"
 SECRET_BYTES = 32
-"""The random bytes of a token's secret: so many that a fast hash is as safe as a slow one."""
+"""The number of random bytes of a token's secret: enough that a fast hash is as safe as a slow one.
+"""
 _LONGEST = 200
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it can be shown, without its secret."""
+    """A token as it is listed, without its secret."""
 
     id: str
     role: str
@@ -42,22 +43,24 @@ class Token:
     revoked_at: datetime | None
     expires_at: datetime | None
     last_used_at: datetime | None
-    """Accurate to about a minute."""
+    """The time of the last use, accurate to about a minute."""
 
 
 @dataclass(frozen=True)
 class StoredToken:
-    """The stored facts against which a token is checked."""
+    """The stored hash and rights of a token, against which a token is checked."""
 
     id: str
     hash: bytes
     role: TokenRole | None
-    """The role of the token. None, for the stack's own token: everything is allowed."""
+    """The role of the token. None for the token that `up` made for its stack: everything is
+    allowed.
+    """
     agent_id: int | None
 
 
 def of_stack(token: str | None) -> StoredToken | None:
-    """Return `token`, the one that `up` made for its own stack, in the form of a stored token.
+    """Return the token that `up` made for its stack in the form of a stored token.
 
     None without a token, or for a text of another form. No database stores this token.
     """
@@ -74,11 +77,11 @@ def create(
     lasts: timedelta | None = None,
     by: str | None = None,
 ) -> str:
-    """Create a token and return it; it cannot be read again.
+    """Create a token and return its text, which cannot be read again.
 
-    `lasts` is the time until it expires; None: it is valid until it is revoked. `by` names its
-    creator for the access log. The caller commits. Raises `UsageError` for an unknown role, for an
-    agent's token without its agent, and for another token with an agent.
+    `lasts`: the time until the token expires; None: it is valid until it is revoked. `by` names its
+    creator for the access log. The caller commits. Raises `UsageError` for an unknown role, for a
+    token of role agent without `agent_id`, and for another role with `agent_id`.
     """
     if role not in set(TokenRole):
         raise UsageError(f"no role {role!r}; there are {', '.join(TokenRole)}")
@@ -103,7 +106,7 @@ def create(
 
 
 def listed(connection: Connection) -> list[Token]:
-    """Return every token, newest first, at most a thousand."""
+    """Return the newest tokens, at most a thousand, newest first."""
     columns = [getattr(ApiToken, name) for name in Token.__dataclass_fields__]
     rows = connection.execute(
         select(*columns).order_by(ApiToken.created_at.desc(), ApiToken.id).limit(1_000)
@@ -112,7 +115,10 @@ def listed(connection: Connection) -> list[Token]:
 
 
 def revoke(connection: Connection, name: str, *, by: str | None = None) -> bool:
-    """Revoke a token; return False if there is none or it is revoked. The caller commits."""
+    """Revoke a token.
+
+    Return False if it does not exist or is already revoked. The caller commits.
+    """
     done = connection.execute(
         update(ApiToken)
         .where(ApiToken.id == name, ApiToken.revoked_at.is_(None))
@@ -126,7 +132,7 @@ def revoke(connection: Connection, name: str, *, by: str | None = None) -> bool:
 
 
 def find(connection: Connection, name: str) -> StoredToken | None:
-    """Return the token of that name if it is valid."""
+    """Return the token with this name; None if there is none, or it is not valid."""
     row = connection.execute(_FIND, {"name": name}).one_or_none()
     if row is None:
         return None
@@ -134,7 +140,7 @@ def find(connection: Connection, name: str) -> StoredToken | None:
 
 
 def in_force() -> ColumnElement[bool]:
-    """Build the condition that a token is neither revoked nor expired."""
+    """Return the SQL condition that a token is neither revoked nor expired."""
     return and_(
         ApiToken.revoked_at.is_(None),
         or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > func.clock_timestamp()),
@@ -142,7 +148,7 @@ def in_force() -> ColumnElement[bool]:
 
 
 def parts(token: str) -> tuple[str, str] | None:
-    """Return a token's name and secret; None if the text has not the form of our tokens."""
+    """Return the name and the secret in a token's text; None if the text is not of that form."""
     match token.split("_", 2):
         case [prefix, name, secret] if prefix == PREFIX and len(token) <= _LONGEST:
             return (name, secret) if name.isascii() and name.isalnum() else None
@@ -151,9 +157,9 @@ def parts(token: str) -> tuple[str, str] | None:
 
 
 def matches(kept: StoredToken | None, secret: str) -> bool:
-    """Return True if `secret` is that of the stored token `kept`.
+    """Return True if `secret` is the secret of the stored token `kept`.
 
-    A wrong secret, or None for the token, takes as long, so that the time tells nothing.
+    A wrong secret, or None for `kept`, takes the same time, so that the time reveals nothing.
     """
     against = kept.hash if kept else bytes(hashlib.sha256().digest_size)
     return hmac.compare_digest(_hash(secret), against) and kept is not None

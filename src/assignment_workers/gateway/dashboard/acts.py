@@ -44,58 +44,60 @@ class Asked:
     why: str
     said: Mapping[str, str]
     position: int = 0
-    """The action's position in the database's order of commands; 0 until it is recorded."""
+    """The action's position in the database's order of commands; 0 until the action is recorded."""
 
 
 A_PHONE_NUMBER, ALL = "a phone number", "all"
-"""The subjects of actions that concern no single user, agent or dialer queue."""
+"""The subjects to record for actions on a phone number, and for those on no single subject."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of an action's form, besides the reason, which every form has."""
+    """A field of the form of an action. Every form also has a field for the reason."""
 
     name: str
     label: str
     required: bool = True
     digits: bool = True
     text: bool = False
-    """True if the field takes a longer text; `digits` is then False."""
+    """True if the field is for a longer text. `digits` is then False."""
     of_lists: bool = False
-    """True if the field names the subject, which only a page of many subjects has to ask for."""
+    """True if the field names the subject. Only a page with many subjects shows such a field."""
     of_user: bool = False
-    """True if the field takes the CRM's id of a user."""
+    """True if the field is for the CRM's id of a user."""
 
     @property
     def takes_digits(self) -> bool:
-        """True if the field takes digits alone."""
+        """True if the field accepts only digits."""
         return self.digits and not (self.of_user and loaded().numbered)
 
     @property
     def takes_text(self) -> bool:
-        """True if the field takes a longer text."""
+        """True if the field accepts a longer text."""
         return self.text or (self.of_user and not self.takes_digits)
 
 
 @dataclass(frozen=True)
 class Act:
-    """An action that an operator may take on the dashboard."""
+    """An action that an operator can take on the dashboard."""
 
     title: str
     told: str
-    """The effect of the action, shown to the operator beforehand."""
+    """A sentence about the effect of the action, which the operator sees before."""
     do: Callable[[AsyncClient, Engine, Asked], Awaitable[str]]
-    """Carries it out and returns the outcome: `done`, `refused: ...` or `unavailable: ...`."""
+    """A function that carries out the action and returns its outcome as text: `done`, `refused:
+    ...` or `unavailable: ...`.
+    """
     where: Callable[[str], str]
-    """Returns the path of the subject's page."""
+    """A function that returns the path of the page of a subject."""
     fields: Sequence[Field] = ()
 
 
 async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked) -> int:
-    """Carry out an action, recorded before and after; return the number of its record.
+    """Carry out the action `name`, recorded before and after; return the number of its record.
 
-    Raises `Problem` 422 for an unknown action, a missing reason or an unusable subject; nothing is
-    done then. Raises `Problem` 503 if the database did not answer; an action that was begun then
+    Raises `Problem` 422 for an unknown action, a missing reason or an invalid subject; nothing is
+    done then. Raises `Problem` 503 if the database does not answer; an action that was begun then
     has a record without an outcome.
     """
     act = ACTS.get(name)
@@ -218,18 +220,18 @@ async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
 
 
 def subject_of(said: Mapping[str, str]) -> str:
-    """Return the subject of an action to record, from the fields of its form.
+    """Return the subject to record for an action, from the fields of its form.
 
-    A phone number is left out, because its suppression stores it.
+    A phone number is not recorded here, because the suppression of the number stores it.
     """
     named = said.get("subject") or said.get("user") or said.get("name")
     return named or (A_PHONE_NUMBER if said.get("phone") else ALL)
 
 
 def _whom(asked: Asked) -> tuple[UserId | None, str | None]:
-    """Return the user id and the phone number that an action concerns; None for a missing one.
+    """Return the user id and the phone number that an action concerns, each None if missing.
 
-    The user is that of the page or the form. The sequencer refuses a command that names both.
+    Both are from the page or the form. The sequencer refuses a command that names both.
     """
     phone = asked.said.get("phone") or None
     named = asked.said.get("subject") or asked.said.get("user")
@@ -302,7 +304,7 @@ async def _dismiss_all(_: AsyncClient, engine: Engine, asked: Asked) -> str:
 async def dismissed(
     engine: Engine, numbers: Sequence[int] | None, who: str, why: str | None
 ) -> list[int]:
-    """Dismiss these dead letters, or all open ones for None; return the numbers dismissed."""
+    """Dismiss these dead letters (None: all open ones); return the numbers of those dismissed."""
 
     def do() -> list[int]:
         with engine.begin() as connection:
@@ -329,7 +331,7 @@ def _sent(task: str | Unavailable) -> str:
 
 
 def _number(said: str, most: int) -> int | None:
-    """Return the number in the text `said`; None if it has none, or not one from 1 to `most`."""
+    """Return the number that the text `said` is; None if it is not a number from 1 to `most`."""
     is_one = said.isascii() and said.isdigit() and len(said) <= len(str(most))
     return int(said) if is_one and 1 <= int(said) <= most else None
 

@@ -12,7 +12,7 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ApiField:
-    """A field of a body, or a parameter of a path, query or header."""
+    """A field of a request body, or a parameter of a path, query or header."""
 
     name: str
     kind: str
@@ -22,7 +22,7 @@ class ApiField:
 
 @dataclass(frozen=True)
 class ApiExample:
-    """An example of an answer, as text."""
+    """An example of a response, as text."""
 
     name: str
     text: str
@@ -30,7 +30,7 @@ class ApiExample:
 
 @dataclass(frozen=True)
 class ApiOperation:
-    """One operation of the interface, as the page shows it."""
+    """One operation of the HTTP interface, in the form that the page shows."""
 
     id: str
     method: str
@@ -38,12 +38,12 @@ class ApiOperation:
     description: str
     fields: list[ApiField]
     answers: list[tuple[str, str]]
-    """Statuses with their meaning."""
+    """Pairs of an HTTP status and its meaning."""
     examples: list[ApiExample]
 
 
 def operations(document: Schema) -> Iterator[tuple[str, str, list[ApiOperation]]]:
-    """Yield each group of operations of an OpenAPI document: name, description, operations."""
+    """Yield each group of operations in an OpenAPI document: name, description, operations."""
     for tag in document["tags"]:
         found = [
             _operation(document, method, path, operation)
@@ -85,7 +85,7 @@ def _operation(document: Schema, method: str, path: str, said: Schema) -> ApiOpe
 
 
 def _fields(document: Schema, schema: Schema) -> list[ApiField]:
-    """Return the fields of a body; an optional body is a choice between its schema and null."""
+    """Return the fields of a request body, also of an optional one."""
     found = _resolved(document, schema)
     for each in found.get("anyOf", []):
         if "properties" in (inner := _resolved(document, each)):
@@ -105,7 +105,7 @@ def _resolved(document: Schema, schema: Schema) -> Schema:
 
 
 def _kind(schema: Schema) -> str:
-    """Return the type of a value in a few words, with the bounds that the schema has."""
+    """Return the type of a schema in a few words, with its bounds."""
     if "anyOf" in schema:
         return " or ".join(_kind(each) for each in schema["anyOf"])
     if "$ref" in schema:

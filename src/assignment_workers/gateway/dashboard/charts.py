@@ -12,29 +12,29 @@ from datetime import UTC, datetime, timedelta
 from assignment_workers.assignment.reports.breakdown import Part, UnansweredPart
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 190, 52, 22
-"""Size of a chart in its own units; the last two are the space for its axes."""
+"""The size of a chart, and the space for its two axes, in units of the SVG."""
 TIMES_ON_AXIS = 6
 QUANTILES = (("p50", ""), ("p95", "8 4"), ("p99", "2 3"))
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of a chart, and the text that it shows on a pointer."""
+    """A bar of a chart, and the text that is shown when the pointer is over the bar."""
 
     x: float
     y: float
     width: float
     height: float
     kind: str
-    """Its colour: `done` or `unanswered`."""
+    """The kind of the bar, which sets its colour: `done` or `unanswered`."""
     label: str
     moment: datetime
-    """The time with which the label begins."""
+    """The time at the beginning of the label."""
 
 
 @dataclass(frozen=True)
 class ChartLine:
-    """A line of a chart: SVG points, one text per unbroken piece."""
+    """A line of a chart. `pieces` has the SVG points of each unbroken piece as one text."""
 
     name: str
     dashes: str
@@ -43,7 +43,7 @@ class ChartLine:
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis. `moment` is the time on the time axis."""
+    """A mark on an axis. On the time axis, `moment` is its time."""
 
     at: float
     label: str
@@ -52,7 +52,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of a period, ready to be drawn."""
+    """A chart of a period, with the positions of everything that is drawn."""
 
     values: Sequence[Tick]
     times: Sequence[Tick]
@@ -67,7 +67,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """A period that is divided into equal parts."""
+    """The time axis of a chart: a period, divided into equal parts."""
 
     since: datetime
     until: datetime
@@ -83,7 +83,7 @@ class Axis:
         return int((moment - self.since) / self.length + 0.001)
 
     def x(self, place: float) -> float:
-        """Return the horizontal position of a part's beginning."""
+        """Return the horizontal position of the beginning of part number `place`."""
         return round(LEFT + place * (WIDTH - LEFT) / self.parts, 1)
 
     def ticks(self) -> list[Tick]:
@@ -104,9 +104,9 @@ def counts_chart(
     unanswered: Sequence[UnansweredPart] = (),
     noun: str = "assignments",
 ) -> Chart:
-    """Return a bar chart of the assignments in each part, and of unanswered requests on top.
+    """Return a bar chart of the assignments in each part, with unanswered requests stacked on top.
 
-    `noun` names what is counted.
+    `noun` names what is counted, for the labels.
     """
     done = {axis.place(each.at): each.assignments for each in parts}
     lost = {axis.place(each.at): each.count for each in unanswered}

@@ -11,9 +11,10 @@ from assignment_workers.gateway.dashboard.render import HERE, environment
 
 
 def document(report: Report, shares: Breakdown, unanswered: Sequence[UnansweredPart] = ()) -> str:
-    """Return the service report as the text of one HTML file.
+    """Return the service report of a period as the text of one HTML file.
 
-    `shares`: its breakdown. `unanswered`: the requests without an answer, by part of the period.
+    `shares`: the breakdown of the report. `unanswered`: the requests without an answer, by part of
+    the period.
     """
     return (
         environment()

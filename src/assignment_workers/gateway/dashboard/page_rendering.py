@@ -40,26 +40,26 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 TICK_SECONDS = 1.0
-"""Seconds between two renderings of the regions of an open page."""
+"""Seconds between two renderings of the regions (parts) of an open page."""
 BEAT_SECONDS = 15.0
-"""Seconds after which a stream without changes sends a comment, to show that it is alive."""
+"""Seconds without a change after which a stream sends a comment, to keep the connection open."""
 CHECKED_SECONDS = 3.0
-"""Seconds between two checks that the viewer of an open page may still see it."""
+"""Seconds between two checks that the viewer of an open page still has the right to see it."""
 WATCHERS = 200
 THREADS = 4
 DIGITS = 18
-"""The most digits of a number in an address or form that is accepted."""
+"""The most digits that are accepted in a number in an address or a form."""
 HTML = "text/html"
 EVENTS = "text/event-stream"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""The Content-Security-Policy of a page: it may load only the gateway's own style and script."""
+"""The Content-Security-Policy of a page: it may load only the gateway's own styles and scripts."""
 
 
 class HealthSource(Protocol):
-    """The source of the health of the system: its latest reading, without a wait."""
+    """An object with the latest health of the system, which can be read without waiting."""
 
     @property
     def latest(self) -> Health: ...
@@ -76,24 +76,24 @@ class Dashboard:
     source: PageSource
     flower_url: str | None
     secure: bool
-    """True if the cookie is for HTTPS only; browsers treat their own host like HTTPS."""
+    """True if the browser sends the session cookie over HTTPS only; its own host counts as HTTPS.
+    """
     templates: Environment
     secret: str | None = None
-    """The stack's own secret, which signs the links to sign in."""
+    """The secret of the stack of `up`, which signs sign-in links."""
     health: HealthSource | None = None
     watchers: int = 0
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(THREADS, "dashboard")
     )
-    """The threads of the pages, so that a page that waits for the database delays no other caller.
-    """
+    """The threads that read the database for pages, so that slow pages delay no other caller."""
 
     async def aside(self, what: Callable[..., T], *given: object) -> T:
-        """Run `what` with the arguments `given` in a thread of the dashboard; return its result."""
+        """Call `what(*given)` in a thread of the dashboard and return the result."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, what, *given)
 
     async def stored(self, what: Callable[[Connection], T]) -> T:
-        """Run `what` in a database transaction in a thread, and return its result.
+        """Call `what` in a database transaction, in a thread, and return the result.
 
         Raises `Problem` 503 if the database fails.
         """
@@ -109,7 +109,7 @@ class Dashboard:
 
 
 def wants_page(request: Request) -> bool:
-    """Return True if the request comes from a browser, which gets pages instead of JSON."""
+    """Return True if the request accepts HTML or an event stream, as a browser's does."""
     accepted = request.headers.get("accept", "")
     return HTML in accepted or EVENTS in accepted
 
@@ -118,7 +118,7 @@ Handler = Callable[Concatenate[Request, P], Awaitable[Response]]
 
 
 def as_page(handler: Handler[P]) -> Handler[P]:
-    """Wrap a handler so that a `Problem` becomes a page, or for a stream a bare status.
+    """Wrap a route so that a `Problem` is shown as a page, or for a stream as a bare HTTP status.
 
     A viewer who has not signed in is redirected to the sign-in page.
     """
@@ -153,7 +153,7 @@ def _wrong(request: Request, problem: Problem) -> Response:
 
 
 def here_of(request: Request) -> Dashboard:
-    """Return the parts of the gateway that the pages use, from the request's application."""
+    """Return the `Dashboard` object of the application that serves the request."""
     found: Dashboard = request.app.state.dashboard
     return found
 
@@ -171,7 +171,7 @@ async def looker_of(request: Request) -> Caller:
 def html(
     request: Request, template: str, facts: dict[str, Any], *, status: int = HTTPStatus.OK
 ) -> HTMLResponse:
-    """Render a page from a template and these facts, with the parts of every page."""
+    """Render a page from a template, `facts`, and the parts that every page has."""
     here = here_of(request)
     shown: dict[str, Any] = {
         "health": _health(here, facts.get("caller")),
@@ -185,7 +185,7 @@ def html(
 
 
 async def show(request: Request, view: View) -> Response:
-    """Return the page of `view`, or the stream that updates it if the request asks for that.
+    """Return the page of `view`, or the stream that updates it, if the request asks for a stream.
 
     Raises `Problem`.
     """
@@ -213,7 +213,7 @@ async def show(request: Request, view: View) -> Response:
 
 
 def _shown(here: Dashboard, view: View, facts: Facts, caller: Caller) -> Facts:
-    """Return the facts redacted for this caller; every page and region is rendered from these."""
+    """Return the facts for the templates of a page, redacted for this caller."""
     seen = redacted(facts, sees_text=caller.sees_text)
     return (
         seen | dict(view.place) | {"health": _health(here, caller), "sees_text": caller.sees_text}
@@ -221,7 +221,7 @@ def _shown(here: Dashboard, view: View, facts: Facts, caller: Caller) -> Facts:
 
 
 def _health(here: Dashboard, caller: Caller | None) -> Health | None:
-    """Return the latest health, redacted for this caller; None if nobody reads it."""
+    """Return the latest health, redacted for this caller; None if it is not monitored."""
     if here.health is None:
         return None
     return redacted(here.health.latest, sees_text=caller is not None and caller.sees_text)
@@ -237,9 +237,9 @@ def _nothing(view: View) -> Problem:
 
 
 async def _regions(request: Request, caller: Caller, view: View) -> AsyncIterator[str]:
-    """Yield each region (a part of the page) as a server-sent event when it has changed.
+    """Yield each region (a part of the page) as a server-sent event when its HTML has changed.
 
-    The event `trouble` is sent when the facts cannot be read.
+    The region `trouble` has the reason if the facts cannot be read.
     """
     here = here_of(request)
     shown: dict[str, str] = {}

@@ -40,7 +40,7 @@ ASSETS = {
 }
 
 PAGES = 100_000
-"""The highest number of a page of a list."""
+"""The highest page number of a list that is accepted."""
 TEAM_AT_MOST = 200
 SEARCHED_AT_MOST = 200
 
@@ -329,7 +329,7 @@ def _address(request: Request) -> str | None:
 
 
 async def _begin(here: Dashboard, caller: Caller, address: str | None) -> str | None:
-    """Begin a session and return its cookie; None if tokens are off and no cookie is needed."""
+    """Begin a session and return its cookie; None if tokens are off: no cookie is needed."""
     if caller.token is None:
         return None
     is_stack = caller.role is None

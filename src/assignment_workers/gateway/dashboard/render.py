@@ -19,7 +19,7 @@ UNKNOWN = "unknown"
 
 
 def environment(name: str | None = None) -> Environment:
-    """Return the Jinja environment of the pages; every value in a template is escaped.
+    """Return the Jinja environment for the pages. Every value in a template is escaped.
 
     `name`: the name of this installation, such as `production`, for the title bar.
     """
@@ -58,12 +58,12 @@ def environment(name: str | None = None) -> Environment:
 
 
 def number(value: float | None) -> str:
-    """Format a number with its digits in groups of three."""
+    """Format a number without decimals, with its digits in groups of three."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
 def capped(value: int | None, most: int) -> str:
-    """Format a count whose counting stopped at `most`, such as "1,000 or more"."""
+    """Format a count that was counted up to `most`, such as "1,000 or more"."""
     return f"{number(value)} or more" if value is not None and value >= most else number(value)
 
 
@@ -83,7 +83,7 @@ def megabytes(count: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format seconds in their two largest units."""
+    """Format seconds in at most two units, such as "3 h 5 min"."""
     if seconds is None:
         return UNKNOWN
     if seconds < 60:  # noqa: PLR2004
@@ -97,15 +97,15 @@ def duration(seconds: float | None) -> str:
 
 
 def at(moment: datetime | None) -> Markup | str:
-    """Return HTML of a time for a script that shows it in the viewer's zone.
+    """Return HTML with a time, for a script that shows it in the viewer's time zone.
 
-    Without the script, the time is in UTC, with the date if it is not today.
+    Without the script, the time is shown in UTC, with the date if it is not today.
     """
     return _time(moment, "")
 
 
 def since(moment: datetime | None) -> Markup | str:
-    """Return HTML of a time for a script that shows how long ago it was.
+    """Return HTML with a time, for a script that shows how long ago it was.
 
     Without the script, the time itself is shown.
     """
@@ -113,7 +113,7 @@ def since(moment: datetime | None) -> Markup | str:
 
 
 def until(moment: datetime | None) -> Markup | str:
-    """Return HTML of a time for a script that counts down to it.
+    """Return HTML with a time, for a script that counts down to it.
 
     Without the script, the time itself is shown.
     """
@@ -131,7 +131,7 @@ def told(facts: dict[str, Any]) -> Sequence[tuple[str, str]]:
 
 
 def code(said: str) -> Markup:
-    """Return HTML of a text in which what stands between backticks is code."""
+    """Return `said` as HTML in which text between backticks is marked up as code."""
     parts = [escape(each) for each in said.split("`")]
     return Markup("").join(
         Markup("<code>{}</code>").format(each) if place % 2 else each

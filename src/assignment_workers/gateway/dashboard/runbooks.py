@@ -28,7 +28,10 @@ async def runbooks(request: Request) -> Response:
 
 @cache
 def rendered() -> Markup:
-    """Return the runbooks as HTML, without links to what is not on this page."""
+    """Return the runbooks as HTML.
+
+    Links that lead to other documents are replaced by their text.
+    """
     parser = MarkdownIt("commonmark").enable("table")
     tokens = parser.parse(markdown())
     for heading, content in pairwise(tokens):
@@ -40,7 +43,7 @@ def rendered() -> Markup:
 
 
 def _without_documents(tokens: list[Token] | None) -> list[Token] | None:
-    """Replace each link that leads to no runbook by its text."""
+    """Replace each link that does not lead to a runbook by the link's text."""
     if tokens is None:
         return None
     found: list[Token] = []

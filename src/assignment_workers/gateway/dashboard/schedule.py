@@ -13,15 +13,16 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 PREFIX = "assignment-workers:beat:"
-"""The prefix of beat's keys in Redis, `redbeat_key_prefix` of the shipped celeryconfig.py. With
-another prefix no schedule is found."""
+"""The prefix of beat's keys in Redis: `redbeat_key_prefix` of the shipped celeryconfig.py. With
+another prefix no schedule is found.
+"""
 FRESH_SECONDS = 2.0
 ENTRIES = 100
 
 
 @dataclass
 class Schedule:
-    """Reads the schedule that beat wrote. A schedule that cannot be read counts as unknown."""
+    """Reads the schedule that beat stored in Redis. If it cannot be read, it counts as empty."""
 
     redis: Redis
     _read_at: float = float("-inf")

@@ -23,8 +23,7 @@ from assignment_workers.gateway.problems import refused
 COOKIE = "assignment_workers"
 FORM = "application/x-www-form-urlencoded"
 _OWN = secrets.token_bytes(32)
-"""The secret for the proofs in forms if tokens are off: then no cookie and only one gateway exist.
-"""
+"""The secret for the proofs in forms if tokens are off, because no session cookie exists then."""
 
 
 async def looker(callers: Callers, request: Request) -> Caller:
@@ -38,7 +37,7 @@ async def looker(callers: Callers, request: Request) -> Caller:
 
 
 def cookie_of(request: Request) -> str:
-    """Return the session cookie of the request; empty if there is none."""
+    """Return the session cookie of the request; an empty text if there is none."""
     return request.cookies.get(COOKIE, "")
 
 
@@ -61,15 +60,15 @@ def forget(response: Response, *, secure: bool) -> None:
 
 
 def proof(request: Request) -> str:
-    """Return the text that every form of this session carries to prove that our page sent it."""
+    """Return the text that each form of this session contains, as a proof that our page sent it."""
     secret = cookie_of(request).encode("utf-8", "surrogatepass") or _OWN
     return hmac.new(secret, b"a form of the dashboard", hashlib.sha256).hexdigest()
 
 
 async def fields(request: Request, *, proven: bool = True) -> dict[str, str]:
-    """Return the fields of a submitted form. Raises `Problem` 403 if our pages did not send it.
+    """Return the fields of a submitted form. Raises `Problem` 403 if another site sent the form.
 
-    `proven=False` accepts a form without the session's proof, as for signing in.
+    `proven` False accepts a form without the session's proof, such as the sign-in form.
     """
     site = request.headers.get("sec-fetch-site", "same-origin")
     body = (await request.body()).decode("utf-8", "replace")

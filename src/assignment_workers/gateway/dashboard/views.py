@@ -40,9 +40,9 @@ PERIODS = {
     "day": (timedelta(days=1), 48, 60.0),
     "week": (timedelta(days=7), 56, 60.0),
 }
-"""The periods of charts: the length, the number of parts, and the seconds that they are cached."""
+"""The periods of charts: length, number of parts, and seconds for which the chart is cached."""
 SERVICE_AT_MOST = 60.0
-"""The most seconds for which reports and counts by rule are cached."""
+"""The most seconds for which reports and the counts of each rule are cached."""
 HOLDS = 50
 LISTED = 50
 SUPPRESSIONS_LISTED = 200
@@ -52,18 +52,18 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class PageSource:
-    """The database, caches and policies from which pages take their facts."""
+    """The database cache, the schedule and the settings from which pages read their facts."""
 
     read_cache: ReadCache
     schedule: Schedule
     settings: Settings
 
     def in_force(self, connection: Connection) -> Settings:
-        """Return the settings in force."""
+        """Return the settings of this process with the operational settings in force."""
         return current(connection, loaded(), self.settings)
 
     def policies(self, connection: Connection) -> Mapping[str, Policy]:
-        """Return the policies of the claim, with the calling rules in force."""
+        """Return the policies that claims use, by dialer queue, with the calling rules in force."""
         return policies_of(loaded(), self.in_force(connection))
 
     def now(self) -> Figures:
@@ -73,32 +73,32 @@ class PageSource:
     def read(
         self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS
     ) -> T:
-        """Run `what` on a connection, or return its cached result; see `ReadCache.read`."""
+        """Call `what` with a connection, or return its cached result; see `ReadCache.read`."""
         return self.read_cache.read(name, what, seconds=seconds)
 
 
 @dataclass(frozen=True)
 class View:
-    """A page: its title, its regions (each a template `parts/NAME.html`), and its facts.
+    """A page: its title, its regions (parts, templates `parts/NAME.html`), and its facts.
 
-    `read` returns None if the subject of the page does not exist.
+    `read` returns the facts; None if the subject of the page does not exist.
     """
 
     title: str
     regions: Sequence[str]
     read: Callable[[PageSource], Facts | None]
     actions: Sequence[str] | Callable[[Facts], Sequence[str]] = ()
-    """The actions on the page, or a function that chooses them by the facts."""
+    """The names of the actions on the page, or a function that chooses them by the facts."""
     subject: str = ""
     place: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts, of the page itself and not of the database."""
+    """Further facts for the templates, which are not from the database."""
     template: str = "page.html"
     key: object = None
-    """The choices by which pages of one title differ, such as a period."""
+    """The choices, such as a period, by which pages with the same title differ."""
 
 
 def overview(period: str) -> View:
-    """Return the overview: the numbers of the call centre, charts of a period, dialer queues."""
+    """Return the overview page: numbers of the call centre, charts of a period, dialer queues."""
 
     def read(source: PageSource) -> Facts:
         return {
@@ -119,7 +119,7 @@ def overview(period: str) -> View:
 
 
 def wall() -> View:
-    """Return the page for a big screen: the numbers of the call centre, by queue and by team."""
+    """Return the page for a big screen: numbers of the call centre, by dialer queue and by team."""
 
     def read(source: PageSource) -> Facts:
         return {
@@ -140,9 +140,9 @@ def _centre(source: PageSource) -> Facts:
 
 
 def _charts(source: PageSource, period: str, queue: str | None) -> Facts:
-    """Return the facts of the charts of a period, for one dialer queue or for all.
+    """Return the facts for the charts of a period, for one dialer queue or for all with None.
 
-    The period ends with a whole minute, so that its parts are whole minutes.
+    The period ends at a whole minute, so that its parts are whole minutes.
     """
     length, number, seconds = PERIODS[period]
 
@@ -167,7 +167,7 @@ def _charts(source: PageSource, period: str, queue: str | None) -> Facts:
 
 
 def engine() -> View:
-    """Return the page of the engine room: components, processes, queues, jobs and guarantees."""
+    """Return the page "Engine room": components, processes, queues, jobs and guarantees."""
 
     def read(source: PageSource) -> Facts:
         now = source.now()
@@ -200,7 +200,7 @@ def engine() -> View:
 
 
 def holds() -> View:
-    """Return the page of the users in hand: the assignments that are active now."""
+    """Return the page of the active assignments, which is called "In hand"."""
 
     def read(source: PageSource) -> Facts:
         return {
@@ -260,7 +260,7 @@ def queue(name: str, period: str) -> View:
 
 
 def rules(name: str) -> View:
-    """Return the page of the users that each rule of a dialer queue holds back, counted."""
+    """Return the page with the number of users whom each rule of a dialer queue excludes."""
 
     def read(source: PageSource) -> Facts | None:
         if name not in POLICIES:
@@ -353,7 +353,7 @@ def _suppressions(title: str, region: str, kind: SuppressionKind, actions: Seque
 
 
 def agents(listed: AgentList) -> View:
-    """Return a page of the list of agents."""
+    """Return one page of the list of agents, selected and sorted by `listed`."""
 
     def read(source: PageSource) -> Facts:
         return {
@@ -393,7 +393,7 @@ def agent(number: int) -> View:
 
 
 def _stands(connection: Connection, number: int) -> Facts | None:
-    """Return the facts about agent `number` from the dialer's tables and ours; None if unknown."""
+    """Return the facts about an agent from the dialer's tables and ours; None if it is unknown."""
     known, stood = details.agent(connection, number), shown(connection, number)
     return known | stood.model_dump() if known and stood else None
 
@@ -470,7 +470,7 @@ def dead_letters() -> View:
 
 
 def _ends_of_letter(facts: Facts) -> Sequence[str]:
-    """Return the names of the actions on a dead letter; none once it is dismissed."""
+    """Return the names of the possible actions on a dead letter; none if it is dismissed."""
     found: Letter = facts["letter"]
     if found.dismissed_at is not None:
         return ()

@@ -29,13 +29,17 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 AWAY = (DBAPIError, PoolTimeout)
-"""The errors that mean that the database cannot answer now."""
+"""The errors that mean that the database is unavailable."""
 PAGE = 500
-"""The most events that are read from the database at once."""
+"""The most events that one query reads."""
 BEHIND_AT_MOST = 100_000
-"""The most missed events that a reader who reconnects gets; one who missed more gets `reset`."""
+"""The most missed events that are sent to a client that reconnects. If it missed more, it gets the
+event `reset`.
+"""
 SILENCE_SECONDS = 15.0
-"""Seconds without a notification after which new events are looked for, in case one was lost."""
+"""Seconds without a notification after which the database is queried for new events, in case a
+notification was lost.
+"""
 SETTLE_SECONDS = 0.02
 BACK_OFF_SECONDS = 2.0
 SHOWN = (
@@ -53,30 +57,33 @@ SHOWN = (
     "kind",
     "done",
 )
-"""The names of the details that are sent with an event. Free text is hidden from every reader."""
+"""The names of the details that are sent with an event. Free text is hidden from every client."""
 
 
 @dataclass(frozen=True)
 class EventFilter:
-    """The kinds of events, and the agent, that a reader may see and wants; None: all of them."""
+    """The agent and the kinds of events that a client may see and requests. None: all of them."""
 
     agent_id: int | None = None
     kinds: frozenset[str] | None = None
 
     def covers(self, stored: StoredEvent) -> bool:
-        """Return True if the filter covers the kind of this event. The caller checks the agent."""
+        """Return True if the filter includes this kind of event.
+
+        The agent is checked by the caller.
+        """
         return self.kinds is None or stored.kind in self.kinds
 
 
 class SerializedEvent:
-    """An event in the form that is sent, serialized once for all readers."""
+    """An event in the form in which it is sent. It is serialized once for all clients."""
 
     def __init__(self, stored: StoredEvent) -> None:
         self.stored = stored
 
     @cached_property
     def text(self) -> bytes:
-        """The event in the text format of server-sent events."""
+        """The event as bytes in the format of server-sent events."""
         stored = self.stored
         said = {
             name: value
@@ -89,44 +96,47 @@ class SerializedEvent:
 
 
 def written(number: int, kind: str, said: dict[str, object]) -> bytes:
-    """Return a server-sent event with the id `number`, the type `kind` and the data `said`."""
+    """Return a server-sent event as bytes: with id `number`, type `kind` and data `said`."""
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, kind.encode(), to_json(said))
 
 
 class Follower(Protocol):
-    """A receiver of the events that its filter covers."""
+    """The interface of an object that receives the events that its filter includes."""
 
     event_filter: EventFilter
 
     def put(self, line: SerializedEvent) -> None:
-        """Accept an event."""
+        """Receive an event."""
 
     def restart(self) -> None:
-        """Begin again, because passed events are gone and their ids may be used again."""
+        """Start again, because earlier events are lost and their ids may be used again."""
 
 
 class Feed:
-    """The connection that listens for new events, open while streams are open."""
+    """Reads new events from the database and passes them to all open streams.
+
+    It listens on one connection for notifications, while streams are open.
+    """
 
     def __init__(self, engine: Engine, listen_url: str) -> None:
         self.position = 0
-        """Every event up to this id was passed on, or will never exist."""
+        """The id up to which every event was passed on. A missing id below it will never exist."""
         self.started = asyncio.Event()
         self._engine = engine
         self._url = listen_url
         self._last: StoredEvent | None = None
-        """The last event that was passed on."""
+        """The event that was passed on last."""
         self._returning = asyncio.Semaphore(1)
         self._all: set[Follower] = set()
         self._of: dict[int, set[Follower]] = {}
         self._chance = Random()
 
     def add(self, reader: Follower) -> None:
-        """Pass events to this reader from now on."""
+        """Pass new events to `reader` from now on."""
         self._among(reader).add(reader)
 
     def remove(self, reader: Follower) -> None:
-        """Pass no more events to this reader."""
+        """Stop passing events to `reader`."""
         self._among(reader).discard(reader)
         if reader.event_filter.agent_id is not None and not self._among(reader):
             del self._of[reader.event_filter.agent_id]
@@ -136,7 +146,10 @@ class Feed:
         return self._all if agent is None else self._of.setdefault(agent, set())
 
     async def run(self) -> None:
-        """Follow the events until cancelled; after a lost connection, miss none."""
+        """Read and pass on events until cancelled.
+
+        A lost connection is reopened without losing events.
+        """
         while True:
             try:
                 await self._follow()
@@ -171,7 +184,10 @@ class Feed:
                     raise psycopg.OperationalError(MOVED)
 
     async def _has_last(self) -> bool:
-        """Return True if the database still has the event that was passed on last."""
+        """Return True if the database still has the event that was passed on last.
+
+        If not, the database has moved back to a copy of its past.
+        """
         last = self._last
         if last is None:
             return True
@@ -179,14 +195,14 @@ class Feed:
         return [each.at for each in found] == [last.at]
 
     def _restart(self, newest: int) -> None:
-        """Let every reader begin again, because the database has moved back."""
+        """Restart every stream, because the database has moved back to a copy of its past."""
         log.warning("live_moved_back", position=self.position, newest=newest)
         self.position, self._last = newest, None
         for reader in [*self._all, *(each for of in self._of.values() for each in of)]:
             reader.restart()
 
     async def _read_on(self) -> None:
-        """Read the newly committed events, and pass them on to the readers."""
+        """Read the events committed since the last read, and pass them to the streams."""
         while found := await self._ask(
             lambda connection: _page(connection, self.position, limit=PAGE)
         ):
@@ -199,7 +215,10 @@ class Feed:
                 return
 
     async def _hand_on_up_to(self, until: int) -> None:
-        """Pass on the events with ids up to `until`. A missing id never gets an event."""
+        """Pass on the events with ids up to `until`.
+
+        Ids that are missing by now will never exist.
+        """
         while self.position < until:
             found = await self._ask(
                 lambda connection: _page(connection, self.position, until, limit=PAGE)
@@ -209,7 +228,7 @@ class Feed:
                 self.position = until
 
     async def _settle(self) -> None:
-        """Wait for the end of every open transaction that may have taken an event id already."""
+        """Wait for the end of each open transaction that may have an event not yet visible."""
         held_back = await self._ask(events.writers)
         while held_back:
             await asyncio.sleep(SETTLE_SECONDS)
@@ -228,7 +247,7 @@ class Feed:
     async def read(
         self, after: int, until: int, event_filter: EventFilter
     ) -> Sequence[StoredEvent]:
-        """Return a page of the events that the filter covers, with ids from `after` to `until`.
+        """Return a page of the events that the filter includes, with ids from `after` to `until`.
 
         `after` is excluded, `until` included.
         """
@@ -244,7 +263,7 @@ class Feed:
         )
 
     async def can_tell(self, last: int, until: int) -> bool:
-        """Return True if a reader can get all events after id `last` up to id `until`.
+        """Return True if all events after id `last` up to id `until` can still be sent.
 
         They must still be stored, and be at most `BEHIND_AT_MOST`.
         """
@@ -254,7 +273,7 @@ class Feed:
         return last + 1 >= oldest
 
     async def is_known(self, last: int) -> bool:
-        """Return True if an event with the id `last` may have existed."""
+        """Return True if an event with the id `last` may exist or have existed in this database."""
         if last <= self.position:
             return True
         _, newest = await self._ask_for_reader(events.bounds)
@@ -268,18 +287,18 @@ class Feed:
         return await asyncio.to_thread(ask)
 
     async def _ask_for_reader(self, what: Callable[[Connection], T]) -> T:
-        """Run `what`, a returning reader's read; one at a time, so as not to delay the feed."""
+        """Call `what`, a query for a reconnected client. Such queries run one at a time."""
         async with self._returning:
             return await self._ask(what)
 
 
 def _page(connection: Connection, *given: int, **choice: Any) -> Sequence[StoredEvent]:  # noqa: ANN401
-    """Return the events that `events.between` returns, with the CRM's ids of users."""
+    """Return events as `events.between` does, with the CRM's ids of users."""
     return user_ids.shown(loaded(), connection, events.between(connection, *given, **choice))
 
 
 def _without_gap(found: Sequence[StoredEvent], after: int) -> int:
-    """Return how many of the events in `found` have consecutive ids from `after` + 1 on."""
+    """Return how many of the first events in `found` have consecutive ids from `after` + 1 on."""
     return next(
         (place for place, stored in enumerate(found) if stored.id != after + 1 + place), len(found)
     )

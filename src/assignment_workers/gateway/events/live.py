@@ -31,37 +31,44 @@ from assignment_workers.gateway.problems import unavailable
 log = structlog.get_logger()
 
 BUFFERED = 8 * PAGE
-"""The most events buffered for one reader. A slower reader is disconnected and can resume."""
+"""The most events that are buffered for one client. A slower client is disconnected, and can resume
+after the last event that it got.
+"""
 READERS = 2_000
 READERS_OF_ONE = 10
-"""The most streams that one agent's token may have open; `READERS` limits all streams together."""
+"""The most streams that one agent's token may have open. `READERS` limits all streams together."""
 START_SECONDS = 5.0
 
 RESET = "reset"
-"""The event for a reader whose missed events cannot be sent: it must read the state again."""
+"""The kind of the event for a client whose missed events cannot be sent: it must read the current
+state again.
+"""
 
 
 @dataclass(eq=False)
 class EventReader:
-    """One open stream. Every event up to the id `last` that its reader may see was sent."""
+    """One open stream of events.
+
+    Each event up to the id `last` that its client may see was sent.
+    """
 
     feed: Feed
     event_filter: EventFilter
     last: int
     cut: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the stream is to end: the reader is too slow, or the gateway stops."""
+    """Set when the stream has to end, because its client is too slow or the gateway stops."""
     _lines: deque[SerializedEvent] = field(default_factory=deque)
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _resumed: bool = False
-    """True once it is known that the missed events can be sent."""
+    """True once it is known that the events that the client missed can be sent."""
     _follows: bool = False
-    """True once the missed events were sent; the feed passes on the rest."""
+    """True once the events that the client missed were sent. Later events come from the feed."""
 
     async def more(self, seconds: float) -> bytes:
         """Return the next bytes to send, after at most `seconds`; empty if there are none.
 
-        The missed events of a returning reader are read from the database, one page per call. Later
-        events come from the feed. While the database is unavailable, the result is empty.
+        The events that a reconnected client missed are read from the database, one page per call.
+        Later events come from the feed. While the database is unavailable, the result is empty.
         """
         if not self._follows:
             try:
@@ -87,7 +94,7 @@ class EventReader:
         return b"".join(line.text for line in lines)
 
     def mark(self) -> bytes:
-        """Return a comment with the last id that the stream has passed, for a later resumption."""
+        """Return a comment with the stream's last id, from which the client can resume."""
         return b": alive\nid: %d\n\n" % self.last
 
     def put(self, line: SerializedEvent) -> None:
@@ -102,7 +109,7 @@ class EventReader:
         self._woken.set()
 
     def restart(self) -> None:
-        """Tell the client to read the state again, because events were lost."""
+        """Send the client the event `reset`, because events were lost with the database's past."""
         self.feed.remove(self)
         self._lines.clear()
         self._resumed = self._follows = False
@@ -125,7 +132,7 @@ class EventReader:
 
 
 class Live:
-    """The open event streams of this gateway, and the feed of events while there are any."""
+    """The open event streams of this gateway, and their common feed."""
 
     def __init__(self, engine: Engine, listen_url: str) -> None:
         self._engine = engine
@@ -137,7 +144,7 @@ class Live:
 
     @property
     def closed(self) -> bool:
-        """True once the gateway is stopping."""
+        """True once the gateway stops."""
         return self._closed
 
     @property
@@ -149,7 +156,7 @@ class Live:
     async def reader(
         self, event_filter: EventFilter, last: int | None, *, agent_token: str | None
     ) -> AsyncIterator[EventReader]:
-        """Open a stream of the events that the filter covers, after `last` or from now on.
+        """Open a stream of the events that the filter includes, after `last` or from now on.
 
         Raises `Problem` 503 while the database cannot answer or `READERS` streams are open, and 429
         if an agent's token has `READERS_OF_ONE` streams open.
@@ -203,7 +210,7 @@ class Live:
         return self._feed
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """End every stream if the feed's task failed, so that no reader waits in vain."""
+        """End every stream if the task of the feed has failed, because no events would arrive."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("live_failed", exc_info=error)
             self._feed = None

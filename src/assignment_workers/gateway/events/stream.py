@@ -19,12 +19,12 @@ log = structlog.get_logger()
 
 MEDIA_TYPE = "text/event-stream"
 BEAT_SECONDS = 15.0
-"""Seconds between two comments on a silent stream; the caller's token is checked at each."""
+"""Seconds between two comments that keep a stream open. The caller's token is checked at each."""
 LAST_WORD_SECONDS = 1.0
 
 
 class EventStream(Response):
-    """A response that streams the events of a filter after the id `last`.
+    """A response that streams the events that a filter includes, after the id `last`.
 
     It ends when the client disconnects or its token is revoked.
     """
@@ -49,7 +49,7 @@ class EventStream(Response):
         self._may_go_on = may_go_on
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events until the client disconnects, is too slow, or loses its right to read.
+        """Send events until the client disconnects, is too slow, or its token is revoked.
 
         Raises `Problem` before the first byte is sent.
         """
@@ -97,7 +97,7 @@ def _body(said: bytes, *, more: bool = True) -> dict[str, Any]:
 
 
 async def _end(send: Send) -> None:
-    """End the response properly, if the client still reads."""
+    """End the response, if the client still reads within `LAST_WORD_SECONDS`."""
     try:
         async with asyncio.timeout(LAST_WORD_SECONDS):
             await send(_body(b"", more=False))

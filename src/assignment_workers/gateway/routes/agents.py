@@ -98,7 +98,7 @@ _FINISHED: dict[int | str, dict[str, Any]] = {
 
 
 def _add_route(verb: AnyVerb) -> None:
-    """Add `POST /v1/assignments/{assignment}/VERB`, with the declared arguments as its body."""
+    """Add the route `POST /v1/assignments/{assignment}/VERB`; its body has the verb's arguments."""
     own = tuple(each.name for each in verb.own)
 
     async def endpoint(

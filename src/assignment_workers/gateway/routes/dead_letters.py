@@ -32,7 +32,7 @@ from assignment_workers.gateway.problems import refused, responses
 ROUTES = routes()
 
 NAMED_AT_MOST = 1_000
-"""The most dead letters that one call may name; so many numbers fit into the largest body."""
+"""The most dead letters that one call may name. So many numbers fit into the largest body."""
 LISTED_AT_MOST = 1_000
 
 Number = Annotated[int, Path(ge=1, le=2**63 - 1, description="The dead letter's number.")]

@@ -230,7 +230,7 @@ async def api(request: Request) -> Response:
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document of the gateway, made once."""
+    """Return the OpenAPI document of the gateway. It is made at the first call."""
     if app.openapi_schema is None:
         app.openapi_schema = _document(app)
     return app.openapi_schema
@@ -271,7 +271,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _with_names(made: dict[str, Any]) -> dict[str, Any]:
-    """Return the document with names of the loaded dialer in its examples."""
+    """Return the document with names of the loaded dialer in place of its placeholders."""
     outcome = min(OUTCOMES.values(), key=lambda each: not each.retried)
     named = (
         json.dumps(made).replace(A_QUEUE, next(iter(POLICIES))).replace(AN_OUTCOME, outcome.name)
@@ -281,7 +281,7 @@ def _with_names(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore_examples(operation: dict[str, Any]) -> None:
-    """Restore the examples of an operation as declared, because FastAPI drops their nulls."""
+    """Restore the declared examples of an operation, because FastAPI drops null values in them."""
     for told in operation["responses"].values():
         for media in told.get("content", {}).values():
             for given in EXAMPLES:

@@ -39,7 +39,7 @@ TALK_SPREAD = 0.7
 WRITING = timedelta(seconds=20)
 BREAK = timedelta(minutes=10)
 CLOSED = timedelta(minutes=6)
-"""The time until an agent who closed the tab comes back."""
+"""The simulated time until an agent who closed the browser tab comes back."""
 CALLBACK_IN = timedelta(minutes=30)
 
 TAKES_BREAK, CLOSES_TAB, SKIPS, GIVES_BACK, SAYS_TWICE = 0.02, 0.015, 0.05, 0.02, 0.05
@@ -56,16 +56,19 @@ OUTCOMES = {
     "do_not_contact": 1,
     "no_claim": 1,
 }
-"""The outcomes of calls, each with its share in per cent."""
+"""By outcome of a call: its share of all calls in per cent."""
 
 PATIENCE = 120.0
-"""The seconds for which the same message is sent again while no answer comes."""
+"""The seconds for which a message is sent again while no answer arrives."""
 SAID = timedelta(seconds=10)
 
 
 @dataclass
 class SimulatedAgent:
-    """A simulated agent. `over` ends the day, after the end of a running call."""
+    """A simulated agent, who requests users and calls them until `over` is set.
+
+    A call that is going on then ends first.
+    """
 
     number: int
     plan: Plan
@@ -73,7 +76,9 @@ class SimulatedAgent:
     recorder: Recorder
     over: asyncio.Event
     signed: Callable[[int], None]
-    """Called with each user who completed the form; the environment lets them sign."""
+    """A function that is called with each user who completed the form; the user then signs in the
+    CRM.
+    """
     lease: timedelta
     chance: Random = field(init=False)
 
@@ -81,7 +86,7 @@ class SimulatedAgent:
         self.chance = Random(f"{self.plan.seed} agent {self.number}")
 
     async def work(self) -> None:
-        """Work from the login to the end of the day."""
+        """Work from the login until the day is over."""
         self.recorder.is_in(self.number, AgentActivity.AWAY)
         await self._pause(LOGS_IN_WITHIN * self.chance.random())
         while not self.over.is_set():
@@ -157,7 +162,7 @@ class SimulatedAgent:
             self.signed(held.user_number)
 
     async def _talk(self, held: Held, median: timedelta) -> None:
-        """Talk for a log-normal time with this median, and renew the lease meanwhile."""
+        """Talk for a random time with this median (log-normal); renew the lease meanwhile."""
         spread = self.chance.lognormvariate(0, TALK_SPREAD)
         ends = time.monotonic() + self.plan.wall(median * spread)
         while (left := ends - time.monotonic()) > 0 and not self.over.is_set():
@@ -170,7 +175,7 @@ class SimulatedAgent:
                 return
 
     async def _renew(self, held: Held) -> bool:
-        """Renew the lease; return False if the answer says that the assignment has ended."""
+        """Renew the lease; return False if the answer shows that the assignment has ended."""
         answer = await self.client.renew(held.id, self.number, timeout=SAID)
         match answer:
             case Finished(assignment=renewed):
@@ -189,7 +194,7 @@ class SimulatedAgent:
         say: Callable[[], Awaitable[FinishAnswer]],
         outcome: str | None = None,
     ) -> bool:
-        """End the assignment by `say`, which is repeated until an answer comes.
+        """End the assignment by `say`, which is called until an answer arrives.
 
         `state` and `outcome` are recorded. Returns True if the assignment ended in this way.
         """
@@ -207,9 +212,10 @@ class SimulatedAgent:
         return False
 
     async def _until_told(self, say: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Call `say`, which sends a message, until an answer comes, for at most `PATIENCE` seconds.
+        """Call `say`, which sends a message, until an answer arrives; return the answer.
 
-        In a run with faults the message is sometimes sent twice at the same time.
+        After `PATIENCE` seconds the answer may be `Unavailable`. In a run with faults the message
+        is sometimes sent twice at the same time.
         """
         ends = time.monotonic() + PATIENCE
         while True:
@@ -226,7 +232,7 @@ class SimulatedAgent:
             await asyncio.sleep(min(answer.retry_after, 2.0))
 
     def _agree(self, first: Answer, second: Answer) -> None:
-        """Record a surprise if the two answers to one message, sent twice, disagree."""
+        """Record a surprise if the answers to one message that was sent twice differ."""
         self.recorder.counts["said twice"] += 1
         if Unavailable in {type(first), type(second)}:
             return
@@ -235,7 +241,7 @@ class SimulatedAgent:
             self._surprise(f"said the same twice and was told {one} and {other}")
 
     def _refused(self, held: Held, answer: Refused) -> None:
-        """Record a surprise if a message was refused although the lease had not lapsed."""
+        """Record a surprise if a message was refused although the lease had not ended."""
         known = self.recorder.assignments[held.id]
         until = known.lease_until
         lapsed = until <= self._now() or self.recorder.has_stepped_since(known.at)

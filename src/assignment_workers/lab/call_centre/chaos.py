@@ -19,15 +19,17 @@ from assignment_workers.lab.call_centre.recorder import Recorder
 
 FIRST_AFTER = 5.0
 RECOVERY = 12.0
-"""The seconds at the end of a run without a new fault; at most half of the run."""
+"""The seconds at the end of a run in which no fault is caused; at most half of the run."""
 AGAIN_AFTER = 0.1
 UNABLE = (SQLAlchemyError, redis.RedisError, BrokerUnavailable, OSError, psutil.Error)
-"""The errors of a fault whose process or server is down already."""
+"""The errors that mean that a fault cannot be caused, because its process or server is already
+down.
+"""
 
 
 @dataclass
 class Chaos:
-    """Causes the faults of one stack, in which a single one is under way at any time."""
+    """Causes faults in one stack, one at a time."""
 
     faults: Faults
     recorder: Recorder
@@ -36,7 +38,7 @@ class Chaos:
     chance: Random
 
     async def reign(self) -> None:
-        """Cause one fault after another until shortly before the end, all kinds in turn."""
+        """Cause one fault after another, all kinds in turn, until shortly before the end."""
         await asyncio.to_thread(self.faults.remember)
         await self._sleep(min(FIRST_AFTER, self.plan.seconds / 4))
         self.recorder.untried += await asyncio.to_thread(self.faults.untried)
@@ -54,12 +56,12 @@ class Chaos:
             await self._sleep(self.chance.uniform(*self.plan.between) if done else AGAIN_AFTER)
 
     def _fitting(self, kinds: Sequence[FaultKind]) -> list[FaultKind]:
-        """Return the faults that would be over early enough before the end of the run."""
+        """Return the kinds of faults that would end early enough before the end of the run."""
         last = self.plan.seconds - min(RECOVERY, self.plan.seconds / 2)
         return [each for each in kinds if self.recorder.now + each.seconds < last]
 
     async def _cause(self, kind: FaultKind) -> bool:
-        """Cause one fault, from its beginning to its end; return False if it cannot be caused."""
+        """Cause one fault and wait until it has ended; return False if it cannot be caused."""
         began = self.recorder.now
         with ExitStack() as lasting:
             try:

@@ -34,7 +34,7 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 QUIET_SECONDS = 300.0
-"""The longest time until a stack is at rest after the day, on a busy machine too."""
+"""The most seconds to wait, after the day, until the stack is at rest."""
 
 AGENTS = """
 INSERT INTO agents (id, email, first_name, last_name, created_at, updated_at)
@@ -56,7 +56,7 @@ Beside = Callable[[Recorder, asyncio.Event], Coroutine[Any, Any, None]]
 
 
 async def nothing(recorder: Recorder, over: asyncio.Event) -> None:
-    """Do nothing: the default for the parameter `beside` of `run`."""
+    """Do nothing. This is the default of the parameter `beside` of `run`."""
 
 
 def run(
@@ -69,13 +69,13 @@ def run(
     beside: Beside = nothing,
     client: Callable[[], AsyncAssignmentClient] | None = None,
 ) -> tuple[Recorder, Verdict]:
-    """Simulate the plan, wait until the stack is at rest, and judge; return records and verdict.
+    """Simulate the plan, wait until the stack is at rest, and judge the run.
 
-    `settings` are those of the stack. `show` is called each second. `broker` is the stack's
-    RabbitMQ, if faults may kill it. `beside` runs at the same time, until its event says that the
-    day is over; it may set the event. `client` makes the client of the agents; None: one that sends
-    messages to the workers. Raises `UsageError` if the users of the stack are not the demo's, so
-    that no real person is called.
+    Returns the records and the verdict. `settings` are those of the stack. `show` is called each
+    second. `broker` is the stack's RabbitMQ, if faults may kill it. `beside` runs at the same time,
+    until its event is set; it may set the event to end the day. `client` makes the client of the
+    agents; None: one that sends messages to the workers. Raises `UsageError` if the stack has other
+    users than those of the demo, so that no real person is called.
     """
     engine = connect(
         stack.database_url,
@@ -136,7 +136,7 @@ class _Day:
         show: Callable[[Recorder, Sample], None],
         beside: Beside,
     ) -> tuple[Recorder, Environment]:
-        """Run all agents and their environment until the day and every call have ended."""
+        """Run all agents and their environment until the day is over and every call has ended."""
         plan, stack = self.plan, self.stack
         recorder, over = Recorder(), asyncio.Event()
         environment = Environment(plan, self.engine, self.client, recorder, over)
@@ -182,7 +182,7 @@ class _Day:
 
 
 def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
-    """Wait until each lane has a leader and each build is published; expire lapsed leases."""
+    """Wait until each lane has a leader and each build is published; let lapsed leases expire."""
 
     def is_at_rest() -> bool:
         try:

@@ -20,10 +20,11 @@ from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder, Sample
 
 REBUILD = timedelta(minutes=15)
-"""The interval of rebuilds, which is the least one of the original dialer's level check."""
+"""The simulated time between rebuilds: the shortest interval of the original dialer's level check.
+"""
 CLEANUP = timedelta(minutes=10)
 SHORTEST = 4.0
-"""The least seconds between two runs of a job, however fast the day goes."""
+"""The least real seconds between two runs of a job, however fast the simulated time runs."""
 JOBS = ("queue.clean_conversions", "queue.check_levels", "generation.tend")
 
 SIGN = """
@@ -35,7 +36,7 @@ SELECT e.user_id FROM assignment.entries e JOIN assignment.generations g ON g.id
 WHERE g.state = 'published' AND g.queue = 'unsigned_users' AND e.state IN ('ready', 'held')
 ORDER BY e.rank OFFSET :offset LIMIT :many
 """
-"""The query for users to sign: those who are about to be handed out, or are being called."""
+"""The query for users to sign: users who will be handed out soon, or are being called."""
 APPEARS = """
 INSERT INTO crm.claim_requirements
   (id, claim_id, type, status, claim_requirement_reason, created_at)
@@ -50,7 +51,7 @@ WHERE g.state = 'published' AND e.state = 'ready'
 
 @dataclass
 class Environment:
-    """The events around the agents, such as users who sign, until `over` is set."""
+    """Simulates what happens around the agents, such as users who sign, until `over` is set."""
 
     plan: Plan
     engine: Engine
@@ -58,16 +59,16 @@ class Environment:
     recorder: Recorder
     over: asyncio.Event
     signed_at: dict[int, datetime] = field(default_factory=dict)
-    """For each user, an instant of the database's clock by which the user had certainly signed."""
+    """By user: a time of the database's clock at which the user had certainly signed."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _to_sign: list[int] = field(default_factory=list)
 
     def signs(self, user: int) -> None:
-        """Let this user sign together with the next users who sign."""
+        """Let the user sign in the CRM, together with the next users who sign."""
         self._to_sign.append(user)
 
     async def users(self) -> None:
-        """Each second let some users sign on their own, and let requirements appear."""
+        """Each second let some users sign, and let new requirements appear in the CRM."""
         chance = Random(f"{self.plan.seed} users")
         while await self._after(1.0):
             many = max(1, round(self.plan.speed / 20))
@@ -76,20 +77,20 @@ class Environment:
             await self._attempt(partial(self._some_appear, chance, many))
 
     async def jobs(self) -> None:
-        """Rebuild all dialer queues at the interval `REBUILD` of simulated time."""
+        """Request a rebuild of all dialer queues every `REBUILD` of simulated time."""
         while await self._after(max(self.plan.wall(REBUILD), SHORTEST)):
             if isinstance(await asyncio.to_thread(self.client.regenerate), str):
                 self.recorder.counts["rebuilds asked for"] += 1
 
     async def cleanups(self) -> None:
-        """Send the clean-up jobs, which run more often than rebuilds."""
+        """Send the clean-up jobs every `CLEANUP` of simulated time."""
         while await self._after(max(self.plan.wall(CLEANUP), SHORTEST)):
             for job in JOBS:
                 await asyncio.to_thread(self._send, job, "maintenance")
             await asyncio.to_thread(self._send, "assignment.expire", "assignment")
 
     async def watch(self, show: Callable[[Sample], None]) -> None:
-        """Take a sample each second, record it, and call `show` with it."""
+        """Each second record the figures of the run as a `Sample`, and call `show` with it."""
         while await self._after(1.0):
             claimable = await self._attempt(self._claimable)
             states = dict.fromkeys(AgentActivity, 0)
@@ -128,7 +129,7 @@ class Environment:
             self.recorder.counts["jobs not sent"] += 1
 
     async def _attempt(self, what: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it gives
-        """Run `what` in a thread; return its result, or None if the database is unavailable."""
+        """Call `what` in a thread and return its result; None if the database is unavailable."""
         try:
             return await asyncio.to_thread(what)
         except SQLAlchemyError:
@@ -136,7 +137,7 @@ class Environment:
             return None
 
     async def _after(self, seconds: float) -> bool:
-        """Wait for `seconds` and return True, or return False as soon as the day is over."""
+        """Wait for `seconds` and return True; return False as soon as the day is over."""
         try:
             await asyncio.wait_for(self.over.wait(), seconds)
         except TimeoutError:

@@ -45,24 +45,24 @@ from assignment_workers.policy.process_dialer import POLICIES
 from assignment_workers.runtime.stack import Stack
 
 FREEZE_SECONDS = 4.0
-"""The time for which a process of ours, or Valkey, is frozen."""
+"""The seconds for which Valkey, or a process of this project, is frozen."""
 SILENCE_SECONDS = 9.0
-"""The time for which PostgreSQL is silent: longer than the deadline of an exchange with it."""
+"""The seconds for which PostgreSQL does not answer: longer than the deadline for its answers."""
 FULL_SECONDS = 5.0
 AWAY_SECONDS = 3.0
-"""The time for which a killed RabbitMQ is away before it is started again."""
+"""The seconds until a killed RabbitMQ is started again."""
 READER_SECONDS = 15.0
 STEP_SECONDS = 20.0
-"""The step of the database's clock: longer than the shortest lease."""
+"""The seconds by which the database's clock is moved: longer than the shortest lease."""
 STEPPED_SECONDS = 6.0
 LOSING_SECONDS = 3.0
-"""The time for which the replies to COMMIT are lost."""
+"""The seconds for which the replies to COMMIT are lost."""
 STALE_SECONDS = 15.0
-"""The longest time until stale commands are answered."""
+"""The most seconds to wait for the answers to stale commands, and for a restarted Valkey."""
 LOOK_SECONDS = 0.05
 LAB = "assignment-workers demo"
 OWN = "application_name !~ '^assignment-workers (demo|soak)'"
-"""The condition for sessions that are not the run's own."""
+"""The SQL condition for sessions that do not belong to the simulation itself."""
 
 LEADERS = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL ORDER BY lane"
 CUT = """
@@ -79,15 +79,17 @@ AND wait_event = 'SyncRep' AND {OWN}
 """  # noqa: S608
 CLOCK = "lab_clock"
 STEPPABLE = {"clock_timestamp": "VOLATILE", "statement_timestamp": "STABLE", "now": "STABLE"}
-"""The functions by which SQL reads the clock, which `install_clock` puts others before."""
+"""By name: the volatility of the functions by which SQL reads the clock. `install_clock` shadows
+them.
+"""
 
 
 @dataclass(frozen=True)
 class FaultKind:
-    """One kind of fault: its name, its cause, and the seconds that it lasts.
+    """A kind of fault: its name, the context that causes it, and the seconds for which it lasts.
 
-    `leaves_a_server`: False if nothing can be served until the fault ends, so that the recovery
-    begins with its end.
+    `leaves_a_server`: False if no request can be served until the fault ends; the time to recover
+    then begins at its end.
     """
 
     what: str
@@ -98,7 +100,7 @@ class FaultKind:
 
 @dataclass
 class Faults:
-    """The faults of one stack, which that stack can repair."""
+    """Causes faults in the processes and servers of one stack, and undoes them."""
 
     stack: Stack
     engine: Engine
@@ -107,15 +109,17 @@ class Faults:
     chance: Random
     lanes: Lanes
     disk: Disk | None
-    """The file system of the stack's PostgreSQL alone; None if the stack has none."""
+    """The file system that only the stack's PostgreSQL uses; None if there is none."""
     broker: Broker | None
-    """The stack's RabbitMQ, if the run may kill it; None: Valkey is the broker, or it is remote."""
+    """The stack's RabbitMQ, if the run may kill it; None if Valkey is the broker, or RabbitMQ is
+    remote.
+    """
     has_clock: bool
-    """True if the database's clock can be stepped: `install_clock` was called."""
+    """True if the database's clock can be moved, because `install_clock` was called."""
     _older: Path | None = field(default=None, init=False)
 
     def kinds(self) -> list[FaultKind]:
-        """Return every fault that can be caused in this stack."""
+        """Return every kind of fault that can be caused in this stack."""
         found = [
             FaultKind("sequencer killed", lambda: self._kill(self._leader)),
             FaultKind("sequencer frozen", lambda: self._freeze(self._leader), FREEZE_SECONDS),
@@ -178,7 +182,7 @@ class Faults:
         return found
 
     def untried(self) -> list[str]:
-        """Describe the faults that cannot be caused in this stack, with the reason."""
+        """Return a line, with the reason, for each kind of fault that cannot be caused here."""
         own = "needs a stack of the run's own"
         return [
             f"{what}: {why}"
@@ -197,7 +201,7 @@ class Faults:
         ]
 
     def remember(self) -> None:
-        """Copy the data of Valkey, so that the fault `Valkey set back` can restore them."""
+        """Copy the data of Valkey, so that the fault `Valkey set back` can restore the copy."""
         data = self._valkey_data()
         if data is None:
             return
@@ -262,7 +266,7 @@ class Faults:
 
     @contextmanager
     def _long_reader(self) -> Iterator[bool]:
-        """Keep a snapshot and a lock on every entry, as pg_dump does."""
+        """Hold a snapshot and a lock on the table of entries, as pg_dump does."""
         with self.engine.connect() as opened, contextlib.suppress(SQLAlchemyError):
             connection = opened.execution_options(isolation_level="REPEATABLE READ")
             connection.execute(text("SELECT count(*) FROM assignment.entries"))
@@ -282,7 +286,7 @@ class Faults:
 
     @contextmanager
     def _older_valkey(self) -> Iterator[bool]:
-        """Restart Valkey with the data that `remember` copied, as after the restore of a backup."""
+        """Restart Valkey with the data that `remember` copied, as if a backup was restored."""
         data, process = self._valkey_data(), self._valkey()
         if data is None or process is None or self._older is None:
             yield False
@@ -304,13 +308,13 @@ class Faults:
 
     @contextmanager
     def _no_standby(self) -> Iterator[bool]:
-        """Let each COMMIT wait for a standby that is away."""
+        """Make each COMMIT wait for a synchronous standby that does not exist."""
         with self._configured("synchronous_standby_names = 'away'"):
             yield True
 
     @contextmanager
     def _lost_replies(self) -> Iterator[bool]:
-        """End each session whose COMMIT is stored, and only waits for a standby that is away."""
+        """End sessions whose COMMIT is stored, before the reply to the COMMIT is sent."""
         lost = 0
         with self._configured("synchronous_standby_names = 'away'"):
             deadline = time.monotonic() + LOSING_SECONDS
@@ -343,9 +347,9 @@ class Faults:
 
     @contextmanager
     def _stale_commands(self) -> Iterator[bool]:
-        """Pause and resume a dialer queue; then let the pause come again, twice.
+        """Pause and resume a dialer queue, then send the old pause twice more.
 
-        Once as the same message, once as a new one in its old place.
+        It is sent once as the same message, and once as a new message with the old position.
         """
         queue = self.chance.choice(sorted(POLICIES))
         with self.engine.begin() as connection:
@@ -398,7 +402,10 @@ class Faults:
 
     @contextmanager
     def _configured(self, line: str) -> Iterator[None]:
-        """Give PostgreSQL one more setting, which every session reads at once."""
+        """Add a line to PostgreSQL's configuration while this context lasts.
+
+        Every session reads it.
+        """
         data, server = self._data(), self._postgres()
         if data is None or server is None:
             raise psutil.NoSuchProcess(0, msg="PostgreSQL is not a process of this stack")
@@ -426,7 +433,7 @@ class Faults:
             return int(connection.info("server")["process_id"])
 
     def _valkey_data(self) -> Path | None:
-        """Return the folder of Valkey's data, if it is a process of the stack."""
+        """Return the folder of Valkey's data; None if Valkey is no process of the stack."""
         try:
             process = self._valkey()
             if process is None or not self._is_ours(process):
@@ -447,7 +454,7 @@ class Faults:
         )
 
     def _data(self) -> Path | None:
-        """Return the folder of PostgreSQL's data as this process sees it; None if it is remote."""
+        """Return the folder of PostgreSQL's data, as this process sees it; None if remote."""
         server = self._postgres()
         if server is None:
             return None
@@ -472,9 +479,9 @@ class Faults:
 
 
 def install_clock(engine: Engine) -> None:
-    """Let the clock of this database, as SQL reads it, be stepped by the setting `lab_clock.ahead`.
+    """Shadow the functions by which SQL reads the clock, so that `lab_clock.ahead` can move it.
 
-    Open sessions are ended, because they would not see it.
+    Open sessions are ended, because they would not use the new functions.
     """
     ahead = f"coalesce(nullif(current_setting('{CLOCK}.ahead', true), ''), '0')::interval"
     with engine.begin() as connection:

@@ -43,7 +43,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class DrawnShape:
-    """A line or an area of a chart: SVG points and a colour."""
+    """A line or an area of a chart, as SVG points, with its colour."""
 
     points: str
     colour: str
@@ -51,7 +51,7 @@ class DrawnShape:
 
 @dataclass(frozen=True)
 class AxisMark:
-    """A labelled place on an axis, or a fault."""
+    """A labelled position on an axis, or the time of a fault."""
 
     at: float
     label: str
@@ -59,7 +59,7 @@ class AxisMark:
 
 @dataclass(frozen=True)
 class RunChart:
-    """A chart of the page. `marks` are those of its vertical axis, `key` its colours by name."""
+    """A chart of the report. `marks` are on its vertical axis; `key` names its colours."""
 
     name: str
     marks: Sequence[AxisMark]
@@ -69,7 +69,7 @@ class RunChart:
 
 
 def page(recorder: Recorder, verdict: Verdict, soaked: Soaked | None = None) -> str:
-    """Return the HTML page of a run; for a soak also the measured figures and what drifted."""
+    """Return the HTML report of a run; for a soak with the measured figures and the drift."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -7,40 +7,44 @@ from datetime import timedelta
 
 LEASE = timedelta(minutes=5)
 SHORTEST_LEASE = 15.0
-"""The shortest lease in real seconds, however fast the day goes.
+"""The shortest lease in real seconds, however fast the simulated time runs.
 
-A fault takes its real time, so a hold has to outlive the usual fault.
+Faults last in real time, so a lease must be longer than a usual fault.
 """
 
 FLOWER_TASKS = "1000"
-"""The number of tasks that Flower remembers in a soak: a minute of fifty agents.
+"""The number of tasks that Flower remembers in a soak: those of fifty agents in a minute.
 
-Its memory therefore stops growing early in a run.
+So Flower's memory stops growing early in the run.
 """
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of one run. Simulated time runs `speed` times as fast as real time."""
+    """The plan of one simulated run. Simulated time runs `speed` times as fast as real time."""
 
     agents: int
     users: int
-    """The number of users in each pool."""
+    """The number of users in each dialer queue."""
     seconds: float
     speed: float
     seed: int
     chaos: bool
     between: tuple[float, float] = (6.0, 14.0)
-    """The least and the most seconds from the end of a fault to the next one."""
+    """The least and the most seconds between the end of a fault and the next fault."""
     retention: timedelta | None = None
-    """The retention of the entries of a retired generation; None: the setting of the stack.
+    """The time for which a retired generation's entries are stored; None: as the stack's setting
+    says.
 
-    It is set for a soak alone, whose Flower also remembers `FLOWER_TASKS`.
+    It is set only for a soak; then Flower remembers only `FLOWER_TASKS`.
     """
     lanes: str = ""
-    """The lanes of a new stack, as in ASSIGNMENT_WORKERS_LANES; empty: the default lane alone."""
+    """The lanes of a new stack, in the form of ASSIGNMENT_WORKERS_LANES; empty: only the default
+    lane.
+    """
     own_stack: bool = False
-    """True if the stack is the run's own: a fault may then change its database for good."""
+    """True if the stack was started for this run, so that a fault may change its database for good.
+    """
 
     def wall(self, span: timedelta) -> float:
         """Return the real seconds that a span of simulated time takes."""
@@ -48,7 +52,10 @@ class Plan:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables of a stack for this run, with times divided by `speed`."""
+        """The environment variables of a stack for this run.
+
+        Simulated times are divided by `speed`.
+        """
         kept = {}
         if self.retention is not None:
             seconds = _seconds(self.retention.total_seconds())

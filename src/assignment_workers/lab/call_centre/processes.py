@@ -8,24 +8,24 @@ from typing import NamedTuple
 import psutil
 
 Life = tuple[int, float]
-"""A process's id and the time of its start; no two processes share both."""
+"""A process id and the start time of the process. Together they identify a process."""
 
 
 class Measured(NamedTuple):
-    """The measurement of one process at one moment.
+    """The memory and open files of one process at one moment.
 
-    Several processes may have the same name, at once or one after the other.
+    Several processes may have the same name, at the same time or in succession.
     """
 
     name: str
     life: Life
     memory_mb: float
-    """The memory that the process shares with no other process, in MB."""
+    """The memory in MB that the process does not share with other processes."""
     files: int
 
 
 def measured(stack: int) -> Iterator[Measured]:
-    """Measure every process of a stack. `stack` is the id of its first process.
+    """Measure every process of a stack. `stack` is the id of the stack's first process.
 
     Raises `psutil.Error`.
     """
@@ -45,9 +45,9 @@ def measured(stack: int) -> Iterator[Measured]:
 
 
 def role(process: psutil.Process) -> str | None:
-    """Return the role of a process of a stack; None for short-lived processes.
+    """Return the role of a process of a stack; None for a short-lived process.
 
-    A fork has a title for a command line, whose words are not apart. Raises `psutil.Error`.
+    A forked process has one title in place of separate arguments. Raises `psutil.Error`.
     """
     match " ".join(process.cmdline()).split():
         case [*_, "process", "sequencer", "--lane", lane]:

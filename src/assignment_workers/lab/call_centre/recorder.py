@@ -13,11 +13,11 @@ from assignment_workers.assignment.answers import Held
 from assignment_workers.identity import UserId
 
 UNDER_WAY_SECONDS = 15.0
-"""The longest time from a commit to its answer, for an answer that a fault delayed."""
+"""The most seconds from a commit to the arrival of its answer, if a fault delayed the answer."""
 
 
 class AgentActivity(StrEnum):
-    """An agent's activity."""
+    """The activity of a simulated agent."""
 
     AWAY = "away"
     ASKING = "asking"
@@ -29,7 +29,7 @@ class AgentActivity(StrEnum):
 
 @dataclass(frozen=True)
 class Wait:
-    """A request that was answered: the second of the run, the wait in seconds, and the outcome."""
+    """A request that was answered: the time in the run, the wait in seconds, and the outcome."""
 
     at: float
     seconds: float
@@ -38,10 +38,10 @@ class Wait:
 
 @dataclass(frozen=True)
 class Fault:
-    """A deliberate fault, and the second of the run at which it began.
+    """A deliberate fault. `at` is the second of the run at which it began.
 
-    `served_from`: the second from which a server was left to serve: the fault's end if there was
-    none before, otherwise its beginning.
+    `served_from`: the second from which requests could be served again: the end of the fault if
+    none could be served during it, otherwise its beginning.
     """
 
     at: float
@@ -51,19 +51,19 @@ class Fault:
 
 @dataclass(frozen=True)
 class Sample:
-    """The figures of one second of the run."""
+    """The figures of a run at one second."""
 
     at: float
     states: dict[AgentActivity, int]
     assigned: int
-    """The number of assignments so far."""
+    """The number of assignments since the run began."""
     claimable: int | None
-    """The number of claimable users in both dialer queues; None if the database did not answer."""
+    """The number of claimable users in all dialer queues; None if the database did not answer."""
 
 
 @dataclass
 class KnownAssignment:
-    """An assignment as its agent knows it from the answers."""
+    """An assignment as far as its agent knows it from answers."""
 
     agent: int
     user: UserId
@@ -73,12 +73,12 @@ class KnownAssignment:
     """The outcome in the answer that ended the assignment."""
     state: str | None = None
     at: float = 0.0
-    """The second of the run at which the agent learned of the assignment."""
+    """The second of the run at which the agent got the assignment."""
 
 
 @dataclass
 class Recorder:
-    """The records of one run; they belong to one thread."""
+    """The records of one run. They may be used in one thread only."""
 
     began: float = field(default_factory=time.monotonic)
     states: dict[int, AgentActivity] = field(default_factory=dict)
@@ -88,28 +88,31 @@ class Recorder:
     samples: list[Sample] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     untried: list[str] = field(default_factory=list)
-    """Descriptions of the kinds of faults that cannot be caused in this stack."""
+    """A line for each kind of fault that cannot be caused in this stack."""
     steps: list[tuple[float, float]] = field(default_factory=list)
-    """The steps of the database's clock: the second of the run, and the seconds."""
+    """The jumps of the database's clock: the second of the run, and the size in seconds."""
     surprises: list[str] = field(default_factory=list)
-    """Descriptions of answers that break a guarantee; the verdict shows each."""
+    """A line for each answer that contradicts a guarantee. The verdict shows them."""
     _has: dict[UserId, UUID] = field(default_factory=dict)
 
     @property
     def now(self) -> float:
-        """Seconds since the run began."""
+        """The seconds since the run began."""
         return time.monotonic() - self.began
 
     def is_in(self, agent: int, state: AgentActivity) -> None:
-        """Record `state` as the agent's present activity."""
+        """Record the agent's current activity."""
         self.states[agent] = state
 
     def answered(self, outcome: str, seconds: float) -> None:
-        """Record the final answer to a request, and the seconds since its first sending."""
+        """Record the final answer to a request, and the seconds since it was first sent."""
         self.waits.append(Wait(self.now, seconds, outcome))
 
     def record(self, held: Held) -> None:
-        """Record an assignment from an answer, which may come long after the assignment began."""
+        """Record an assignment from an answer. The answer may come long after the assignment began.
+
+        An assignment of a user who is still with another agent is a surprise.
+        """
         if held.id in self.assignments:
             self.renewed(held)
         else:
@@ -135,24 +138,24 @@ class Recorder:
     def gives_up(self, held: Held) -> None:
         """Record that the agent is about to end the assignment.
 
-        From now on another agent may have the user.
+        Another agent may get the user from now on.
         """
         if self._has.get(held.user_id) == held.id:
             del self._has[held.user_id]
 
     def ended(self, held: Held, state: str, outcome: str | None) -> None:
-        """Record the end of an assignment in `state`, with the outcome that was answered."""
+        """Record that an assignment ended in `state`, with the `outcome` in the answer."""
         self.assignments[held.id].state = state
         self.assignments[held.id].ended = outcome
 
     def fault(self, what: str, *, at: float, served_from: float) -> None:
-        """Record a deliberate fault."""
+        """Record a deliberate fault; the arguments are the fields of `Fault`."""
         self.faults.append(Fault(at, what, served_from))
 
     def back_after(self, fault: Fault) -> float | None:
-        """Return the seconds until the first answer to a request sent after the fault's beginning.
+        """Return the seconds from `fault.served_from` to the first answer after the fault.
 
-        They are counted from the second at which a server was left to serve.
+        Only answers to requests sent after the fault began count. None if there is no such answer.
         """
         after = [
             wait.at - fault.served_from
@@ -164,17 +167,17 @@ class Recorder:
         return min(after, default=None)
 
     def stepped(self, seconds: float) -> None:
-        """Record that the database's clock steps now."""
+        """Record that the database's clock jumps now by `seconds`."""
         self.steps.append((self.now, seconds))
 
     @property
     def ahead(self) -> timedelta:
-        """The lead of the database's clock over this machine's."""
+        """The time by which the database's clock is ahead of this machine's."""
         return timedelta(seconds=sum(seconds for _, seconds in self.steps))
 
     def has_stepped_since(self, at: float) -> bool:
-        """Return True if the database's clock stepped after second `at`, or shortly before.
+        """Return True if the database's clock jumped after second `at`, or shortly before.
 
-        Times of the database from before and from after a step cannot be compared.
+        Times of the database from before and after a jump cannot be compared.
         """
         return any(when > at - UNDER_WAY_SECONDS for when, _ in self.steps)

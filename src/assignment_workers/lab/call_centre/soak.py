@@ -36,13 +36,13 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 SAMPLES = 2000
-"""The number of samples of a run; no two are nearer than `NEAREST` seconds."""
+"""The number of samples of a run. Two samples are at least `NEAREST` seconds apart."""
 NEAREST = 5.0
 PRUNINGS = 10
 CALM_AFTER = 20.0
-"""The seconds after a fault during which waits count as its effect, not the system's."""
+"""The seconds after a fault during which waits count as the effect of the fault."""
 GRACE = timedelta(minutes=2)
-"""The longest time that a row may outlive its retention when the run is over."""
+"""The longest time for which a row may stay beyond its retention at the end of the run."""
 
 WITH_THE_WORK = {
     "audit_batches",
@@ -57,9 +57,8 @@ WITH_THE_WORK = {
     "job_runs",
     "requests",
 }
-"""Tables that grow with the work done, so that their growth is no drift.
-
-`tables.weighed` judges them.
+"""Tables that grow with the work done, so that their growth is not a drift. `tables.weighed`
+examines them instead.
 """
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
 PURGED = "SELECT count(*) FROM assignment.generations WHERE purged_at > now() - :run"
@@ -70,7 +69,7 @@ OUTLIVED = {
     "entries": "SELECT count(*) FROM assignment.generations"
     " WHERE purged_at IS NULL AND retired_at < now() - :generations",
 }
-"""Queries for rows that have outlived their retention."""
+"""By table: a query that counts rows older than their retention."""
 
 LIMITS = {
     "memory": Limit("MB", 0.1, 8),
@@ -83,11 +82,10 @@ LIMITS = {
 
 
 class Series(BaseModel):
-    """One figure over the run, and its trend after its warm-up (see `trend`).
+    """The samples of one figure over the run, and its trend after the warm-up (see `trend`).
 
-    `lives`: for each process that was measured, one after the other, its samples as pairs of the
-    second of the run and the value. `grown`: the growth in the longest life, over `watched`
-    seconds.
+    `lives`: for each measured process in succession, its samples as pairs of the second of the run
+    and the value. `grown`: the growth in the longest life, over `watched` seconds.
     """
 
     kind: str
@@ -101,10 +99,7 @@ class Series(BaseModel):
 
 
 class Soaked(BaseModel):
-    """The result of a soak: what drifted and what could not be judged, in words, and the verdict.
-
-    The verdict is that of a demo with faults.
-    """
+    """The result of a soak: the verdict of the run, what drifted, and what could not be judged."""
 
     verdict: Verdict
     drifted: list[str]
@@ -112,14 +107,14 @@ class Soaked(BaseModel):
     series: list[Series]
     tables: list[Weight]
     purged: int
-    """Generations whose entries were dropped during the run."""
+    """The number of generations whose entries were dropped during the run."""
     samples: int
     not_taken: int
-    """Samples that could not be taken because of a fault."""
+    """The number of samples that failed because of a fault."""
 
     @property
     def exit_code(self) -> int:
-        """1 for drift or a broken guarantee, 2 if the run was too short to judge all, 0 if good."""
+        """1 for drift or a broken guarantee, 2 if the run was too short to judge all, else 0."""
         if self.drifted or self.verdict.broken:
             return 1
         return 2 if self.unjudged else 0
@@ -133,9 +128,9 @@ def run(
     *,
     broker: Broker | None = None,
 ) -> tuple[Recorder, Soaked]:
-    """Simulate the plan, measure the stack meanwhile, and judge both; return records and result.
+    """Simulate the plan, measure the stack during the run, and judge both.
 
-    See `day.run` for the arguments.
+    Returns the records and the result. See `day.run` for the arguments.
     """
     engine = connect(
         stack.database_url,
@@ -153,14 +148,14 @@ def run(
 
 
 Figure = tuple[str, str]
-"""The kind of a figure, and the name of what was measured."""
+"""The kind of a figure, such as memory, and the name of what is measured."""
 LASTING: Life = (0, 0.0)
-"""The life of figures that belong to no process, such as the size of a table."""
+"""The `Life` of figures that do not belong to a process, such as the size of a table."""
 
 
 @dataclass
 class Meter:
-    """The measurements of a stack while it works."""
+    """Measures a stack at intervals while a run goes on, and judges the samples at its end."""
 
     stack: Stack
     engine: Engine
@@ -170,7 +165,7 @@ class Meter:
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     dead: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    """By table: samples of the dead rows, in multiples of autovacuum's threshold."""
+    """By table: samples of the number of dead rows, as a multiple of autovacuum's threshold."""
     taken: int = 0
     missed: int = 0
 
@@ -192,7 +187,7 @@ class Meter:
                 continue
 
     def sample(self, at: float) -> None:
-        """Measure everything once. If one thing cannot be read, the whole sample is left out."""
+        """Measure everything once. If one value cannot be read, the whole sample is dropped."""
         found = [*self._of_processes(), *self._of_valkey()]
         with self.engine.connect() as connection:
             sizes, dead = tables.measured(connection)
@@ -210,7 +205,7 @@ class Meter:
         self.taken += 1
 
     def prune(self) -> None:
-        """Delete rows past their retention, and extend the hash chains of events.
+        """Delete rows older than their retention, after adding the events to their hash chain.
 
         The daily job does the same, but a run is too short for it.
         """
@@ -233,7 +228,7 @@ class Meter:
             self.points["time to assign", "median"][LASTING].append((at, statistics.median(each)))
 
     def soaked(self, verdict: Verdict) -> Soaked:
-        """Judge all figures, after a last deletion of what has outlived its retention."""
+        """Judge all figures and return the result, after a last deletion of old rows."""
         late = self.outlived()
         with self.engine.begin() as connection:
             weights = tables.weighed(connection)
@@ -265,7 +260,7 @@ class Meter:
         )
 
     def judged(self, figure: Figure) -> Series:
-        """Judge the trend of one figure over all its lives."""
+        """Judge the trend of one figure over the lives of the processes it was measured for."""
         kind, name = figure
         lives = self.points[figure].values()
         limit = LIMITS[kind]
@@ -282,7 +277,7 @@ class Meter:
         )
 
     def outlived(self) -> list[str]:
-        """Delete rows past their retention once more; name tables in which such rows remain."""
+        """Delete rows older than their retention; name the tables where such rows remain."""
         self.prune()
         parameters = {
             "history": self.settings.history_retention + GRACE,

@@ -10,19 +10,22 @@ from sqlalchemy import Connection, text
 from assignment_workers.lab.call_centre.trend import Points
 
 BLOATED = 2.0
-"""The multiple of its rewritten copy above which a table may count as bloated.
+"""The multiple of the size of its rewritten copy above which a table may count as bloated.
 
 Autovacuum lets a fifth of the rows be dead, and pages are never quite full.
 """
 BLOAT_MB = 1.0
-"""The least excess over the copy, in megabytes, that counts as bloat; less is a few pages."""
+"""The least difference to the copy, in megabytes, that counts as bloat. Less is only a few pages.
+"""
 DEAD_TIMES = 2.0
-"""The allowed dead rows, as a multiple of autovacuum's threshold.
+"""The number of dead rows that is allowed, as a multiple of autovacuum's threshold.
 
-It is above 1 because rows die until autovacuum looks.
+It is above 1 because rows continue to die until autovacuum runs.
 """
 DEAD_SECONDS = 180.0
-"""The longest time above `DEAD_TIMES` without a break: autovacuum looks once a minute."""
+"""The longest time for which the dead rows may exceed `DEAD_TIMES`. Autovacuum checks once a
+minute.
+"""
 
 # A generation's table counts with `entries`, attached or not. The
 # threshold is autovacuum's own: it goes by `reltuples`.
@@ -61,7 +64,7 @@ WEIGHTS = "SELECT name, rows, bytes / 1e6 AS mb, anew / 1e6 AS anew_mb FROM weig
 
 
 class Weight(BaseModel):
-    """The size of a table, and the size of a fresh copy of its rows. 1 MB is 10^6 bytes."""
+    """The size of a table, and of a new copy of its rows (`anew_mb`). 1 MB is 10^6 bytes."""
 
     name: str
     rows: int
@@ -70,21 +73,21 @@ class Weight(BaseModel):
 
     @property
     def times(self) -> float:
-        """The size of the table as a multiple of the size of the rewritten copy."""
+        """The size of the table as a multiple of the size of its copy."""
         return self.mb / self.anew_mb
 
     @property
     def row(self) -> float | None:
-        """Bytes per row; None without rows."""
+        """Bytes per row; None for an empty table."""
         return self.mb * 1e6 / self.rows if self.rows else None
 
     @property
     def row_anew(self) -> float | None:
-        """Bytes per row of the rewritten copy; None without rows."""
+        """Bytes per row of the copy; None for an empty table."""
         return self.anew_mb * 1e6 / self.rows if self.rows else None
 
     def shown(self) -> tuple[str | None, ...]:
-        """Return as text: rows, megabytes, bytes per row, the copy's bytes per row, and `times`."""
+        """Return as text: rows, MB, bytes per row, bytes per row of the copy, and `times`."""
         bytes_of = [None if each is None else f"{each:,.0f}" for each in (self.row, self.row_anew)]
         return f"{self.rows:,}", f"{self.mb:,.2f}", *bytes_of, f"{self.times:.2f}"
 
@@ -95,9 +98,9 @@ class Weight(BaseModel):
 
 
 def measured(connection: Connection) -> tuple[dict[str, float], dict[str, float]]:
-    """Return two mappings by table: megabytes with indexes, and dead rows.
+    """Return two mappings by table: the size in megabytes with indexes, and the dead rows.
 
-    Dead rows are multiples of autovacuum's threshold.
+    Dead rows are given as a multiple of autovacuum's threshold.
     """
     rows = connection.execute(text(TABLES)).all()
     return (
@@ -107,9 +110,9 @@ def measured(connection: Connection) -> tuple[dict[str, float], dict[str, float]
 
 
 def weighed(connection: Connection) -> list[Weight]:
-    """Compare the size of every table with that of a copy, which is made and dropped.
+    """Compare the size of every table with that of a new copy of its rows, which is then dropped.
 
-    Cost: a second for 100,000 rows.
+    Cost: a second per 100,000 rows.
     """
     connection.execute(text(WEIGH))
     return [
@@ -118,7 +121,7 @@ def weighed(connection: Connection) -> list[Weight]:
 
 
 def bloated(weights: Sequence[Weight]) -> list[str]:
-    """Describe, one line each, the tables that take much more space than their rows need."""
+    """Return a line for each table that takes much more space than its rows need."""
     return [
         f"bloat of {each.name}: {each.row:,.0f} bytes a row, and {each.row_anew:,.0f} were it"
         f" written anew ({each.times:.1f} times)"
@@ -130,10 +133,10 @@ def bloated(weights: Sequence[Weight]) -> list[str]:
 
 
 def never_vacuumed(dead: Mapping[str, Points]) -> list[str]:
-    """Describe, one line each, the tables in which too many rows were dead for too long.
+    """Return a line for each table in which too many rows were dead for too long.
 
-    `dead`: by table, the multiples of autovacuum's threshold, as `measured` returns them. A
-    crash of PostgreSQL resets its count of dead rows.
+    `dead`: by table, the samples of the second value of `measured`. A crash of PostgreSQL resets
+    its count of dead rows.
     """
     found = []
     for name, points in sorted(dead.items()):
@@ -147,7 +150,7 @@ def never_vacuumed(dead: Mapping[str, Points]) -> list[str]:
 
 
 def longest_above(points: Points, limit: float) -> float:
-    """Return the seconds of the longest stretch in which every value was above the limit."""
+    """Return the seconds of the longest period in which every sample was above `limit`."""
     longest, began = 0.0, None
     for at, value in points:
         if value <= limit:

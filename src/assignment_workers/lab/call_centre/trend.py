@@ -19,32 +19,32 @@ from enum import StrEnum
 from typing import NamedTuple
 
 Points = Sequence[tuple[float, float]]
-"""The samples of one figure over one life of a process, in order: seconds of the run, and value."""
+"""The samples of one figure during the life of one process, in order: second of the run, and value.
+"""
 
 WARM_UP = 60.0
-"""The seconds at the beginning of a process's life that do not count."""
+"""The seconds at the beginning of a process's life whose samples do not count."""
 LEAST = 16
-"""The least number of samples of a life after its warm-up.
-
-With fewer samples, chance alone may look like growth.
-"""
+"""The least number of samples after the warm-up. With fewer, chance alone may look like growth."""
 
 
 class Limit(NamedTuple):
-    """The growth that a figure may show over the longest life of a process that was watched.
+    """The growth that a figure may show over the longest life of a process.
 
     It is the larger of `beyond` and `share` of the figure's level.
     """
 
     unit: str
     share: float
-    """The allowed growth as a share of the figure's level, for the noise of an allocator."""
+    """The allowed growth as a share of the figure's level, because allocators make memory
+    fluctuate.
+    """
     beyond: float
-    """The growth, in the figure's unit, that is allowed in any case."""
+    """The growth that is always allowed, in the unit of the figure."""
 
 
 class TrendFinding(StrEnum):
-    """The verdict on the growth of a figure."""
+    """The finding about the growth of a figure."""
 
     STEADY = "steady"
     GROWS = "grows"
@@ -52,23 +52,23 @@ class TrendFinding(StrEnum):
 
 
 class Trend(NamedTuple):
-    """The verdict on a figure, with its median level and its growth after the warm-up.
+    """The finding about a figure, its median level, and its growth after the warm-up.
 
-    The growth (`grown`) is that of the longest life. All but the verdict are None if there were too
-    few samples.
+    `grown` is the growth in the longest life. All but the finding are None if there were too few
+    samples.
     """
 
     finding: TrendFinding
     level: float | None = None
     grown: float | None = None
     seconds: float | None = None
-    """The seconds for which the longest life was watched after its warm-up."""
+    """The seconds after its warm-up for which the longest life was sampled."""
 
 
 def judge(lives: Iterable[Points], limit: Limit) -> Trend:
-    """Judge whether a figure keeps growing by more than its limit.
+    """Judge if a figure keeps growing by more than its limit.
 
-    `lives` has the samples of each life of the process that was measured, one after the other.
+    `lives` has the samples for each measured process, in succession.
     """
     watched = [life for each in lives if len(life := _warm(each)) >= LEAST]
     if not watched:
@@ -87,7 +87,7 @@ def _warm(life: Points) -> Points:
 
 
 def _slope(halves: Iterable[Points]) -> float:
-    """Return the median growth per second within the given halves of the lives of a process."""
+    """Return the median growth per second within these halves of the lives of processes."""
     return statistics.median(slope for half in halves for slope in _slopes(half))
 
 

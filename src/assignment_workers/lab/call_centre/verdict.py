@@ -18,20 +18,20 @@ from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 
 BOUND = timedelta(seconds=60)
-"""The longest time that a hold may outlive its lease; no fault lasts as long."""
+"""The longest time for which an assignment may outlive its lease. No fault lasts that long."""
 SOON = 0.1
-"""The incident report's target for the average time to assign, in seconds."""
+"""The target of the incident report for the average time to assign, in seconds."""
 BACK_SECONDS = 10.0
-"""The most seconds until service is back, from when a server is left to serve."""
+"""The most seconds until requests are answered again, once a server is able to serve them."""
 SHOWN = 20
 NO_TIME = timedelta()
 
 
 class FaultTold(BaseModel):
-    """A fault, its second of the run, and the seconds until service was back.
+    """A fault: the second of the run at which it began, and the time until requests were answered.
 
-    `back_after`: until the first answer to a request that was sent after the beginning, counted
-    from `served_from`, the second at which a server was left to serve. None: no answer came.
+    `back_after`: the seconds from `served_from`, when requests could be served again, to the first
+    answer to a request sent after the fault began. None if there was no answer.
     """
 
     at: float
@@ -41,7 +41,10 @@ class FaultTold(BaseModel):
 
 
 class Levels(BaseModel):
-    """Service levels of the run; times in milliseconds from an agent's click to the answer."""
+    """The service levels of the run.
+
+    Times are in milliseconds from the agent's request to the answer.
+    """
 
     requests: int
     assigned: int
@@ -54,11 +57,14 @@ class Levels(BaseModel):
     p99_ms: float
     worst_ms: float
     soon_share: float
-    """The share of requests answered within `SOON`, the incident report's target."""
+    """The share of requests that were answered within `SOON`."""
 
 
 class Verdict(BaseModel):
-    """The verdict. `broken` names every guarantee that broke; it is empty for a good run."""
+    """The verdict about a run.
+
+    `broken` names every guarantee that was broken; empty for a good run.
+    """
 
     seed: int
     agents: int
@@ -71,18 +77,18 @@ class Verdict(BaseModel):
     counts: dict[str, int]
     faults: list[FaultTold]
     untried: list[str]
-    """The kinds of faults that could not be caused in this stack, with the reason."""
+    """A line for each kind of fault that could not be caused in this stack, with the reason."""
     records: dict[str, int]
-    """Counts of the database: assignments by state, generations, events, races, and so on."""
+    """Counts from the database: assignments by state, generations, events, races, and so on."""
 
     @property
     def late(self) -> list[str]:
-        """The faults after which service was back later than `BACK_SECONDS`, in words."""
+        """A line for each fault after which requests were answered only after `BACK_SECONDS`."""
         return late(self.faults)
 
 
 def late(faults: Sequence[FaultTold]) -> list[str]:
-    """Describe the faults after which service was back later than `BACK_SECONDS`, or not at all."""
+    """Return a line for each fault after which no request was answered within `BACK_SECONDS`."""
     return [
         f"{fault.what} at {fault.at:.0f} s: "
         + ("no answer" if fault.back_after is None else f"answered after {fault.back_after} s")
@@ -99,9 +105,9 @@ def judge(
     signed_at: dict[int, datetime],
     settings: Settings,
 ) -> Verdict:
-    """Judge the whole run, from the database at rest and the agents' records.
+    """Judge the whole run by the database, which is at rest, and the agents' records.
 
-    `signed_at`: for each user who signed, an instant by which they had certainly signed.
+    `signed_at`: for each user who signed, a time at which the user had certainly signed.
     """
     broken = [*recorder.surprises]
     with engine.connect() as connection:
@@ -148,7 +154,7 @@ def judge(
 
 
 def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
-    """Describe every answer to an agent that the database contradicts."""
+    """Return a line for each answer to an agent that the database contradicts."""
     sql = text(
         "SELECT id, agent_id, user_id, state, outcome FROM assignment.assignments"
         " WHERE id = ANY(:ids)"
@@ -169,9 +175,9 @@ def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
 def _signed_before(
     connection: Connection, signed_at: dict[int, datetime], slack: timedelta
 ) -> list[str]:
-    """Describe each user who was handed out as unsigned after signing (guarantee 3).
+    """Return a line for each user who was handed out as unsigned after signing (guarantee 3).
 
-    A claim at most `slack` after the signature is not described.
+    A claim within `slack` after the signature does not count.
     """
     sql = text(
         "SELECT user_id, claimed_at FROM assignment.assignments"

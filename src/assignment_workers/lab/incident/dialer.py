@@ -10,40 +10,43 @@ from sqlalchemy import Engine
 
 
 class RecordNotFound(Exception):
-    """The row to update is not there: the original's database layer calls this P2025."""
+    """The row to update does not exist. The original's database layer calls this error P2025."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A user who was handed to an agent. `token` identifies the hold for `finish`."""
+    """A user who was handed to an agent. `token` identifies the hold when the call is finished."""
 
     user_id: int
     token: object
 
 
 class Contender(Protocol):
-    """One way to hand out users, on a database of its own. Its methods are thread-safe."""
+    """The interface of a way to hand out users, which has its own database.
+
+    Methods are thread-safe.
+    """
 
     def ask(self, agent: int) -> Given | None:
-        """Return the next user for this agent; None: the agent sees that the queue is empty.
+        """Return the next user for this agent; None if the agent is shown an empty queue.
 
         Raises `RecordNotFound`.
         """
 
     def finish(self, agent: int, given: Given) -> bool:
-        """Record an unanswered call. Return False if the agent's hold was gone by then."""
+        """Record an unanswered call. Return False if the agent's hold no longer existed."""
 
     def check_level(self) -> None:
-        """Do the job of every five minutes: rebuild a queue that runs low."""
+        """Run the job of every five minutes: rebuild the queue if few users are left in it."""
 
     def rebuild(self) -> None:
-        """Do the job of every hour: rebuild the queue."""
+        """Run the job of every hour: rebuild the queue."""
 
     def rebuilds(self) -> int:
-        """Return the number of rebuilds."""
+        """Return the number of rebuilds so far."""
 
     def settle(self) -> None:
-        """Wait, after all agents have left, until holds that have a lease have expired."""
+        """Wait, after all agents have left, until the holds that have a lease have expired."""
 
     def stuck(self) -> int:
         """Return the number of users whom the tables show as held.
@@ -56,7 +59,7 @@ class Contender(Protocol):
 
 
 def warm(engine: Engine, connections: int) -> None:
-    """Open this number of connections now, so that no request has to wait for one."""
+    """Open `connections` database connections now, so that no request has to wait for one."""
     with ExitStack() as keep:
         for _ in range(connections):
             keep.enter_context(engine.connect())

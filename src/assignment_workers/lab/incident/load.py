@@ -23,25 +23,25 @@ from assignment_workers.schema.tables import Phone
 LEVEL_CHECK = timedelta(minutes=5)
 HOURLY = timedelta(hours=1)
 HOURLY_FROM = timedelta(minutes=10)
-"""The first time of the hourly job after the begin of a run (original-dialer section 5).
+"""The simulated time from the start of a run to the first hourly job (original-dialer section 5).
 
-The simulated clock begins a run at twenty minutes past the hour.
+The simulated clock starts at twenty minutes past the hour.
 """
 TALK_MEDIAN = timedelta(minutes=3)
 TALK_SPREAD = 0.6
 TALK_AT_MOST = timedelta(minutes=10)
 PAUSE = timedelta(seconds=15)
-"""The pause between the end of a call and the next request."""
+"""The simulated time between the end of a call and the agent's next request."""
 EMPTY_PAUSE = timedelta(seconds=30)
-"""The wait of an agent who was told 'empty', before the next request."""
+"""The simulated time from an answer 'empty' to the agent's next request."""
 WALKS_AWAY = 0.02
-"""The share of calls that end with a closed tab, without a message to the dialer."""
+"""The share of calls after which the agent closes the tab without telling the dialer."""
 AWAY = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """The load, the same for every way to hand out users.
+    """The load, which is the same for every way to hand out users.
 
     Simulated time runs `speed` times as fast as real time.
     """
@@ -51,11 +51,11 @@ class LoadPlan:
     speed: float
     seed: int
     validation: timedelta
-    """The median time of a read on the other database; it is not scaled by `speed`."""
+    """The median time of a read on the other database, in real time."""
 
     @property
     def users(self) -> int:
-        """The size of a pool that is never used up, so that no answer 'empty' is right."""
+        """The number of users: more than can be called, so that every answer 'empty' is wrong."""
         calls = self.agents * self.seconds * self.speed / TALK_MEDIAN.total_seconds()
         return round(1000 + 2 * calls)
 
@@ -66,7 +66,7 @@ class LoadPlan:
 
 @dataclass
 class Truth:
-    """The agents' own account of who talks to whom."""
+    """The agents' own records of who calls whom, independent of the dialer's tables."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     counts: Counter[str] = field(default_factory=Counter)
@@ -91,12 +91,12 @@ class Truth:
                 self._twice.add(user)
 
     def ends(self, agent: int, user: int) -> None:
-        """Record that the agent is done with this user, or has gone away."""
+        """Record that the agent has finished with this user, or has gone away."""
         with self.lock:
             self._talking[user].discard(agent)
 
     def talked_to(self) -> list[int]:
-        """Return the users whom some agent has now."""
+        """Return the users whom an agent has now."""
         with self.lock:
             return [user for user, agents in self._talking.items() if agents]
 
@@ -107,9 +107,10 @@ class Truth:
 
 
 def run(dialer: Contender, plan: LoadPlan, looking: Engine) -> Truth:
-    """Run all agents and jobs on the dialer for the plan's seconds; return the agents' account.
+    """Run all agents and jobs on the dialer; return the agents' records.
 
-    `looking` is an engine on the same database, to check each answer 'empty'.
+    The run lasts for the seconds of the plan. `looking` is an engine on the same database, by which
+    each answer 'empty' is checked.
     """
     truth = Truth()
     stop = threading.Event()
@@ -138,7 +139,7 @@ def run(dialer: Contender, plan: LoadPlan, looking: Engine) -> Truth:
 
 @dataclass(frozen=True)
 class ScheduledJob:
-    """A job of the dialer, the time of its first run, and the interval after that."""
+    """A job of the dialer, the time of its first run, and the interval between runs."""
 
     first: timedelta
     every: timedelta
@@ -148,9 +149,9 @@ class ScheduledJob:
 def _every(
     schedule: ScheduledJob, plan: LoadPlan, truth: Truth, stop: threading.Event
 ) -> threading.Thread:
-    """Return a thread that runs the job at its times until `stop`.
+    """Return a thread that runs the job at its times until `stop` is set.
 
-    A run that takes too long makes the job miss its next time.
+    If a run takes too long, the job skips the times that have passed.
     """
 
     def work() -> None:
@@ -212,9 +213,9 @@ class _Agent:
             self.stop.wait(self.plan.wall(PAUSE))
 
     def _told_empty(self) -> None:
-        """Pause after the screen said 'empty', and count it as wrong if a user was waiting.
+        """Pause after the agent was shown 'empty'; count it as wrong if a user was waiting.
 
-        The screen also says 'empty' after an error.
+        An agent is shown 'empty' after an error, too.
         """
         if self._somebody_waits():
             with self.truth.lock:
@@ -222,7 +223,7 @@ class _Agent:
         self.stop.wait(self.plan.wall(EMPTY_PAUSE))
 
     def _somebody_waits(self) -> bool:
-        """Return True if some eligible user is with no agent now."""
+        """Return True if there is an eligible user whom no agent has now."""
         policy = dialer.policies["unsigned_users"]
         waiting = (
             select(UserCallScore.user_id)

@@ -46,13 +46,14 @@ FIND = """
 SELECT id, user_id, updated_at FROM unsigned_users_queue
 WHERE status = 'pending' AND assigned_to_agent IS NULL ORDER BY queue_position LIMIT 1
 """
-"""The query for the head of the queue. It locks no row and does not read `available_from`."""
+"""The query for the first row of the queue. It locks no row and does not read `available_from`."""
 
 ASSIGN = """
 UPDATE unsigned_users_queue SET status = 'assigned', assigned_to_agent = :agent,
   assigned_at = now(), updated_at = clock_timestamp() WHERE id = :id RETURNING id
 """
-"""The update that assigns a row, by id alone: of two agents the last one gets the row."""
+"""The update that assigns a row by its id alone: if two agents run it, the later one gets the row.
+"""
 
 CANDIDATES = """
 (SELECT user_id, current_score FROM user_call_scores
@@ -86,7 +87,7 @@ WHERE user_id = :user
 
 @dataclass(frozen=True)
 class HeadRow:
-    """A row at the head of the queue, with the values that it had when it was read."""
+    """The first row of the queue, with the values that it had when it was read."""
 
     row: UUID
     user_id: int
@@ -94,7 +95,7 @@ class HeadRow:
 
 
 class Original:
-    """The dialer of the incident: find a row, validate its user elsewhere, update the row by id.
+    """The dialer of the incident: find a row, validate its user in another database, update by id.
 
     A rebuild deletes all rows and inserts new ones.
     """
@@ -130,10 +131,10 @@ class Original:
         self.rebuild()
 
     def ask(self, agent: int) -> Given | None:
-        """Return a user from the head of the queue, or None if the agent is to see an empty queue.
+        """Return the first valid user of the queue; None if the agent is shown an empty queue.
 
-        The head is found, validated on the replica and assigned by its id. An invalid one is put
-        aside and the next one tried, ten in all. Raises `RecordNotFound`.
+        The first row is found, its user is validated on the replica, and the row is assigned by its
+        id. A row with an invalid user is put aside, up to ten in all. Raises `RecordNotFound`.
         """
         for _ in range(ATTEMPTS):
             found = self.find(agent)
@@ -145,15 +146,15 @@ class Original:
         return None
 
     def find(self, agent: int) -> HeadRow | None:
-        """Return the first pending row, which is not assigned yet; None if there is none."""
+        """Return the first pending row, without assigning it; None if there is none."""
         with self._transaction(agent) as connection:
             row = connection.execute(text(FIND)).first()
         return HeadRow(row.id, row.user_id, row.updated_at) if row else None
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Assign the row that `find` returned to the agent, by the row's id.
+        """Assign the row that `find` returned to the agent, by the id of the row.
 
-        Raises `RecordNotFound` if a rebuild has deleted the row meanwhile.
+        Raises `RecordNotFound` if a rebuild has deleted the row since.
         """
         with self._transaction(agent) as connection:
             row = connection.execute(text(ASSIGN), {"agent": agent, "id": found.row}).first()
@@ -164,7 +165,7 @@ class Original:
     def finish(self, agent: int, given: Given) -> bool:
         """Write the outcome to the score row, then complete the queue row by its id.
 
-        Return False if a rebuild has deleted the queue row meanwhile.
+        Return False if a rebuild has deleted the queue row since.
         """
         self._run(CALLED, user=given.user_id)
         completed = (
@@ -179,7 +180,7 @@ class Original:
             self.rebuild()
 
     def rebuild(self) -> None:
-        """Delete every row, then insert the best users, with one statement and commit for each."""
+        """Delete every row, then insert the best users. Each statement is committed separately."""
         self._rebuilds += 1
         self._clear()
         self._fill(self._candidates())
@@ -189,14 +190,14 @@ class Original:
         return self._rebuilds
 
     def settle(self) -> None:
-        """Do nothing: there is no lease, so no hold ends without its agent."""
+        """Do nothing: there are no leases, so a hold ends only by its agent."""
 
     def stuck(self) -> int:
         """Return the number of users whose row says 'assigned'."""
         return len({row.user_id for row in self._run(HELD)})
 
     def holders(self, user: int) -> list[int]:
-        """Return the agents to whom the records assign this user."""
+        """Return the agents to whom the tables assign this user."""
         found = self._run(
             "SELECT assigned_to_agent FROM unsigned_users_queue"
             " WHERE user_id = :user AND status = 'assigned' ORDER BY 1",
@@ -230,7 +231,10 @@ class Original:
                 connection.commit()
 
     def _is_valid(self, user: int) -> bool:
-        """Return True if the user is eligible by the other database, after a simulated delay."""
+        """Return True if the other database shows the user as eligible.
+
+        Sleeps first, as for a network.
+        """
         if self._validation:
             time.sleep(self._validation * self._randomness.lognormvariate(0, 0.5))
         with self._replica.connect() as connection:
@@ -253,7 +257,7 @@ class Original:
 
 
 class InOneTransaction(Original):
-    """The incident report's first remedy: find and update in one transaction."""
+    """The incident report's first remedy: `find` and `assign` in one transaction."""
 
     def __init__(self, *given: Any, **options: Any) -> None:  # noqa: ANN401 - passed on
         self._open: dict[int, Connection] = {}
@@ -287,10 +291,13 @@ class InOneTransaction(Original):
 
 
 class Retried(Original):
-    """The incident report's second remedy: try a failed update again, with exponential back-off."""
+    """The incident report's second remedy: retry a failed update, with exponential back-off."""
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Assign the row; if it is gone, try again in vain, because a deleted id never returns."""
+        """Assign the row; if it is gone, retry.
+
+        The retries fail too, because a deleted id never returns.
+        """
         for attempt in range(RETRIES):
             try:
                 return super().assign(agent, found)
@@ -302,13 +309,14 @@ class Retried(Original):
 class Optimistic(Original):
     """The incident report's third remedy: optimistic locking.
 
-    The update succeeds only if the row is unchanged since it was read; otherwise find a row again.
+    The update succeeds only if the row is unchanged since it was read; otherwise a row is found
+    again.
     """
 
     def ask(self, agent: int) -> Given | None:
-        """Find and assign; after a conflict try again, up to `RETRIES` times.
+        """Find and assign a row; after a conflict start again, up to `RETRIES` times.
 
-        Then the agent sees an empty queue.
+        After that `RecordNotFound` is raised, and the agent is shown an empty queue.
         """
         for _ in range(RETRIES):
             try:
@@ -327,28 +335,28 @@ class Optimistic(Original):
 
 
 class Locked(InOneTransaction):
-    """The original with a remedy: while the queue is rebuilt, a lock makes every claim wait."""
+    """A remedy: a lock makes every claim wait while the queue is rebuilt."""
 
     SHARED = "SELECT pg_advisory_xact_lock_shared(907)"
 
     def rebuild(self) -> None:
-        """Rebuild under an exclusive lock: wait for running claims, and make new claims wait."""
+        """Rebuild under an exclusive lock: running claims end first, and new claims wait."""
         with self.engine.begin() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(907)"))
             super().rebuild()
 
     def find(self, agent: int) -> HeadRow | None:
-        """Find the head of the queue after any running rebuild."""
+        """Return the first pending row, after waiting for a running rebuild."""
         with self._transaction(agent) as connection:
             connection.execute(text(self.SHARED))
         return super().find(agent)
 
 
 class Upserted(Original):
-    """A remedy: a row that is missing at the update is inserted again."""
+    """A remedy: a row that is missing when it is to be updated is inserted again."""
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Assign the row, and insert it if it is missing; this always succeeds."""
+        """Assign the row, or insert it if it is missing. This always succeeds."""
         self._run(
             "INSERT INTO unsigned_users_queue (id, user_id, queue_position, status,"
             " assigned_to_agent) VALUES (:id, :user, 1, 'assigned', :agent)"
@@ -367,7 +375,10 @@ class SkipLocked(Original):
     """
 
     def find(self, agent: int) -> HeadRow | None:
-        """Assign the first row that no other claim has locked; its user is validated afterwards."""
+        """Assign the first row that no other claim has locked, and return it.
+
+        Its user is not validated yet.
+        """
         rows = self._run(
             ASSIGN.replace(
                 ":id", f"({FIND} FOR UPDATE SKIP LOCKED)".replace("id, user_id, updated_at", "id")
@@ -378,12 +389,12 @@ class SkipLocked(Original):
         return HeadRow(rows[0].id, rows[0].user_id, rows[0].updated_at) if rows else None
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Return the user of the row, which `find` has assigned already."""
+        """Return the user of the row, which `find` has already assigned."""
         return Given(found.user_id, found.row)
 
 
 class Spared(SkipLocked):
-    """A remedy: SKIP LOCKED, and a rebuild spares assigned rows and users; without a lease."""
+    """A remedy: SKIP LOCKED, and a rebuild keeps assigned rows. There is no lease."""
 
     def _clear(self) -> None:
         self._run("DELETE FROM unsigned_users_queue WHERE status <> 'assigned'")
@@ -403,4 +414,5 @@ WAYS: dict[str, tuple[str, Callable[..., Original]]] = {
     "skip-locked": ("FOR UPDATE SKIP LOCKED", SkipLocked),
     "spared": ("SKIP LOCKED, and a rebuild spares assigned rows", Spared),
 }
-"""Every way except ours, by name: its difference from the original, and its class."""
+"""By name of a way to hand out users, without ours: what it changes in the original, and its class.
+"""

@@ -33,7 +33,7 @@ from assignment_workers.settings import Settings
 
 QUEUE = "unsigned_users"
 LEASE = timedelta(seconds=4)
-"""The lease: longer than any call of the replay, so that only absent agents lose a hold."""
+"""The lease. It is longer than any call of the replay, so that only absent agents lose a hold."""
 
 
 class Surprise(AssignmentWorkersError):
@@ -41,15 +41,18 @@ class Surprise(AssignmentWorkersError):
 
 
 class Ours:
-    """This project as one way of the replay.
+    """This project as a way to hand out users in the replay.
 
-    A claim takes one fenced transaction; the publication of a rebuild takes another.
+    A claim is one fenced transaction; the publication of a rebuild is another.
     """
 
     def __init__(
         self, database_url: str, *, agents: int, validation: timedelta, randomness: Random
     ) -> None:
-        """Build the queue. `validation` is unused: a claim reads its facts in its own statement."""
+        """Build the queue.
+
+        `validation` is not used: a claim reads the facts in its own statement.
+        """
         use(dialer)
         self.settings = Settings.from_environment({}).model_copy(update={"lease": LEASE})
         self.engine, self._sequencer = (
@@ -89,7 +92,7 @@ class Ours:
     def finish(self, agent: int, given: Given) -> bool:
         """Record an unanswered call: score, entry and hold change in one fenced transaction.
 
-        Return False if the agent's hold was gone by then.
+        Return False if the agent's hold no longer existed.
         """
         held = given.token
         if not isinstance(held, Held):
@@ -101,7 +104,7 @@ class Ours:
         return isinstance(answer, Finished)
 
     def check_level(self) -> None:
-        """Rebuild if few claimable users are left and the last build is long enough ago."""
+        """Rebuild if few claimable users are left and the last build is not recent."""
         with self.engine.connect() as connection:
             if not low(connection, [QUEUE], settings=self.settings):
                 return
@@ -136,7 +139,7 @@ class Ours:
         return self._rebuilds
 
     def settle(self) -> None:
-        """Wait until the leases of the agents who went away have lapsed."""
+        """Wait until the leases of the agents who went away have expired."""
         ends = time.monotonic() + LEASE.total_seconds() + 1
         while self.stuck() and time.monotonic() < ends:
             time.sleep(0.05)
@@ -149,7 +152,7 @@ class Ours:
             return int(connection.execute(counted).scalar_one())
 
     def holders(self, user: int) -> list[int]:
-        """Return the agents to whom the records assign this user."""
+        """Return the agents to whom the tables assign this user."""
         found = text(
             "SELECT agent_id FROM assignment.assignments WHERE user_id = :u AND state = 'active'"
         )

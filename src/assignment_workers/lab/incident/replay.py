@@ -39,17 +39,21 @@ class ReplayResult(BaseModel):
     requests: int
     assigned: int
     not_found: int
-    """Requests that failed because the row that was found was gone at the update (P2025)."""
+    """The number of requests that failed because the row was gone when it was to be updated
+    (P2025).
+    """
     failed: int
-    """Requests that failed with another error."""
+    """The number of requests that failed with another error."""
     held_twice: int
-    """Users whom two agents had at the same time."""
+    """The number of users whom two agents had at the same time."""
     destroyed: int
-    """Holds that were gone when their agent came to finish the call."""
+    """The number of holds that no longer existed when the agent finished the call."""
     told_empty: int
-    """Requests whose agent saw 'queue empty', though a user was waiting."""
+    """The number of requests after which the agent saw 'queue empty' although a user was waiting.
+    """
     lost: int
-    """Users who are still held after all agents have left and the queue was rebuilt."""
+    """The number of users who are still held after all agents have left and the queue was rebuilt.
+    """
     rebuilds: int
     median_ms: float
     p99_ms: float
@@ -57,13 +61,13 @@ class ReplayResult(BaseModel):
 
     @property
     def is_clean(self) -> bool:
-        """True if nothing went wrong."""
+        """True if every count of something that went wrong is zero."""
         wrong = (self.not_found, self.failed, self.held_twice, self.destroyed)
         return not any((*wrong, self.told_empty, self.lost, self.errors))
 
 
 class ReplayReport(BaseModel):
-    """The report of a whole replay."""
+    """The results of a whole replay, and its parameters."""
 
     seed: int
     agents: int
@@ -81,11 +85,11 @@ def replay(
     *,
     done: Callable[[ReplayResult], object] = lambda _: None,
 ) -> ReplayReport:
-    """Run the load on each named way in turn, in scratch databases on this server.
+    """Run the load on each named way in turn, in temporary databases on this server.
 
-    The scratch databases are dropped afterwards. The database that `server_url` names is neither
-    read nor written. `done` is called with each
-    result. Raises `UsageError` if no database may be created there, and `DatabaseUnavailable`.
+    The temporary databases are dropped afterwards. The database that `server_url` names is neither
+    read nor written. `done` is called with each result. Raises `UsageError` if the role may not
+    create databases, and `DatabaseUnavailable`.
     """
     results: list[ReplayResult] = []
     with _scratch(server_url, plan) as copies:
@@ -146,8 +150,8 @@ def _scratch(
 ) -> Iterator[Callable[[], AbstractContextManager[str]]]:
     """Create a database with the demo CRM, and yield a function that makes copies of it.
 
-    The function returns a context manager, which yields the address of a copy and drops it. The
-    database itself is dropped at the end of the block.
+    The function returns a context manager, which yields the address of a copy and drops the copy at
+    its end. The database itself is dropped at the end of the block.
     """
     with _database(server_url, "template0") as (name, url):
         upgrade(url)
