@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,10 @@ load(
         {name: os.environ[name] for name in (VARIABLE,) if name in os.environ}
     )
 )  # before the test modules, some of which read its outcomes when imported
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell's background; what the tests start would inherit it, and never end by Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest.register_assert_rewrite(
     "tests.adoption.moving",

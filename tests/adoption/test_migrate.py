@@ -146,8 +146,11 @@ def test_duplicates_and_dangling_holds_are_decided_by_the_stated_rules(
 MOVE = """
 import sys
 from assignment_workers.adoption.migrate import BOOKS, migrate
+from assignment_workers.dialer.loading import load
 from assignment_workers.settings import Settings
-migrate(sys.argv[1], settings=Settings.from_environment({}), tell=print, batch=2)
+settings = Settings.from_environment({})
+load(settings)
+migrate(sys.argv[1], settings=settings, tell=print, batch=2)
 """
 COPYING = "SELECT 1 FROM assignment.adoptions WHERE last_id IS NOT NULL"
 

@@ -276,7 +276,7 @@ class _Judge:
             runs = len(self._alive("sequencer", lane))
             finding = f"{runs} run, and none leads" if runs else "none runs"
             step = (
-                "Read the sequencers' logs: `cannot_stand` tells the reason."
+                "Read the sequencers' logs: `cannot_lead` tells the reason."
                 if runs
                 else "Start a sequencer: `assignment-workers process sequencer`."
             )

@@ -61,9 +61,10 @@ def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
 
     `connection` must be in autocommit. Each generation's partition is detached concurrently, which
     waits for its readers and blocks no other partition, and is then dropped. The wait is at most
-    `LOCK_WAIT`. If a reader, such as a dump, takes longer, the remaining generations stay for the
-    next run, and the count `waiting` is 1. A detachment that an earlier run left pending is
-    finished first, because PostgreSQL allows only one pending detachment.
+    `LOCK_WAIT`; behind a pooler it has no limit of its own. If a reader, such as a dump, takes
+    longer, the remaining generations stay for the next run, and the count `waiting` is 1. A
+    detachment that an earlier run left pending is finished first, because PostgreSQL allows only
+    one pending detachment.
     """
     gone = connection.execute(
         select(Generation.id).where(
