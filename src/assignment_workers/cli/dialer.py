@@ -17,7 +17,7 @@ from assignment_workers.assignment.crm.external_crm import configured, declared_
 from assignment_workers.assignment.operational_settings import before_versions, unknown_queues
 from assignment_workers.assignment.reports.explain import instant
 from assignment_workers.assignment.settings_versions import current, unknown_values
-from assignment_workers.cli.servers import database, need_crm, settings
+from assignment_workers.cli.servers import database, settings
 from assignment_workers.cli.show import AsJson, as_json, as_table, complain
 from assignment_workers.dialer import described
 from assignment_workers.dialer.check import problems
@@ -101,13 +101,12 @@ def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
     if not _has_database(given):
         return [], warnings
     try:
-        with database() as connection:
+        with database(views=False) as connection:
             policies = policies_of(loaded(), current(connection, loaded(), given))
             warnings += unknown_values(connection, loaded())
             idle = unserved(connection, policies)
             if given.crm_database_url is None:
-                fact_views.prepare(connection, loaded(), given)
-                need_crm(connection)
+                fact_views.stand_in(connection, loaded(), given)
             else:
                 mirror_tables.stand_in(connection, declared_facts(loaded(), given))
             found = list(plans(connection, policies, instant(connection)))

@@ -156,10 +156,11 @@ def database(
     at: Settings | None = None,
     *,
     checked: bool = True,
+    views: bool = True,
     patience: timedelta = COMMAND_AT_MOST,
 ) -> Iterator[Connection]:
     """Yield the connection of `database_and_crm`."""
-    with database_and_crm(at, checked=checked, patience=patience) as (connection, _):
+    with database_and_crm(at, checked=checked, views=views, patience=patience) as (connection, _):
         yield connection
 
 
@@ -168,6 +169,7 @@ def database_and_crm(
     at: Settings | None = None,
     *,
     checked: bool = True,
+    views: bool = True,
     patience: timedelta = COMMAND_AT_MOST,
 ) -> Iterator[tuple[Connection, Crm | None]]:
     """Yield a connection to the database and the external CRM, if any.
@@ -175,7 +177,8 @@ def database_and_crm(
     No statement on the connection lasts longer than `patience`. `at`: the settings with the
     database's address; None: those of the environment or of the running stack.
     Raises `DatabaseUnavailable`. If `checked`, raises `SchemaMismatch` for a schema of another
-    release, and for tables of the CRM that do not exist.
+    release, and for tables of the CRM that do not exist. If `views` too, the views of the CRM's
+    tables are created or replaced as the dialer needs them.
     """
     at = at or with_database()
     made = connect(
@@ -191,7 +194,8 @@ def database_and_crm(
             if checked:
                 migrate.check(connection)
                 connection.rollback()
-                _prepare(connection, at)
+                if views:
+                    _prepare(connection, at)
             yield connection, crm
     except (OperationalError, ProgrammingError) as error:
         if isinstance(error.orig, InsufficientPrivilege):

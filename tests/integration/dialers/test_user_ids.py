@@ -407,14 +407,37 @@ def test_views_follow_the_declaration_and_name_what_the_crm_lacks(world: World) 
         made(world, renamed % "when")
 
 
+def test_a_check_of_another_file_leaves_the_views_that_are_in_use(
+    world: World, database_url: str, tmp_path: Path
+) -> None:
+    world.execute("CREATE SCHEMA other")
+    world.execute("CREATE TABLE other.folk (ref uuid PRIMARY KEY, tel text, at timestamp(3))")
+    world.execute("ALTER TABLE other.folk ADD seen timestamp(3)")
+    renamed = "of='other.folk', names={'id': 'ref', 'phone_number': 'tel', 'created_at': %r}"
+    assert made(world, renamed % "at") == ["users"]
+    view = "SELECT pg_get_viewdef('crm_facts.users'::regclass)"
+    before = world.value(view)
+    world.add_agents(7, allowed_queues=["a"])
+    environment = {"DATABASE_URL": database_url}
+    for column, code in (("seen", 0), ("when", 0)):
+        (tmp_path / "dialerconfig.py").write_text(FILE % (renamed % column))
+        said = type_in(["dialer", "check"], environment, tmp_path)
+        assert said.returncode == code, said.stderr
+        assert ("cannot be read as declared: column c" in said.stderr) == (column == "when")
+        assert world.value(view) == before
+
+
+FILE = """from assignment_workers.dialer import *
+from sqlalchemy import Uuid
+dialer = Dialer(
+    [Queue('a', 'A', rules=[])], [Outcome('b', 'B')], persons=Persons(id_type=Uuid(), %s)
+)
+"""
+
+
 def made(world: World, persons: str) -> list[str]:
     scope: dict[str, Any] = {}
-    exec(  # noqa: S102 - a file as somebody writes it
-        "from assignment_workers.dialer import *\nfrom sqlalchemy import Uuid\n"
-        f"dialer = Dialer([Queue('a', 'A', rules=[])], [Outcome('b', 'B')],"
-        f" persons=Persons(id_type=Uuid(), {persons}))",
-        scope,
-    )
+    exec(FILE % persons, scope)  # noqa: S102 - a file as somebody writes it
     dialer: Dialer = scope["dialer"]
     with world.engine.begin() as connection:
         return fact_views.make(connection, fact_views.queries(dialer))

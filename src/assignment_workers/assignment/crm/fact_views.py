@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import structlog
 from psycopg.errors import InsufficientPrivilege
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, TextClause, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import ProgrammingError
 
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 TRANSLATED: dict[str | None, str] = {CrmBase.metadata.schema: FACT_SCHEMA}
 """SQLAlchemy's schema translation for an engine that reads the views in place of the tables."""
+_TEMPORARY = "pg_temp"
 _LOCK = 0x66616374
 """Key of the advisory lock that a transaction takes to replace the views."""
 
@@ -123,14 +124,39 @@ def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
         for name in changed:
             _replace(connection, f"{FACT_SCHEMA}.{_quote(name)}", wanted[name])
     except ProgrammingError as error:
-        why = str(error.orig).splitlines()[0]
         if isinstance(error.orig, InsufficientPrivilege):
+            why = str(error.orig).splitlines()[0]
             raise SchemaMismatch(
                 f"the views of the CRM's tables are not those of this dialer ({why}):"
                 " run `assignment-workers schema migrate`"
             ) from error
-        raise SchemaMismatch(f"the CRM's tables cannot be read as declared: {why}") from error
+        raise _unreadable(error) from error
     return changed
+
+
+def stand_in(connection: Connection, dialer: Dialer, settings: Settings) -> None:
+    """Make the statements of this connection read the CRM in our own database as `dialer` declares.
+
+    Temporary views take the place of those that are in use, which stay as they are. Raises
+    `SchemaMismatch`, one line, if the CRM lacks a declared table or column, and `ProgrammingError`
+    if its table of persons cannot be read.
+    """
+    wanted = queries(dialer, *optional_columns(settings).values())
+    try:
+        for name, query in wanted.items():
+            statement = f"CREATE TEMPORARY VIEW {_quote(name)} AS {query}"
+            connection.exec_driver_sql(statement.replace("%", "%%"))
+        if wanted:
+            temporary = {CrmBase.metadata.schema: _TEMPORARY}
+            connection.execution_options(schema_translate_map=temporary)
+    except ProgrammingError as error:
+        raise _unreadable(error) from error
+    connection.execute(select(CrmUser.id).limit(1))
+
+
+def _unreadable(error: ProgrammingError) -> SchemaMismatch:
+    why = str(error.orig).splitlines()[0]
+    return SchemaMismatch(f"the CRM's tables cannot be read as declared: {why}")
 
 
 def prepare(connection: Connection, dialer: Dialer, settings: Settings) -> None:
