@@ -34,8 +34,8 @@ from phonenumbers import timezone as number_zones
 KEYED = "hmac:"
 """The prefix of a keyed hash that is stored in place of a phone number."""
 RULES = 1
-"""The version of the rules in this module. Increase it with each change of the rules: stored
-identities are then read again.
+"""The version of the rules in this module. Increase it with each change of the rules: the
+stored normal forms of phone numbers are then made again from the original texts.
 """
 READ_AT_MOST = 250
 """The most characters of a text that are read, as in the library phonenumbers.

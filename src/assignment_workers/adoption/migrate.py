@@ -352,9 +352,10 @@ def show_call_queue(engine: Engine) -> bool:
 
 
 def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
-    """Attach the tables of the filled generations to `entries`, with indexes; mark them as built.
+    """Index the tables that the backfill filled, and attach them to the table `entries`.
 
-    `numbers` has the generation (build) of each dialer queue. Attached tables are skipped.
+    `numbers`: for each dialer queue, the number of the generation (build) whose table it is. The
+    generations are marked as built. Tables that are attached already are skipped.
     """
     for number in numbers.values():
         name = partition(number)

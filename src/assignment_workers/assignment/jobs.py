@@ -111,9 +111,9 @@ class Work:
 def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
     """Run the job: call `work`, and commit its changes with the record of the run's success.
 
-    Only one run of a job is in progress at a time. If `work` fails, the error is stored in the
-    run's row and raised. If the process dies, the job's lock is lost with its connection, and the
-    next run marks the run as failed.
+    Only one run of a job is in progress at a time; a further call meanwhile skips the job. If
+    `work` fails, the error is stored in the run's row and raised. If the process dies, the job's
+    lock is lost with its connection, and the next run marks the run as failed.
     """
     ran, _ = run_for(engine, job, lambda given: Made(work(given), None))
     return ran

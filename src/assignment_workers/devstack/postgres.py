@@ -62,8 +62,9 @@ STOP_SECONDS = 30.0
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """Return a server with an existing data directory, ready to be started. Raises `StackFailed`.
+    """Create the server's data directory if it is missing, and return the server, not yet started.
 
+    Raises `StackFailed`.
     See `plan` for the arguments.
     """
     server = plan(directory, fsync=fsync)

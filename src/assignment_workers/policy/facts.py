@@ -96,7 +96,7 @@ class FactSource:
     """A table of the CRM, with the columns that a dialer reads."""
 
     name: str
-    """The name of the table in the rules."""
+    """The name by which rules refer to the table. `of` is the CRM's own name of it."""
     of: str
     """The name of the table in the CRM, with its schema unless that is the default.
 

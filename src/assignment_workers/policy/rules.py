@@ -447,10 +447,10 @@ def _zones(hours: CallingHours) -> ColumnElement[list[str]]:
 
 
 def _all_zones_in(hours: CallingHours, named: Callable[[int], str]) -> ColumnElement[bool]:
-    """Return a SQL condition: each time zone of the user is in a list that is a SQL parameter.
+    """Return a SQL condition: all time zones of the user are among those where calling is allowed.
 
-    `named` returns the name of the parameter for the number of a holiday calendar. The condition
-    holds if the parameter is null.
+    Each holiday calendar has its own list of such zones, which is a SQL parameter; `named` returns
+    the parameter's name by the calendar's number. A list that is null allows every zone.
     """
     zones = _zones(hours)
     parameters = [

@@ -230,7 +230,9 @@ class Generation(Base):
     trigger: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(Instant)
     snapshot: Mapped[str | None]
-    """`pg_current_snapshot()` of the build. It shows which assignments had ended for the build."""
+    """`pg_current_snapshot()` at the build. By it the publishing finds the ends of assignments that
+    the build could not see: those that were committed later.
+    """
     built_at: Mapped[datetime | None] = mapped_column(Instant)
     published_at: Mapped[datetime | None] = mapped_column(Instant)
     retired_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -675,7 +677,7 @@ class Phone(Base):
     They match the number of a person whose data was erased.
     """
     kinds: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The kind of each number."""
+    """The kind of each number, in the order of `numbers`, such as `mobile`; see `phones.KINDS`."""
     tails: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The last digits of each number, and of each part of the phone text that is not a number."""
     unread: Mapped[list[str]] = mapped_column(ARRAY(Text))

@@ -519,7 +519,9 @@ class OrderedChannel(Channel):
         return count
 
     def _search(self, client: Any, queue: str, *, everywhere: bool) -> None:
-        """Add to `Consumption.earlier` the terms that have lists of messages taken from `queue`.
+        """Find the Redis lists of messages of `queue` that earlier leaders took and did not finish.
+
+        The leaders' terms are added to `Consumption.earlier`.
 
         Scans Redis's keys: all of them with `everywhere`, otherwise about a thousand per call. A
         full scan returns every key that exists for its whole duration, and no step blocks Redis for

@@ -64,9 +64,9 @@ class JobFigures(BaseModel):
     overlapping_last_day: int
     """Number of runs of the last day that were skipped because another run was in progress."""
     missed_last_day: int | None
-    """Number of periods of the last day for which no run of the job succeeded.
+    """Number of hours (for a daily job: days) of the last day without a run that succeeded.
 
-    None: the job does not run once per period.
+    None for a job that is not run once an hour or day.
     """
 
 
@@ -105,7 +105,7 @@ class Figures(BaseModel):
     sequencer: SequencerStatus
     """The sequencer of the default lane."""
     lanes: list[SequencerStatus]
-    """The sequencers of all lanes, the default lane first."""
+    """The sequencer of each lane (assignment queue), the default lane first."""
     holds: int
     holds_lapsing: int
     """Number of active assignments whose lease ends within a minute."""

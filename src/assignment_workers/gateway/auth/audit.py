@@ -107,9 +107,9 @@ class AccessLog:
         self._sums[each] += 1
 
     def acted(self, token: str, agent_id: int) -> None:
-        """Count a command for an agent that was sent with another token than the agent's own.
+        """Record that a token which is not the agent's own sent a command for the agent.
 
-        A pair of token and agent is counted once an hour.
+        Repeats with the same token and agent within an hour are not recorded.
         """
         now = self.clock()
         hour = int(now.timestamp()) // 3600

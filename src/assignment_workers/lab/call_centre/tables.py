@@ -15,7 +15,7 @@ BLOATED = 2.0
 Autovacuum lets a fifth of the rows be dead, and pages are never quite full.
 """
 BLOAT_MB = 1.0
-"""The least difference to the copy, in megabytes, that counts as bloat. Less is only a few pages.
+"""The least size, in megabytes, by which a bloated table exceeds a fresh copy of its rows.
 """
 DEAD_TIMES = 2.0
 """The number of dead rows that is allowed, as a multiple of autovacuum's threshold.
