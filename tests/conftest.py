@@ -17,6 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from hypothesis import settings
 
 from assignment_workers.devstack import postgres, server, valkey
 from assignment_workers.devstack.guardian import Guardian
@@ -34,6 +35,9 @@ load(
         {name: os.environ[name] for name in (VARIABLE,) if name in os.environ}
     )
 )  # before the test modules, some of which read its outcomes when imported
+
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")  # a busy machine is no finding
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in a shell's background; what the tests start would inherit it, and never end by Ctrl-C.
@@ -57,6 +61,8 @@ pytest.register_assert_rewrite(
 HOMES = "assignment-workers-tests-"
 ROOM = 4 << 30
 """Bytes in memory that the servers of a run may take: those of three processes take some 1.5 GB."""
+BEGUN_SECONDS = 60.0
+"""The age of a home from which its lock is held, if it is in use."""
 REDIS_DATABASES = 16
 DATABASES = itertools.count(1)
 
@@ -84,8 +90,9 @@ def test_home() -> Iterator[Home]:
     memory = Path("/dev/shm")  # noqa: S108 - the folder in it is made by mkdtemp
     has_room = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
     for left in memory.glob(f"{HOMES}*/home") if has_room else ():
-        with suppress(HomeUnusable):  # another user's
-            if holder(left) is None:
+        with suppress(HomeUnusable, FileNotFoundError):  # another user's, or gone meanwhile
+            is_begun = time.time() - left.stat().st_ctime > BEGUN_SECONDS
+            if is_begun and holder(left) is None:
                 shutil.rmtree(left.parent, ignore_errors=True)  # of a run that was killed
     with (
         tempfile.TemporaryDirectory(prefix=HOMES, dir=memory if has_room else None) as folder,

@@ -172,7 +172,6 @@ def lots() -> list[Lot]:
 
     @settings(
         max_examples=LOTS,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

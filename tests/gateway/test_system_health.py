@@ -24,7 +24,7 @@ from assignment_workers.gateway.system_health import (
 )
 from assignment_workers.health.readings import NO_ANSWER, InputReading, Readings
 from assignment_workers.health.signs import AnswerCounts
-from assignment_workers.schema.engine import connect
+from assignment_workers.schema.engine import ConnectionGate, connect
 from tests.support.servers import Wire, wire
 
 SECONDS = 3.0
@@ -37,8 +37,15 @@ def line(database_url: str) -> Iterator[Wire]:
 
 
 @pytest.fixture
-def engine(line: Wire) -> Iterator[Engine]:
-    made = connect(line.url, name="test", statement_timeout=timedelta(seconds=30), pool_size=2)
+def gate() -> ConnectionGate:
+    return ConnectionGate()
+
+
+@pytest.fixture
+def engine(line: Wire, gate: ConnectionGate) -> Iterator[Engine]:
+    made = connect(
+        line.url, name="test", statement_timeout=timedelta(seconds=30), pool_size=2, gate=gate
+    )
     yield made
     made.dispose()
 
@@ -49,9 +56,9 @@ def readings(trouble: str | None) -> Readings:
 
 
 def test_waits_end_and_new_ones_are_refused_until_the_database_answers(
-    engine: Engine, line: Wire
+    engine: Engine, gate: ConnectionGate, line: Wire
 ) -> None:
-    guard = DatabaseGuard(engine)
+    guard = DatabaseGuard(engine, gate)
     began, ended = threading.Event(), threading.Event()
     failed: list[DBAPIError] = []
 
@@ -81,9 +88,9 @@ def test_waits_end_and_new_ones_are_refused_until_the_database_answers(
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
 
 
-def test_a_refused_connection_ends_no_wait(engine: Engine) -> None:
+def test_a_refused_connection_ends_no_wait(engine: Engine, gate: ConnectionGate) -> None:
     """Sessions that are open go on where the server only has no connection left."""
-    guard = DatabaseGuard(engine)
+    guard = DatabaseGuard(engine, gate)
     with engine.connect() as connection:
         guard.update(readings("has no free connection"))
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
@@ -115,7 +122,7 @@ async def _bearer(callers: Callers, token: str, *, outlives: bool) -> object:
 
 
 def test_a_token_outlives_the_database_to_read_what_is_wrong_and_for_nothing_else(
-    engine: Engine, line: Wire
+    engine: Engine, gate: ConnectionGate, line: Wire
 ) -> None:
     now = 1000.0
     with engine.begin() as connection:
@@ -128,7 +135,7 @@ def test_a_token_outlives_the_database_to_read_what_is_wrong_and_for_nothing_els
 
     assert bearer(outlives=False) == "supervisor"
     line.cut()
-    DatabaseGuard(engine).update(readings(NO_ANSWER))
+    DatabaseGuard(engine, gate).update(readings(NO_ANSWER))
     now += 10
     assert bearer(outlives=True) == "supervisor"
     assert bearer(outlives=False) == 503

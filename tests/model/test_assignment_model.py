@@ -46,7 +46,5 @@ def test_operations_in_any_order_do_what_the_model_says(database_url: str, trade
         begun: Any = partial(Machine, world, trade)
         run_state_machine_as_test(
             begun,
-            settings=settings(
-                max_examples=examples, stateful_step_count=STEPS, deadline=None, database=None
-            ),
+            settings=settings(max_examples=examples, stateful_step_count=STEPS, database=None),
         )

@@ -51,7 +51,7 @@ def test_every_form_has_the_same_zones_and_its_extension_apart(e164: str, region
     assert alone.zones
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=200, database=None)
 @given(some.sampled_from(list(NUMBERS.items())), some.integers(1, 9_999_999))
 def test_another_number_is_never_taken_for_it(number: tuple[str, str], more: int) -> None:
     e164, region = number
@@ -62,7 +62,7 @@ def test_another_number_is_never_taken_for_it(number: tuple[str, str], more: int
             assert e164 not in reader.read(text).e164
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=300, database=None)
 @given(some.text(max_size=300))
 def test_whatever_stands_there_is_read_without_an_error(text: str) -> None:
     read = Reader("GB").read(text, country=text[:7], zone=text[:20])

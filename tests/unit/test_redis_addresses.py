@@ -33,7 +33,7 @@ HOSTS = (
 PASSWORDS = st.text("aZ9 @:/?#;%&=+é", max_size=6).map(lambda word: f"{word}{SECRET}")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sentinels=st.lists(st.tuples(HOSTS, st.integers(1, 65_535)), min_size=1, max_size=4),
     password=PASSWORDS,

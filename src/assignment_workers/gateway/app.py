@@ -52,6 +52,7 @@ from assignment_workers.gateway.routes import settings as settings_routes
 from assignment_workers.gateway.system_health import SystemHealth
 from assignment_workers.origins import Origins
 from assignment_workers.policy.process_dialer import loaded
+from assignment_workers.schema.engine import ConnectionGate
 from assignment_workers.settings import Settings
 from assignment_workers.traces import NO_TRACES, Tracing
 
@@ -61,12 +62,14 @@ def create_app(
     engine: Engine,
     *,
     crm: Crm | None = None,
+    gate: ConnectionGate | None = None,
     tokens: bool,
     tracing: Tracing = NO_TRACES,
 ) -> FastAPI:
     """Return the FastAPI application of a gateway, with this database and the Redis of `settings`.
 
-    `crm`: the external CRM; None if the CRM is in that database. `tokens` False: no token is
+    `crm`: the external CRM; None if the CRM is in that database. `gate`: that of `engine`, closed
+    while the database does not answer. `tokens` False: no token is
     needed, and every caller may do everything.
     """
     origins = Origins.of(
@@ -75,7 +78,7 @@ def create_app(
     metrics = Metrics()
     lanes = checked_lanes(settings, loaded().policies)
     read_cache = ReadCache(engine, crm, lanes)
-    health = SystemHealth(settings, engine)
+    health = SystemHealth(settings, engine, gate or ConnectionGate())
     metrics.registry.register(StoredFigures(read_cache, lambda: health.latest))
     access = AccessLog(engine, lambda: datetime.now(UTC))
     answers = AnswerLog(engine, AnswerTally(system_clock))

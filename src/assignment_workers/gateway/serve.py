@@ -25,7 +25,7 @@ from assignment_workers.gateway.app import create_app
 from assignment_workers.gateway.socket_limits import LimitedProtocol
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import migrate
-from assignment_workers.schema.engine import connect
+from assignment_workers.schema.engine import ConnectionGate, connect
 from assignment_workers.settings import Settings
 from assignment_workers.traces import NO_TRACES, Tracing
 
@@ -48,11 +48,13 @@ def serve(settings: Settings, tracing: Tracing = NO_TRACES) -> int:
     `DatabaseUnavailable` or `SchemaMismatch` if the database or the CRM cannot be used.
     """
     tokens = wants_tokens(settings)
+    gate = ConnectionGate()
     engine = connect(
         settings.database,
         name="assignment-workers gateway",
         statement_timeout=timedelta(seconds=STATEMENT_SECONDS),
         pool_size=4,
+        gate=gate,
     )
     tracing.instrument_engine(engine)
     try:
@@ -68,7 +70,7 @@ def serve(settings: Settings, tracing: Tracing = NO_TRACES) -> int:
     use_fact_schema(engine, loaded(), crm)
     if not tokens:
         log.warning("tokens_off", why="every program on this machine may do everything")
-    app = create_app(settings, engine, crm=crm, tokens=tokens, tracing=tracing)
+    app = create_app(settings, engine, crm=crm, gate=gate, tokens=tokens, tracing=tracing)
     server = _Server(
         uvicorn.Config(
             app,

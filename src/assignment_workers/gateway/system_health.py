@@ -19,6 +19,7 @@ from assignment_workers.health.monitor import HealthMonitor
 from assignment_workers.health.readings import NO_ANSWER, Readings
 from assignment_workers.health.signs import AnswerCounts, LifeSigns
 from assignment_workers.schema.deadline import hang_up
+from assignment_workers.schema.engine import ConnectionGate
 from assignment_workers.settings import Settings
 
 STALE = timedelta(seconds=10)
@@ -36,28 +37,25 @@ class DatabaseGuard:
     get no answer from the database, statements of this engine fail at once instead.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, gate: ConnectionGate) -> None:
+        """Watch the connections of `engine`, whose gate for new connections is `gate`."""
         self._engine = engine
+        self._gate = gate
         self._in_use: set[psycopg.Connection[Any]] = set()
         self._lock = threading.Lock()
-        self._is_down = False
-        event.listen(engine, "do_connect", self._refuse, insert=True)  # before it is tried
         event.listen(engine, "checkout", self._taken)
         event.listen(engine, "checkin", self._returned)
 
     def update(self, readings: Readings) -> None:
         """Update the state from a health reading; end waits if the database is down."""
-        was_down, self._is_down = self._is_down, readings.database.trouble == NO_ANSWER
-        if self._is_down and not was_down:
+        was_down = self._gate.is_closed
+        self._gate.is_closed = readings.database.trouble == NO_ANSWER
+        if self._gate.is_closed and not was_down:
             with self._lock:
                 waiting = list(self._in_use)
             for each in waiting:
                 hang_up(each)
             self._engine.dispose()
-
-    def _refuse(self, *_: object) -> None:
-        if self._is_down:
-            raise psycopg.OperationalError("PostgreSQL does not answer")
 
     def _taken(self, _: DBAPIConnection, record: ConnectionPoolEntry, __: object) -> None:
         with self._lock:
@@ -102,9 +100,9 @@ class AnswerWindow:
 class SystemHealth:
     """The monitoring of a gateway: health of the system, its own signs of life, `DatabaseGuard`."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine, gate: ConnectionGate) -> None:
         self._settings = settings
-        self._guard = DatabaseGuard(engine)
+        self._guard = DatabaseGuard(engine, gate)
         self._monitor: HealthMonitor | None = None
         self._signs: LifeSigns | None = None
         self.answers = AnswerWindow()

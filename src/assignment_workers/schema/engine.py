@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
@@ -135,6 +136,16 @@ def connect_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"connect_timeout": seconds, **KEEPALIVES}
 
 
+@dataclass
+class ConnectionGate:
+    """While `is_closed`, an engine with this gate opens no connection.
+
+    Each attempt then raises `psycopg.OperationalError` at once.
+    """
+
+    is_closed: bool = False
+
+
 def connect(
     database_url: str,
     *,
@@ -143,6 +154,7 @@ def connect(
     lock_timeout: timedelta = timedelta(seconds=5),
     pool_size: int = 1,
     index_plans_only: bool = False,
+    gate: ConnectionGate | None = None,
 ) -> Engine:
     """Create an engine with UTC sessions, READ COMMITTED isolation and bounded waits.
 
@@ -157,6 +169,8 @@ def connect(
     statement keeps its plan; a plan made while a table was small would continue to scan the whole
     table as it grows, until statistics are gathered again. So a table without a suitable index must
     stay small, or its query must allow another join itself (`assignment.crm.external_crm.reader`).
+
+    `gate`: refuses new connections while it is closed; None: none is refused.
 
     Each exchange also ends on this process's clock (`schema.deadline`): slightly after the
     statement timeout or, if the timeout is long, as soon as the server, asked on another
@@ -191,7 +205,7 @@ def connect(
     )
     _limit(engine, limits)
     locate_dialer(engine, database_url)
-    bound(engine, statement_timeout)
+    bound(engine, statement_timeout, gate)
     return engine
 
 
@@ -211,7 +225,7 @@ def schema_of_dialer(database_url: str) -> str | None:
     return schema_named(query_of(database_url))
 
 
-def bound(engine: Engine, longest: timedelta) -> None:
+def bound(engine: Engine, longest: timedelta, gate: ConnectionGate | None = None) -> None:
     """Limit the wait for each answer on the engine's connections.
 
     `longest`: the statement timeout. Call this after all other connect listeners are registered, so
@@ -222,6 +236,8 @@ def bound(engine: Engine, longest: timedelta) -> None:
     def make(
         _: object, __: object, given: Sequence[str], parameters: dict[str, Any]
     ) -> BoundedConnection:
+        if gate is not None and gate.is_closed:
+            raise psycopg.OperationalError("PostgreSQL does not answer")
         made = BoundedConnection.connect(*given, **parameters)
         made.exchange_seconds = min(seconds, made.exchange_seconds)
         return made

@@ -41,7 +41,6 @@ SCHEMA = schemathesis.openapi.from_dict(document(APP), config=CONFIG)
 BEARERS = {"agents": "frontend", "operators": "operator", "about": "supervisor"}
 BOUNDED = settings(
     max_examples=20,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
     database=None,

@@ -232,7 +232,7 @@ def test_the_order_is_score_then_newest_then_the_higher_id(world: World) -> None
     orders = {tuple(map(str, policy.order)) for policy in POLICIES.values()}
     assert len(orders) == 1
 
-    @settings(max_examples=60, deadline=None, database=None)
+    @settings(max_examples=60, database=None)
     @given(some.lists(SCORED, max_size=25))
     def check(drawn: list[tuple[int, int]]) -> None:
         world.execute("TRUNCATE user_call_scores, crm.users, crm.claims, crm.claim_requirements")

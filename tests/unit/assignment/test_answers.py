@@ -8,7 +8,7 @@ from typing import Any, get_args
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -96,7 +96,6 @@ every_answer: st.SearchStrategy[Answer] = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(every_answer)
 def test_an_answer_comes_back_as_it_was(answer: Answer) -> None:
     assert from_json(json.loads(to_json(answer), parse_constant=pytest.fail)) == answer

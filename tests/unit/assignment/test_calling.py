@@ -65,7 +65,7 @@ def on_the_wall(week: str, zone: ZoneInfo, at: datetime) -> bool:
     )
 
 
-@settings(max_examples=400, deadline=None, database=None)
+@settings(max_examples=400, database=None)
 @given(weeks(), some.sampled_from(CHANGES), some.integers(-1_500, 1_500))
 def test_the_next_opening_is_the_first_open_minute_over_any_change_of_the_clocks(
     week: str, change: tuple[str, datetime], minutes: int
@@ -86,7 +86,7 @@ def test_the_next_opening_is_the_first_open_minute_over_any_change_of_the_clocks
         assert found == first
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100, database=None)
 @given(weeks(), some.sampled_from(CHANGES), some.lists(some.integers(0, 3_000), min_size=2))
 def test_what_was_found_before_changes_no_later_answer(
     week: str, change: tuple[str, datetime], minutes: list[int]

@@ -235,7 +235,7 @@ DOORS = [by_engine, by_lock, by_start, by_listening, by_migration, by_roles, by_
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("door", DOORS)
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(said=wanted(), scheme=st.sampled_from(SCHEMES))
 def test_every_door_connects_to_what_libpq_reads(
     door: Callable[[str], None], form: Callable[[Said, str], str], said: Said, scheme: str
@@ -261,7 +261,7 @@ def test_every_door_connects_to_what_libpq_reads(
 
 
 @pytest.mark.parametrize("form", FORMS[:3])
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(
     said=wanted(),
     scheme=st.sampled_from(SCHEMES),
@@ -275,7 +275,7 @@ def test_no_log_and_no_page_shows_a_password(
         assert SECRET not in str(shown)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(said=wanted(), data=st.data())
 def test_an_address_that_was_mistyped_is_refused_without_its_password(
     said: Said, data: st.DataObject

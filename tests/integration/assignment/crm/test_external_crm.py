@@ -199,11 +199,11 @@ def test_while_it_is_away_the_answer_is_unavailable_and_nobody_is_removed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(crm_module, "PROBE_SECONDS", 0.2)
     world.add_agents(1, 2)
     world.add_users([User(1), User(2), User(3)])
     world.regenerate()
     hold = world.held(1)
+    monkeypatch.setattr(crm_module, "PROBE_SECONDS", 0.2)
     with wire(crm.url) as line, seeing(world, line.url, crm_timeout=timedelta(seconds=0.2)):
         line.cut()
         said = world.ask(2)
@@ -223,6 +223,7 @@ def test_while_it_is_away_the_answer_is_unavailable_and_nobody_is_removed(
         "SELECT state FROM assignment.generations WHERE queue = :q ORDER BY id", q=UNSIGNED
     )
     assert states == ["published", "failed"]
+    monkeypatch.undo()
     with seeing(world, crm.url):
         assert world.held(2).user_id == 2
     assert world.unhealthy() == []
@@ -234,12 +235,12 @@ def test_a_crm_that_takes_connections_and_says_nothing_is_waited_for_briefly(
     world.add_agents(1, 2, 3)
     world.add_users([User(1)])
     world.regenerate()
-    with silent(crm.url) as url, seeing(world, url, crm_timeout=timedelta(seconds=0.2)) as found:
+    with silent(crm.url) as url, seeing(world, url, crm_timeout=timedelta(seconds=1)) as found:
         for agent in range(1, FAILURES + 1):
             began = time.monotonic()
             said = world.ask(agent)
             assert isinstance(said, Unavailable)
-            assert time.monotonic() - began < 0.2 * 3 + 1.0
+            assert time.monotonic() - began < 3.0 + 1.0
         assert found.is_open
         began = time.monotonic()
         said = world.ask(3)
@@ -247,7 +248,7 @@ def test_a_crm_that_takes_connections_and_says_nothing_is_waited_for_briefly(
         assert said.reason == "the CRM cannot be read"
         assert "tried again soon" in capsys.readouterr().out
         assert 0 < said.retry_after <= 5.0
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < 1.0
     assert nobody_was_removed(world)
 
 
