@@ -52,6 +52,7 @@ pytest.register_assert_rewrite(
     "tests.integration.assignment.crm.seeing",
     "tests.integration.assignment.history.forgeries",
     "tests.integration.gateway.dashboard.counted",
+    "tests.model.agent_steps",
     "tests.model.machine",
     "tests.support.commands",
     "tests.support.processes",

@@ -1,8 +1,8 @@
-"""The protocol as a machine small enough to visit every state that it can reach.
+"""The steps of the protocol between clients, Redis, sequencers and PostgreSQL.
 
-Each step here is one that cannot be divided there: one Redis command, one database transaction, one
-loss. Whoever may take a step takes it in any order, so whatever can happen between two steps does.
-The faults are bounded by a `Budget`; between them the search is complete.
+Each step is one that cannot be divided there: one Redis command, one database transaction, one
+loss. Possible steps are taken in any order, so whatever can happen between two steps does. The
+faults are bounded by a `Budget`; between them the search is complete.
 
 What is not modelled: time (a lease lapses, a leader falls silent, whenever it likes), the facts of
 the CRM, pause, skip, release and renew, and more than one dialer queue.
@@ -10,120 +10,21 @@ the CRM, pause, skip, release and renew, and more than one dialer queue.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
-USERS = (1, 2)
-"""In the order of their rank."""
-
-
-class Message(NamedTuple):
-    """A message on the line. `key` tells equal tasks apart: the request, assignment or generation.
-
-    An ask's key is its request id, and its agent has the same number.
-    """
-
-    task: str
-    key: int
-
-
-class Hold(NamedTuple):
-    """An active assignment."""
-
-    id: int
-    user: int
-    agent: int
-    lapsed: bool = False
-
-
-class Generation(NamedTuple):
-    """A build. `seen` is what had been completed when it began; `rows` has each user's place."""
-
-    id: int
-    rows: tuple[tuple[int, str], ...]
-    seen: frozenset[int] = frozenset()
-
-
-class Database(NamedTuple):
-    """What transactions have committed."""
-
-    term: int = 0
-    mark: int = 0
-    """Which of all terms that were ever begun this one is: the random id beside its number."""
-    holds: tuple[Hold, ...] = ()
-    ended: tuple[tuple[int, str], ...] = ()
-    answers: tuple[tuple[int, int], ...] = ()
-    """By request id: the assignment; 0 for 'empty'."""
-    completed: frozenset[int] = frozenset()
-    published: Generation = Generation(0, ())
-    built: Generation | None = None
-    assignments: int = 0
-
-
-class Sequencer(NamedTuple):
-    """A process: `does` is where it stands, `term` what it believes in."""
-
-    does: str = "stands by"
-    term: int = 0
-    mark: int = 0
-    message: Message | None = None
-    answer: str = ""
-    row: int = 0
-    """Find-then-update only: the generation of the row that was found."""
-
-
-class Client(NamedTuple):
-    """An agent's side: 'new', 'asked', 'holds', 'finishing', 'done'."""
-
-    stage: str = "new"
-    answer: str = ""
-    lost: bool = False
-    """Redis lost what was asked: nobody but the client itself can ask again."""
-
-
-class Budget(NamedTuple):
-    """How often each of these may still happen."""
-
-    crashes: int = 0
-    freezes: int = 0
-    """The lock's connection goes, and the leader does not notice yet: frozen, or cut off."""
-    cuts: int = 0
-    """A transaction commits and the connection goes, so that it is done again in place."""
-    losses: int = 0
-    """Redis comes back without its data."""
-    repeats: int = 0
-    """A client asks again with the same request id while the first message is on its way."""
-    builds: int = 0
-    lapses: int = 0
-    returns: int = 0
-    """The database moves back to what it was: an asynchronous standby is promoted, or a backup is
-    restored. What it had committed since is gone, and so are the locks."""
-
-
-class State(NamedTuple):
-    """Everything at one instant."""
-
-    db: Database
-    waiting: tuple[Message, ...]
-    """The assignment queue, its head first."""
-    taken: tuple[tuple[tuple[int, int], tuple[Message, ...]], ...]
-    """By mark and term: what its sequencer has taken and not acknowledged, in the order in which it did."""
-    sequencers: tuple[Sequencer, ...]
-    lock: int
-    """Who has the advisory lock; -1 for nobody."""
-    clients: tuple[Client, ...]
-    left: Budget
-    arrived: tuple[int, ...] = ()
-    """The requests in the order in which each was first sent."""
-    breach: str = ""
-    marks: int = 0
-    """How many terms were ever begun, whatever the database knows of them."""
-    copy: Database | None = None
-    """What a standby has of the database, or a backup."""
-    returned: bool = False
-    """The database has moved back: what was told may be of what it has lost."""
+from tests.model.protocol_state import (
+    USERS,
+    Budget,
+    Client,
+    Database,
+    Generation,
+    Hold,
+    Message,
+    Sequencer,
+    State,
+)
 
 
 class Step(NamedTuple):
@@ -566,79 +467,3 @@ def _without_redis(state: State) -> State:
         client._replace(lost=client.stage in {"asked", "finishing"}) for client in state.clients
     )
     return state._replace(waiting=(), taken=(), clients=clients)
-
-
-@dataclass
-class Search:
-    """What a search found. A trace is what happened, from the beginning."""
-
-    states: int = 0
-    breaches: dict[str, list[str]] = field(default_factory=dict)
-    """By what is broken: the shortest trace to it."""
-    stuck: list[str] | None = None
-    """The shortest trace to a state from which, without another fault, not everybody is answered."""
-    reached: dict[str, int] = field(default_factory=dict)
-    """How many states there are of each kind that was looked for."""
-
-
-def search(protocol: Protocol, looked_for: dict[str, Callable[[State], bool]]) -> Search:
-    """Visit every reachable state, breadth first, and none beyond a breach."""
-    begin = protocol.begin()
-    numbers = {begin: 0}
-    states = [begin]
-    came: list[tuple[int, str]] = [(0, "")]
-    before: list[list[int]] = [[]]
-    """By state: those from which it is reached without a fault."""
-    found = Search(reached=dict.fromkeys(looked_for, 0))
-    front = deque([0])
-
-    def trace(number: int) -> list[str]:
-        told: list[str] = []
-        while number:
-            number, what = came[number]
-            told.append(what)
-        return told[::-1]
-
-    while front:
-        number = front.popleft()
-        state = states[number]
-        for name, holds in looked_for.items():
-            found.reached[name] += holds(state)
-        if state.breach:
-            found.breaches.setdefault(state.breach, trace(number))
-            continue
-        for what, after, is_fault in protocol.steps(state):
-            known = numbers.get(after)
-            if known is None:
-                known = numbers[after] = len(states)
-                states.append(after)
-                came.append((number, what))
-                before.append([])
-                front.append(known)
-            if not is_fault:
-                before[known].append(number)
-    found.states = len(states)
-    found.stuck = _stuck(protocol, states, before, trace)
-    return found
-
-
-def _stuck(
-    protocol: Protocol,
-    states: list[State],
-    before: list[list[int]],
-    trace: Callable[[int], list[str]],
-) -> list[str] | None:
-    """Backwards from where all are answered; whoever is not met on the way is stuck."""
-    good = bytearray(len(states))
-    front = [
-        number for number, state in enumerate(states) if protocol.settled(state) or state.breach
-    ]
-    for number in front:
-        good[number] = 1
-    while front:
-        for earlier in before[front.pop()]:
-            if not good[earlier]:
-                good[earlier] = 1
-                front.append(earlier)
-    bad = good.find(0)
-    return None if bad == -1 else trace(bad)

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import (
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import run_state_machine_as_test
 
-from tests.model.machine import SHARES, STEPS, Machine
+from tests.model.machine import Machine
 from tests.model.trades import TRADES, Trade
 from tests.support.dialers import using
 from tests.support.world import opened
+
+SHARES = {"claims": 24, "clinic": 48, "charity": 48}
+"""By trade: of how many examples of Hypothesis's profile one is run."""
+STEPS = 50
 
 
 @pytest.fixture(params=TRADES)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model.protocol import Budget, Protocol, Search, State, search
+from tests.model.protocol import Protocol
+from tests.model.protocol_search import Search, search
+from tests.model.protocol_state import Budget, State
 
 
 def taken_over_in_a_turn(state: State) -> bool:
