@@ -777,7 +777,7 @@ export interface components {
         };
         /**
          * AgentStatus
-         * @description An agent's status, as stated by the agent or an operator, or implied by the agent's moves.
+         * @description An agent's status: set by the agent or an operator, or implied by an agent's command.
          * @enum {string}
          */
         AgentStatus: "available" | "on_call" | "wrap_up" | "break" | "offline";
@@ -1991,7 +1991,7 @@ export interface components {
         };
         /**
          * Source
-         * @description The origin of an assignment's user: a dialer queue, a callback or a missed call.
+         * @description The reason for an assignment: a user of a dialer queue, a callback or a missed call.
          * @enum {string}
          */
         Source: "queue" | "callback" | "missed_call";
