@@ -28,7 +28,7 @@ from assignment_workers.dialer import (
 )
 from assignment_workers.dialer.check import unread
 from assignment_workers.policy.process_dialer import loaded
-from tests.integration.assignment.crm.seeing import attached
+from tests.integration.assignment.crm.seeing import TIMEOUT, attached
 from tests.support.dialers import DIALERS, using
 from tests.support.example_crm import ExampleCrm, example_elsewhere
 from tests.support.world import World
@@ -49,7 +49,7 @@ def clinic(world: World, postgres_server: str) -> Iterator[tuple[ExampleCrm, Crm
 @contextmanager
 def reading(world: World, there: ExampleCrm) -> Iterator[Crm]:
     """Let the world read this CRM as its dialer declares it."""
-    world.set(crm_database_url=there.url)
+    world.set(crm_database_url=there.url, crm_timeout=TIMEOUT)
     with attached(world) as made:
         yield made
 
