@@ -64,8 +64,9 @@ KINDS = {
     PhoneNumberType.UAN: "company",
     PhoneNumberType.VOICEMAIL: "voicemail",
 }
-"""The kinds of phone numbers. The kind of any other number is `unknown`: its length is possible,
-but it is in no allocated range.
+"""The kind of line of a phone number (mobile, fixed, ...), by the type in the library phonenumbers.
+
+Any other number has the kind `unknown`: its length is possible, but it is in no allocated range.
 """
 
 
@@ -113,7 +114,7 @@ class Identity:
 
     @property
     def kinds(self) -> list[str]:
-        """The kind of each number in `e164`, in the same order."""
+        """The kind of line (`mobile`, `fixed`, ...) of each number in `e164`, in the same order."""
         return list({each.e164: each.kind for each in self.numbers}.values())
 
     @property
@@ -136,11 +137,11 @@ class Reader:
     region: str = "GB"
     zones: tuple[tuple[str, ZoneInfo], ...] = ()
     key: str | None = field(default=None, repr=False)
-    """The secret for the hashes of forgotten users' numbers (`keyed`). None: no hashing."""
+    """The secret for the hashes of the numbers of erased users (`keyed`). None: no hashing."""
     tag: str = field(init=False, default="", compare=False)
     """The version of everything that affects the result: rules, library, region, zones and key.
 
-    A stored identity with another tag is read again.
+    Numbers that are stored with another tag are read again from the text that they came from.
     """
 
     def __post_init__(self) -> None:
@@ -216,7 +217,7 @@ Line = tuple[int, str, datetime | None]
 """A line of an imported list: line number, text of the phone number, and expiry."""
 Read = tuple[int, str, list[str], int]
 """The result of reading some lines: the number of lines, rows for PostgreSQL's COPY, a note on each
-unread line, and the number of forgotten numbers that were left out.
+unread line, and how many phone numbers of erased users were left out.
 """
 
 
@@ -229,8 +230,9 @@ def read_chunk(
 ) -> Read:
     """Read the phone numbers of some lines of an imported list.
 
-    `forgotten`: the hashes of forgotten numbers, each with the end of its suppression (None: it
-    does not end). A number is left out if such a suppression lasts as long as the list's would.
+    `forgotten`: the hashes of the numbers of erased users, each with the end of its suppression
+    (None: it does not end). A number is left out if such a suppression lasts as long as the list's
+    would.
     `expires_at`: the expiry of the list. The function is in this module because a worker process
     that reads lists loads nothing else.
     """
@@ -251,7 +253,10 @@ def read_chunk(
 
 
 def _outlasts(forgotten: Mapping[str, datetime | None], keyed: str, ends: datetime | None) -> bool:
-    """Return True if a forgotten number stays suppressed at least until `ends` (None: for ever)."""
+    """Return True if the number with the hash `keyed` is suppressed until `ends` or longer.
+
+    `forgotten` has the suppressed numbers of erased users by hash. None stands for no end.
+    """
     if keyed not in forgotten:
         return False
     until = forgotten[keyed]

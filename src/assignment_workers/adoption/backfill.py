@@ -21,9 +21,9 @@ Tell = Callable[[str], None]
 def backfill(engine: Engine, source: SourceTable, *, tell: Tell, batch: int) -> int:
     """Copy the queued users of a dialer's queue table into a generation; return its number.
 
-    A generation is one build of a dialer queue. Rows are copied in batches of `batch` rows in the
-    order of the key, and no row of the dialer's table is locked. If a user has several rows, the
-    best position counts.
+    A generation is one build of a dialer queue. Rows are read in batches of `batch` rows in the
+    order of the key; the pending and assigned ones are copied. No row of the dialer's table is
+    locked. If a user has several rows, the best position counts.
     """
     number = patiently(lambda: _begun(engine, source), seconds=TRY_SECONDS)
     table = partition(number)
@@ -142,10 +142,11 @@ def copy_statement(source: SourceTable, number: int, table: str, *, first: bool 
 
 
 def duplicates_statement(source: SourceTable) -> str:
-    """Return the SQL that records each row that the copy leaves out, and the rule for that.
+    """Return the SQL that records rows that the copy leaves out, each with the reason.
 
-    Left out are all rows of a user but the best one, and rows with a status that the dialer does
-    not declare.
+    Recorded are pending and assigned rows of a user who has a better one, and rows with a status
+    that the dialer does not declare. Rows with another declared status, such as completed, are left
+    out of the copy without a record.
     """
     return f"""
         INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, rule)

@@ -2,9 +2,10 @@
 
 This is the one exception to "everything that changes who may be handed out goes through the
 assignment queue". A trigger inserts the assignment in the statement of the claim, and the unique
-indexes of guarantee 1 apply to it. If the user or the agent already has an assignment, the trigger
-skips the row: the dialer's guarded update changes nothing, and its code continues as if another
-agent had been quicker. No statement waits longer than `WAITS_AT_MOST`.
+indexes of guarantee 1 (one holder for each user and agent) apply to it. If the user or the agent
+already has an assignment, the trigger skips the row: the dialer's guarded update changes nothing,
+and its code continues as if another agent had been quicker. No statement waits longer than
+`WAITS_AT_MOST`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ WAITS_AT_MOST = "200ms"
 """The longest time that a claim of the dialer waits for another transaction about the user or
 agent.
 
-It is shorter than PostgreSQL's deadlock timeout, so no fenced transaction ends by a deadlock with
-such a claim.
+It is shorter than PostgreSQL's deadlock timeout, so no transaction of a sequencer ends by a
+deadlock with such a claim.
 """
 HELD_AT_LEAST = "30 minutes"
 """The shortest lease of an assignment that a claim of the dialer made.

@@ -30,13 +30,15 @@ UNIQUE = {
 }
 """By index name: the table, the unique column, and the order of preference.
 
-If several pending rows have the same value, the first in this order stays pending.
+If several pending rows have the same value, the first in this order stays pending, and the others
+are cancelled.
 """
 
 
 def missing(connection: Connection) -> Iterator[str]:
     """Yield the statements that create our missing triggers and unique indexes.
 
+    Before a unique index is created, pending rows that it would reject are cancelled (`UNIQUE`).
     Run each statement separately, outside of a transaction. The functions of the triggers are
     always replaced. The database must be at the revision of this release.
     """

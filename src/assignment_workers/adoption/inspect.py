@@ -38,9 +38,9 @@ from assignment_workers.schema.migrate import OUR_VIEW, head
 def inspect(connection: Connection, crm: Crm | None) -> Inspection:
     """Inspect the database, in the transaction of `connection`. A read-only role is enough.
 
-    `crm`: the external CRM; None if the CRM is in this database. The rows of blockers are counted
-    by one scan of a queue table per kind of blocker, and by one scan of each other table of the
-    dialer.
+    `crm`: the external CRM; None if the CRM is in this database. Rows that a migration has to
+    decide about are counted by one scan of a queue table per kind of row, and by one scan of each
+    other table of the dialer.
     """
     relations = relations_of(connection)
     tables = [_queue_table(name, relations.get(name)) for name in QUEUE_TABLES.values()]
@@ -96,10 +96,12 @@ def _is_readable(shape: Shape) -> bool:
 
 
 def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
-    """Return the differences that prove that the table does not belong to a certain schema.
+    """Return those of `differences` which prove that a table is not in the schema compared with.
 
-    These are missing columns, and properties as in the `other` schema. A difference that is in
-    neither schema was made by somebody and proves nothing; nor does an index.
+    `differences` are those between the table and that schema; `other` is the table's form in the
+    other schema that a dialer's database may have. A missing column is a proof, and so is a
+    property as in `other`. A property of neither schema was changed by somebody and proves nothing;
+    nor does an index.
     """
     return [
         each

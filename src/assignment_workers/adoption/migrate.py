@@ -114,7 +114,10 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
 
 
 def guard(engine: Engine) -> None:
-    """Create our missing triggers and unique indexes on the tables that the dialer still writes."""
+    """Create our missing triggers and unique indexes on the tables that the dialer still writes.
+
+    Pending rows that a unique index would reject are cancelled first (`guards.UNIQUE`).
+    """
     with engine.connect() as connection:
         statements = list(guards.missing(connection))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -173,7 +176,8 @@ _BY_TEXT = text(
 def additions(connection: Connection) -> Iterator[str]:
     """Yield the statements that add what the dialer's tables lack, without rewriting a row.
 
-    An added column without a default may be null, because existing rows have no value for it.
+    They add columns, defaults and unique indexes. An added column without a default may be null,
+    because existing rows have no value for it.
     """
     dialect = connection.dialect
     for table in read_schema(connection, None).tables:
@@ -227,10 +231,11 @@ def switch(
 ) -> None:
     """Turn holds into assignments and queue tables into views, and publish, in one transaction.
 
-    `numbers` has the filled generation (build) of each dialer queue. The dialer waits once for this
-    transaction. Its duration depends on the number of holds, not on the size of the tables. If it
-    takes longer than `SWITCH_AT_MOST` after locking the tables, it is rolled back and raises
-    SQLAlchemy's `OperationalError`, so that it can be retried.
+    `numbers` has, for each dialer queue, the generation (build) that `backfill` filled. After the
+    transaction, users are assigned from these. The dialer waits once for the transaction. Its
+    duration depends on the number of holds, not on the size of the tables. If it takes longer than
+    `SWITCH_AT_MOST` after locking the tables, it is rolled back and raises SQLAlchemy's
+    `OperationalError`, so that it can be retried.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -352,9 +357,9 @@ def show_call_queue(engine: Engine) -> bool:
 
 
 def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
-    """Index the tables that the backfill filled, and attach them to the table `entries`.
+    """Index the tables that `backfill` filled, and attach them to the table `entries`.
 
-    `numbers`: for each dialer queue, the number of the generation (build) whose table it is. The
+    There is one for each generation (build). `numbers` has the generation of each dialer queue. The
     generations are marked as built. Tables that are attached already are skipped.
     """
     for number in numbers.values():
@@ -376,9 +381,9 @@ def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
 
 
 def locked_turn(connection: Connection) -> FencedTransaction:
-    """Lock the rows of all lanes and return a fenced transaction of the default lane.
+    """Lock the rows of all lanes and return a transaction like one of the default lane's sequencer.
 
-    No sequencer writes until the transaction ends.
+    Because of the locks, no sequencer writes until the transaction ends.
     """
     rows = connection.execute(
         select(LaneTerm.lane, LaneTerm.term).order_by(LaneTerm.lane).with_for_update()

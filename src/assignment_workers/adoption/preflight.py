@@ -65,7 +65,7 @@ def _unlike(table: Inspected) -> Obstacle:
 
 
 def _of_place(connection: Connection) -> Iterator[Obstacle]:
-    """Yield an obstacle if the search path leads to tables that would not be taken over."""
+    """Yield an obstacle if the search path leads to tables in a schema that is not taken over."""
     if is_named(connection):
         return
     names = [*QUEUE_TABLES.values(), "agents", "user_call_scores", "callbacks", "conversions"]

@@ -45,11 +45,12 @@ _KINDS = {
 def settle(engine: Engine, tell: Tell) -> None:
     """Decide about each callback or missed call that the dialer has handed out and not ended.
 
-    Each decision is stored in `adoption_decisions`. One with a current lease becomes an assignment.
-    One that was due within `OLD` becomes pending again. Any other is left unchanged, for an
-    operator. A pending callback that a later one of the same user replaces is cancelled, as always.
-    A repeated call decides only about new ones. `tell` is called with a line for each kind of
-    decision.
+    Each decision is stored in `adoption_decisions`. A callback with a lease that is in force and
+    ends within a day, and a missed call that was handed out within `LATELY`, become assignments if
+    user and agent are known and free. Of the others, one that was due within `OLD` becomes pending
+    again; the rest are left unchanged, for an operator. A pending callback that a later one of the
+    same user replaces is cancelled. A repeated call decides only about new ones. `tell` is called
+    with a line for each kind of decision.
     """
     for table in _KINDS:
         counts = {DUE_AGAIN: 0, FOR_OPERATOR: 0, HELD: 0}

@@ -234,7 +234,8 @@ TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "agent_sessions": (frozenset({"ended_at", "last_heartbeat"}), frozenset()),
     "call_sessions": (frozenset(), frozenset({"unsigned_queue_id", "outstanding_queue_id"})),
 }
-"""By table: the columns that only the deployed schema has, and those that only the draft has.
+"""By table of the dialer: the columns that only the schema in production has, and those that only
+the draft has, a schema that was never deployed completely.
 
 The other columns of these tables are the same in both schemas.
 """
@@ -244,7 +245,9 @@ ADDED: Mapping[str, frozenset[str]] = {
     "missed_calls": frozenset({"available_from", "updated_at"}),
     "conversions": frozenset({"episode", "created_at", "updated_at"}),
 }
-"""By table of the dialer: the columns that the migration adds, because neither schema has them."""
+"""By table of the dialer: the columns that the migration adds. Neither the schema in production nor
+the draft has them.
+"""
 
 READ: Mapping[str, Column] = {
     name: _DEPLOYED[name]

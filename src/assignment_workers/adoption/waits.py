@@ -35,7 +35,10 @@ def telling_of_waits(database_url: str, tell: Tell) -> Iterator[None]:
 
 
 def open_transactions(connection: Connection) -> Iterator[str]:
-    """Yield a line about each long transaction for whose end a migration would wait."""
+    """Yield a line about each transaction that a migration would wait for.
+
+    Only transactions that have been open for `OPEN_FOR_SECONDS` are reported.
+    """
     for row in connection.execute(_OPEN, {"seconds": OPEN_FOR_SECONDS}):
         yield (
             f"session {row.pid} of {row.role} ({row.program or 'no name'}) is in a transaction for"

@@ -1,7 +1,7 @@
 """Chains of digests over events, which reveal a changed, deleted or reordered event.
 
 Each lane has a hash chain of its events in the order of their ids, which is the order of their
-commits. Events of jobs and triggers, which no fenced transaction wrote, are in the chain `OUTSIDE`.
+commits. Events without a term, such as those of jobs, are in the chain `OUTSIDE`.
 A digest is SHA-256 over the previous digest, the lane, the position, the event's id and the event
 without the texts that people typed. Those texts are in `event_texts`, so that erasing a text
 changes no digest.

@@ -1,6 +1,6 @@
 """Reads of the events in the order of their ids, for programs that follow them.
 
-The events of one lane commit in the order of their ids, because the lane's fenced transactions
+The events of one lane commit in the order of their ids, because the transactions of its sequencer
 follow one another. Other transactions write events too, so an event may be visible before an event
 with a smaller id has committed. The function `writers` shows when no such transaction is open.
 """

@@ -111,8 +111,9 @@ class Work:
 def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
     """Run the job: call `work`, and commit its changes with the record of the run's success.
 
-    Only one run of a job is in progress at a time; a further call meanwhile skips the job. If
-    `work` fails, the error is stored in the run's row and raised. If the process dies, the job's
+    Only one run of a job is in progress at a time; a further call meanwhile skips the job, and so
+    does a call for a `slot` (period) for which the job has succeeded. If `work` fails, the error is
+    stored in the run's row and raised. If the process dies, the job's
     lock is lost with its connection, and the next run marks the run as failed.
     """
     ran, _ = run_for(engine, job, lambda given: Made(work(given), None))
@@ -120,7 +121,10 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
 
 
 def run_for(engine: Engine, job: Job, work: Callable[[Work], Made[T]]) -> tuple[Ran, T | None]:
-    """Run the job as `run` does; also return the value of its work, or None if it was skipped."""
+    """Run the job as `run` does; also return the value of its work.
+
+    None if the job was skipped: another run is in progress, or the job has run for its period.
+    """
     with engine.connect() as connection, engine.connect() as side_connection:
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
         if not try_lock(connection, job.lock):
@@ -155,7 +159,10 @@ def last_slot(connection: Connection, name: str) -> datetime | None:
 
 
 def _begin(side_connection: Connection, job: Job, now: datetime) -> int | None:
-    """Store the row of a new run; return the run's number, or None if its slot is done already."""
+    """Store the row of a new run; return the run's number.
+
+    None if the job has succeeded for the slot (period) already.
+    """
     row = {
         "job": job.name,
         "queue": job.queue,

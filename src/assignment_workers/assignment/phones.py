@@ -28,14 +28,14 @@ from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.tables import Forgotten, Phone, PhoneZone
 
 READ_IN_A_TURN = 100
-"""Maximum number of users whose phone numbers one fenced transaction reads: about 10 ms."""
+"""Maximum number of users whose numbers one transaction of the sequencer parses: about 10 ms."""
 AT_A_TIME = 1_000
-"""Number of users whose phone numbers a job reads in one batch, which takes about 0.1 s."""
+"""Number of users whose phone numbers a job parses in one batch, which takes about 0.1 s."""
 BATCHES_AT_MOST = 200
 BEFORE_A_BUILD = 20
-"""Maximum number of batches of changed phone numbers that a build reads before it begins.
+"""Maximum number of batches of changed phone numbers that a build parses before it begins.
 
-Claims read the phone numbers that remain.
+Claims parse the phone numbers that remain.
 """
 
 Said = Mapping[str, Any]
@@ -43,7 +43,7 @@ Said = Mapping[str, Any]
 
 
 def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[str, Any]:
-    """Read the phone number of each of these users; return parameters for storing the results.
+    """Parse the phone number of each of these users; return parameters for storing the results.
 
     The parameters are those of `STORE` and `STORE_ZONES`. `people`: the users' values in the CRM.
     `numbers`: the rules for reading phone numbers. `now`: the time that is stored with the results.
@@ -82,9 +82,9 @@ def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[
 
 
 def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Counts:
-    """Read users' phone numbers that are new, have changed, or were read under other settings.
+    """Parse users' phone numbers that are new, changed, or were parsed under other settings.
 
-    For each user, the numbers are stored in E.164 form. Each batch is read first and then written
+    For each user, the numbers are stored in E.164 form. Each batch is parsed first and then written
     by a short transaction, so that a claim waits for it only milliseconds. After `batches` batches,
     the next run continues. Users with the highest ids come first, because new users are the next to
     be called. Returns the counts `read`, `unreadable` (among those read) and `forgotten` (deleted
@@ -133,10 +133,10 @@ def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, 
 
 
 def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
-    """Return the query for the next users whose phone number has to be read again.
+    """Return the query for the next users whose phone number has to be parsed.
 
     These are users with ids below the SQL parameter `below` whose number is new, has changed, or
-    was read under other settings than `numbers`, the highest ids first.
+    was parsed under other settings than `numbers`, the highest ids first.
     """
     return (
         _said(numbers)

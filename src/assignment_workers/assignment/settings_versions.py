@@ -86,7 +86,7 @@ def version_of(settings: Settings) -> int | None:
 
 
 def of_transaction(transaction: FencedTransaction, given: Settings) -> Settings:
-    """Return the settings in force in a fenced transaction.
+    """Return the settings in force in this transaction of the sequencer.
 
     `given`: the settings of the environment. Cost: nothing, except for one read of the version's
     row in the first transaction of the process after a change.

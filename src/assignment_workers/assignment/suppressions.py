@@ -44,7 +44,10 @@ from assignment_workers.schema.tables import Event, Forgotten, Suppression, Supp
 FORGOTTEN = "(forgotten)"
 """The text that replaces the reason of a suppression when the person is erased."""
 COUNTED = timedelta(days=1)
-"""Period in which removals of a user for suspicious rules count towards quarantine."""
+"""Period within which claims that find a user ineligible count towards a quarantine of the user.
+
+Only rules count that the build had found to be met.
+"""
 LISTED_AT_MOST = 1_000
 COUNTED_AT_MOST = 10_000
 
@@ -310,7 +313,7 @@ def check_key(connection: Connection, reader: Reader) -> None:
 
 
 def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after: int) -> None:
-    """Quarantine users whom claims removed as ineligible suspiciously often.
+    """Quarantine users whom claims removed as ineligible often: they wait for an operator.
 
     `failed`: users whom this transaction removed for one of the `suspicious` rules, which the build
     had found to be met. Users removed so `after` times within the period `COUNTED` are quarantined;

@@ -144,7 +144,10 @@ def _has_database(given: Settings) -> bool:
 
 
 def _in_force(given: Settings) -> Settings:
-    """Return the settings in force; without a database, those of environment and file."""
+    """Return the settings with the operational settings in force.
+
+    Without a database, or if it is unavailable, those of the environment and the dialer's file.
+    """
     if _has_database(given):
         try:
             with database() as connection:

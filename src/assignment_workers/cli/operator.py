@@ -258,7 +258,7 @@ def _watch(readings: Iterator[Health]) -> int:
 def _noted(readings: Iterator[Health], served: list[bool]) -> Iterator[Health]:
     """Yield each reading, at least `WATCH_SECONDS` apart.
 
-    `served` gets True if agents are served by that reading.
+    The content of the list `served` becomes one value: True if agents are served by that reading.
     """
     for health in readings:
         served[:] = [health.agents_are_served]

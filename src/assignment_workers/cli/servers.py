@@ -141,7 +141,7 @@ def need_crm(connection: Connection) -> None:
 
 
 def _prepare(connection: Connection, given: Settings) -> None:
-    """Create the views of the CRM's tables.
+    """Create or replace the views through which rules read the CRM's tables.
 
     Ignore a failure, because not every command needs them.
     """
@@ -159,7 +159,10 @@ def database(
     views: bool = True,
     patience: timedelta = COMMAND_AT_MOST,
 ) -> Iterator[Connection]:
-    """Yield the connection of `database_and_crm`."""
+    """Yield a connection to the database, for a command that does not need the external CRM.
+
+    See `database_and_crm` for the arguments and errors.
+    """
     with database_and_crm(at, checked=checked, views=views, patience=patience) as (connection, _):
         yield connection
 

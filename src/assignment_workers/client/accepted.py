@@ -11,7 +11,7 @@ KNOWN_AT_MOST = 10_000
 class Accepted:
     """The last `KNOWN_AT_MOST` offers that agents accepted through this client or gateway.
 
-    If an offer is no longer in it, the next heartbeat sends the accept command again.
+    For an offer that is no longer among them, the next heartbeat sends the accept command again.
     """
 
     def __init__(self) -> None:

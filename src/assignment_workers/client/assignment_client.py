@@ -151,8 +151,8 @@ class AsyncAssignmentClient(AgentMethods, ABC):
 class Hold:
     """An assignment that a background thread renews until the block of `holding` ends.
 
-    The first renewal accepts the offer. `lost` is set when a renewal is refused, because the user
-    may then be assigned to another agent.
+    The first renewal accepts the offer. The event `lost` is set when a renewal is refused. Another
+    agent may have the user from then on.
     """
 
     def __init__(self, client: AssignmentClient, assignment: Held, *, timeout: timedelta) -> None:
@@ -279,7 +279,8 @@ class Hold:
     def _pause(lease: timedelta, until: datetime) -> float:
         """Return the seconds until the next renewal of a lease that ends at `until`.
 
-        A third of the time that is left, or of `lease`, the full length, if that is less.
+        It is a third of the time that is left, or of `lease` (the full length) if that is less, but
+        at least `SOONEST_SECONDS`.
         """
         left = min(until - datetime.now(UTC), lease)
         return max(left.total_seconds() / RENEWALS_A_LEASE, SOONEST_SECONDS)

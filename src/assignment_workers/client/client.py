@@ -84,8 +84,8 @@ class Client(OperatorMethods, AssignmentClient):
         """Return a client of the workers that use this Redis, without contacting a server.
 
         Raises `UsageError` for an invalid address. If a server does not answer, the first call
-        returns `Unavailable`. `key` is `ASSIGNMENT_WORKERS_COMMAND_KEY`, for a program that knows
-        which operator acts. `tracing`: see `traces.follow`.
+        returns `Unavailable`. `key` is the value of `ASSIGNMENT_WORKERS_COMMAND_KEY`; it signs the
+        commands that name an operator. `tracing`: see `traces.follow`.
         """
         return cls(redis_url, broker_url=broker_url, lanes=lanes, key=key, tracing=tracing)
 

@@ -220,16 +220,16 @@ def change_settings(changes: Sequence[Mapping[str, Any]], by: str, why: str) -> 
 
 
 def passing(celery_queue: str) -> CommandCall:
-    """Build a command that proves that an assignment queue is being worked off.
+    """Build a command whose answer proves that a sequencer carries out this assignment queue.
 
-    The command ends lapsed assignments, so any process may send it at any time. Its answer shows
-    that each message that was sent to `celery_queue` before it has been carried out.
+    The command ends assignments whose lease has ended, so any process may send it at any time. Its
+    answer shows that each message that was sent to `celery_queue` before it has been carried out.
     """
     return CommandCall("assignment.expire", {}, celery_queue=celery_queue)
 
 
 def repair() -> CommandCall:
-    """Build the command that corrects queue entries that contradict the active assignments."""
+    """Build the command that corrects dialer queue entries that contradict the assignments."""
     return CommandCall("queue.repair", {})
 
 

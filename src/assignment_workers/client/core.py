@@ -91,7 +91,7 @@ class LookUp:
 
 @dataclass(slots=True)
 class Count:
-    """An exchange: count the answer to a request, for the service levels."""
+    """An exchange: count the answer to a request, for the report of the service levels."""
 
     answer: RequestAnswer
 
@@ -295,7 +295,7 @@ class CeleryCore(Core):
         return self.command(commands.resume(queue, by, why), timeout=timeout)
 
     def repair(self, *, timeout: timedelta = TIMEOUT) -> Steps[CommandAnswer]:
-        """Correct the entries of the published queues that contradict the active assignments."""
+        """Correct the entries of the dialer queues that contradict the active assignments."""
         return self.command(commands.repair(), timeout=timeout)
 
     def regenerate(self, queue: str | None = None) -> Steps[str | Unavailable]:

@@ -32,7 +32,8 @@ from assignment_workers.errors import BrokerUnavailable
 log = logging.getLogger(__name__)
 
 Built: TypeAlias = dict[str, dict[str, int | str]]
-"""The result of a build, by dialer queue: the `generation` and its `size`, or why it was `skipped`.
+"""The result of a build, by dialer queue: the `generation` (its number) and its `size` in users. If
+nothing was built, `skipped` has the reason instead.
 """
 
 

@@ -48,9 +48,10 @@ class Guardian:
     """
 
     def __init__(self, *, keeps: Sequence[int] = (), record: WorkerRecord | None = None) -> None:
-        """Start the guardian process. It keeps the file descriptors `keeps` open.
+        """Start the guardian process. It keeps the file descriptors `keeps`, such as locks, open.
 
-        `record` also stores each process passed to `watch`, except servers, until `forget`.
+        Each process passed to `watch`, except servers, is also stored in `record` until it is
+        passed to `forget`.
         """
         self._record = record
         self._process = subprocess.Popen(

@@ -24,8 +24,8 @@ class WorkerRecord:
     """A file in the home of a stack that names its running workers.
 
     The next stack on that home ends the workers that are left over. A worker is identified by its
-    process id and start time, because ids are reused. Only the process that holds the home may use
-    the record; it may do so from any thread.
+    process id and start time, because ids are reused. Only the process that has locked the home
+    (`runtime.home.hold`) may use the record; it may do so from any thread.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,9 +81,9 @@ def end_orphans(
 ) -> None:
     """End every process whose command line `matches`: by signal `number`, then by SIGKILL.
 
-    SIGKILL follows after `seconds`. `name` is the kind of server, for the error message. Only the
-    process that holds the home may call this, because the matching servers belong to that home.
-    Raises `StackFailed` if a process cannot be ended.
+    SIGKILL follows after `seconds`. `name` is the kind of server, for the error message. The
+    matching servers belong to one home (a stack's directory). Only the process that has locked that
+    home may call this. Raises `StackFailed` if a process cannot be ended.
     """
     strays = [stray for stray in psutil.process_iter() if matches(_command_line(stray))]
     for ending, patience in ((number, seconds), (signal.SIGKILL, 5.0)):

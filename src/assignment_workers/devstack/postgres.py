@@ -55,17 +55,16 @@ GRANT pg_monitor, pg_read_all_stats, pg_signal_backend, pg_checkpoint TO {ROLE} 
 CREATE DATABASE {ROLE} OWNER {ROLE}
 """
 ACCESS = f"host all all {LOOPBACK}/32 scram-sha-256\n"
-"""The line of pg_hba.conf: roles connect with a password. The superuser has none and cannot
+"""The line of pg_hba.conf: roles connect with a password. The superuser has no password and cannot
 connect.
 """
 STOP_SECONDS = 30.0
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """Create the server's data directory if it is missing, and return the server, not yet started.
+    """Prepare an embedded PostgreSQL, with its data; return the server, which is not started yet.
 
-    Raises `StackFailed`.
-    See `plan` for the arguments.
+    See `plan`, which does the same but does not create the data. Raises `StackFailed`.
     """
     server = plan(directory, fsync=fsync)
     server.make()
@@ -76,10 +75,10 @@ def plan(directory: Path, *, fsync: bool = True) -> Server:
     """Prepare an embedded PostgreSQL in `directory` and return the server to start.
 
     A server that an earlier stack left running there is ended, and a port is chosen. `Server.make`
-    creates the data if there are none, which takes a second. `directory` is in a home that the
-    caller holds. The data, the port (unless it is in use) and the password stay the same at each
-    start. `fsync` off is for tests: a crash of the machine may then lose or break the data. Raises
-    `StackFailed`.
+    creates the data if there are none, which takes a second. `directory` is in a home (a stack's
+    directory) that the caller has locked. The data, the port (unless it is in use) and the password
+    stay the same at each start. `fsync` off is for tests: a crash of the machine may then lose or
+    break the data. Raises `StackFailed`.
     """
     programs = find_programs()
     directory.mkdir(mode=0o700, exist_ok=True)

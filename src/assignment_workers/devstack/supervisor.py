@@ -76,7 +76,7 @@ class Signals:
 
 @dataclass
 class _Service:
-    """The description of a process, its running child if there is one, and its restarts."""
+    """A process of the stack: its description, its `Child` while it runs, and its restarts."""
 
     spec: ProcessSpec
     child: Child | None = None

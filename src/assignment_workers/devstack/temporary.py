@@ -131,7 +131,7 @@ class Disk:
     path: Path
 
     def seen(self, path: Path) -> Path:
-        """Return the path by which this process can reach `path` of the stack."""
+        """Return the path by which the calling process reaches `path`, a path in the stack."""
         return Path(f"/proc/{self.process}/root{path}")
 
     def fill(self) -> None:

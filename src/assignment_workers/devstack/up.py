@@ -153,7 +153,7 @@ def _run(
 
 
 def _plan(settings: Settings, path: Path) -> dict[str, Server]:
-    """Return the embedded servers to start, by the name of the setting that has no address."""
+    """Return an embedded server for each address that is not set, by the name of its setting."""
     servers: dict[str, Server] = {}
     if settings.redis_url is None:
         servers["redis_url"] = valkey.prepare(path / "valkey")

@@ -47,10 +47,10 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
     """Prepare an embedded Valkey in `directory` and return the server to start.
 
     A server that an earlier stack left running there is ended, a port is chosen, and the
-    configuration is written. `directory` is in a home that the caller holds. The data, the port
-    (unless it is in use) and the password stay the same at each start. If the server is killed,
-    nothing that it has answered is lost. A crash of the machine loses at most a second of writes,
-    or more without `fsync`. Raises `StackFailed`.
+    configuration is written. `directory` is in a home (a stack's directory) that the caller has
+    locked. The data, the port (unless it is in use) and the password stay the same at each start.
+    If the server is killed, nothing that it has answered is lost. A crash of the machine loses at
+    most a second of writes, or more without `fsync`. Raises `StackFailed`.
     """
     program = find_program()
     data = directory / "data"

@@ -86,9 +86,10 @@ def _of_whole(expression: ClauseElement, known: Columns) -> bool:
 
 
 def _of_list(expression: BooleanClauseList, known: Columns) -> bool:
-    """Return True if an AND or OR may be null. In `x IS NULL OR …` the rest counts with x not null.
+    """Return True if an AND or OR may be null.
 
-    The same applies to `x IS NOT NULL AND …`.
+    In `x IS NULL OR …`, and in `x IS NOT NULL AND …`, x counts as not null in the rest, because the
+    rest decides only then.
     """
     ruled = operators.is_ if expression.operator is operators.or_ else operators.is_not
     found = [

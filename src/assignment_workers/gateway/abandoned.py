@@ -30,7 +30,8 @@ TIMEOUT = timedelta(seconds=10)
 class Abandoned:
     """Releases assignments whose callers disconnected before they got the answer.
 
-    Each is released after a grace period (`grace`), unless its agent has asked again since.
+    Each is released `grace` later, unless its agent has since repeated the request at any gateway,
+    or has renewed or ended the assignment.
     """
 
     def __init__(self, *, grace: timedelta = GRACE) -> None:

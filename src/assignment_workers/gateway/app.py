@@ -68,8 +68,8 @@ def create_app(
 ) -> FastAPI:
     """Return the FastAPI application of a gateway, with this database and the Redis of `settings`.
 
-    `crm`: the external CRM; None if the CRM is in that database. `gate`: that of `engine`, closed
-    while the database does not answer. `tokens` False: no token is
+    `crm`: the external CRM; None if the CRM is in that database. `gate`: the object by which
+    `engine` refuses new connections while the database does not answer. `tokens` False: no token is
     needed, and every caller may do everything.
     """
     origins = Origins.of(

@@ -1,7 +1,7 @@
 """Routes that pass well-formed calls directly to their functions.
 
-Their answers are for agents, are of the closed types of `assignment.answers`, and contain no free
-text.
+Their answers are not redacted: they are for agents, have only the types in `assignment.answers`,
+and contain no free text.
 
 FastAPI resolves the arguments of the function again for each call, which costs as much as all other
 work of the gateway for a claim. These routes are called for every user who is handed out.

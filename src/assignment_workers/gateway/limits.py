@@ -23,7 +23,10 @@ forgotten first.
 
 @dataclass
 class TokenBucket:
-    """A rate limit for each key: `per_second` calls a second on average, twice as many at once."""
+    """A rate limit for each key: on average `per_second` calls a second.
+
+    After a pause, twice as many are allowed at once, and at least one.
+    """
 
     per_second: float
     clock: Callable[[], float] = time.monotonic

@@ -59,7 +59,7 @@ async def recorded(
 def outcome_of(response: Response) -> str:
     """Return the outcome to record for a response.
 
-    For an action that was only sent it is `asked`.
+    For a message that was sent to the workers without waiting for its result, it is `asked`.
     """
     if response.status_code == HTTPStatus.ACCEPTED:
         return ASKED

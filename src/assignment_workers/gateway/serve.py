@@ -126,8 +126,8 @@ def _listening(host: str, port: int) -> socket.socket:
 def wants_tokens(settings: Settings) -> bool:
     """Return True if callers need a token.
 
-    Tokens may be off only with the embedded servers and on a loopback address; otherwise raises
-    `UsageError`.
+    Tokens may be off only if the gateway listens on a loopback address and `assignment-workers up`
+    runs PostgreSQL and Valkey itself; otherwise raises `UsageError`.
     """
     if settings.gateway_tokens != "off":
         return True

@@ -47,7 +47,10 @@ class DatabaseGuard:
         event.listen(engine, "checkin", self._returned)
 
     def update(self, readings: Readings) -> None:
-        """Update the state from a health reading; end waits if the database is down."""
+        """Refuse connections if the database did not answer this reading, else allow them.
+
+        When it answers no more, the statements that wait for it are ended.
+        """
         was_down = self._gate.is_closed
         self._gate.is_closed = readings.database.trouble == NO_ANSWER
         if self._gate.is_closed and not was_down:

@@ -97,7 +97,7 @@ _CertificateSource = _CertificateFile | _TlsServer
 def reader(settings: Settings) -> Callable[[], list[CertificateFacts]]:
     """Return a function that reads the certificates, at most once in `AGAIN_SECONDS`.
 
-    A server that does not answer within `ANSWER_SECONDS` is left out.
+    A server that does not answer within `ANSWER_SECONDS`, or shows no certificate, is left out.
     """
     sources = list(_sources(settings))
     found: list[CertificateFacts] = []

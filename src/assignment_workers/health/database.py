@@ -30,8 +30,8 @@ from assignment_workers.sequencer.term import APPLICATION
 
 STATEMENT = timedelta(seconds=1)
 EXPIRES_SOON = timedelta(days=7)
-"""The time before the expiry of a token from which the token should be replaced, but at most a
-quarter of its life.
+"""The time before its expiry from which an API token should be replaced. For a token with a short
+life, it is a quarter of that life if that is less.
 """
 RUNS = 50
 """The number of runs that are read for each job, newest first."""

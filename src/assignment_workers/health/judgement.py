@@ -66,10 +66,10 @@ REBUILT = timedelta(minutes=90)
 """The time since the last build of a dialer queue from which the queue is degraded."""
 
 CHAINED = timedelta(minutes=5)
-"""The age of an event from which the audit is late if no hash chain includes the event."""
+"""The age of an event from which the audit is late if no hash chain of it has the event."""
 CERTIFICATE_RENEWED = timedelta(days=14)
-"""The time before the expiry of a certificate from which it should be renewed, but at most a
-quarter of its life.
+"""The time before its expiry from which a certificate should be renewed. For a certificate with a
+short life, it is a quarter of that life if that is less.
 """
 
 GOOD, DEGRADED, DOWN, UNKNOWN = (
@@ -303,7 +303,7 @@ class _Judge:
         return _good(name, title, ComponentKind.LANE, "leads", serving=True)
 
     def _without_servers(self) -> Told | None:
-        """Return the texts for sequencers while a server that they need is down, or None."""
+        """Return the texts for sequencers while a server that they need is down; otherwise None."""
         if self.database is None:
             return Told(
                 "cannot be judged: PostgreSQL tells who leads, and is down",
@@ -617,7 +617,8 @@ class _Judge:
         """Return the silent processes of a role that no later process has replaced.
 
         A process replaces a silent one of the same role, lane and host if it started after the last
-        sign of the silent one. Each process replaces at most one.
+        sign of the silent one. Each process replaces at most one. While a process of the role is
+        alive, those that have been silent for `REMEMBERED` are left out.
         """
         free = sorted((each for each in self.signs if each.role == role), key=lambda one: one.since)
         missing: list[SeenSign] = []
@@ -695,7 +696,9 @@ def _job(
 ) -> JobHealth:
     """Return the state of a job.
 
-    A run counts as late, not as running, if no maintenance worker is alive.
+    A run counts as late, not as running, if no maintenance worker is alive (`has_worker` False). A
+    run that has not begun in time does not count as late while another run of the same job, for
+    another dialer queue, is going on (`others_run`).
     """
     asked = planned.asked_at if planned else None
     waits = asked is not None and facts.begun_at < asked - timedelta(seconds=5)

@@ -52,7 +52,7 @@ class HealthMonitor:
         self._stopped.set()
 
     def sees(self) -> dict[str, SeenState]:
-        """Return the state of each component that is not good, for this process's signs of life."""
+        """Return the state of each component that is not good, to be stored in signs of life."""
         return {
             name: seen for name, seen in self._since.items() if seen.state is not HealthState.GOOD
         }
@@ -82,9 +82,9 @@ class HealthMonitor:
 
 
 def log_change(component: Component, before: SeenState | None) -> None:
-    """Log that a component has changed its state.
+    """Log that a component has changed its state from `before` (None: it is seen the first time).
 
-    A component that is good at first is not logged.
+    A component that is good when it is first seen is not logged.
     """
     if component.state is HealthState.GOOD and before is None:
         return

@@ -92,7 +92,10 @@ class CertificateFacts:
 
 @dataclass(frozen=True)
 class QueueFacts:
-    """A dialer queue: when it was paused, and when its current build was published; None if not."""
+    """A dialer queue: the time of its pause and of the publication of its build, each None if none.
+
+    The build is the one from which users are assigned now.
+    """
 
     queue: str
     paused_at: datetime | None
@@ -126,7 +129,7 @@ class DatabaseFacts:
     queues: list[QueueFacts]
     jobs: list[JobFacts]
     token_expires_at: datetime | None
-    """The expiry of the API token that expires next; None if no token expires."""
+    """The expiry of the API token that expires next; None if none does, or it cannot be read."""
     token_expires_soon_at: datetime | None
     """The expiry of the API token that should be replaced first; None if none expires soon.
 

@@ -197,9 +197,9 @@ class LifeSigns:
 
 
 class ProcessEnd:
-    """How a process ends.
+    """The end of a process, as `alive` is to store it in the last sign of life.
 
-    Set `in_order` to False if its last sign of life is not to say "in order".
+    Set `in_order` to False if the process fails, although no error leaves the block of `alive`.
     """
 
     in_order = True
@@ -214,10 +214,11 @@ def alive(
     folder: Path = Path(),
     more: Callable[[], Mapping[str, Any]] = dict,
 ) -> Iterator[ProcessEnd]:
-    """Store signs of this process's life while the block runs. None are stored without a Redis.
+    """Store a sign of this process's life every second while the block runs.
 
-    The process ends in order if the block ends without an error or with exit code 0, unless
-    `in_order` of the yielded value was set to False.
+    Without a Redis none are stored. A last sign says that the process ended in order. It is stored
+    if the block ends by `SystemExit` with code 0 or None, or ends without an error and `in_order`
+    of the yielded value is still True.
     """
     end = ProcessEnd()
     if redis_url is None:

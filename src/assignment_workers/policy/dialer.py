@@ -215,7 +215,7 @@ class Dialer:
     def under(self, calling: CallingRules, numbers: Numbers) -> dict[str, Policy]:
         """Return the policy of each dialer queue by name, with these calling rules.
 
-        `numbers`: the configuration for reading phone numbers.
+        `numbers`: the configuration for parsing phone numbers.
         """
         return {queue.name: self._policy(queue, calling, numbers) for queue in self.queues}
 

@@ -116,7 +116,7 @@ class FactSource:
     """
 
     def named(self, names: Names | None) -> FactSource:
-        """Return the same table with the names of `names`."""
+        """Return this table with the CRM's names from `names`; unchanged if that is None."""
         if names is None:
             return self
         columns = {ours: names.names.get(ours, theirs) for ours, theirs in self.columns.items()}
@@ -135,7 +135,7 @@ class ExternalFacts:
     """The type of the persons' ids, `uuid` or `text`; None if they are integers."""
 
     def source(self, name: str) -> FactSource:
-        """Return the table that has this name in the rules."""
+        """Return the table to which rules refer by this name."""
         return next(each for each in self.sources if each.name == name)
 
 

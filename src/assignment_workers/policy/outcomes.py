@@ -67,7 +67,8 @@ class Outcome:
     """True if the user may have reached the dialer queue's goal, so that the CRM facts are checked.
     """
     retried: bool = False
-    """True if a callback that ended with this outcome is tried once more."""
+    """True if a callback whose call had this outcome is tried again, `max_retries` times at most.
+    """
     needs_notes: bool = False
     """True if the agent must write notes."""
     actions: tuple[Action, ...] = ()

@@ -263,7 +263,7 @@ def passes(rule: str) -> bool:
 
 
 def reason_for(score: int) -> str:
-    """Return the label of this score that agents see (original-dialer section 4)."""
+    """Return the label of this score that agents see, such as `new` (original-dialer section 4)."""
     if score <= 0:
         return "new"
     if score <= 5:

@@ -97,7 +97,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Terms:
-    """The values on which the ready-made rules of a dialer queue depend."""
+    """The values on which this package's rules for a dialer queue depend."""
 
     queue: str
     terminal: tuple[str, ...]
@@ -157,23 +157,23 @@ def not_terminal(outcomes: Sequence[str]) -> Rule:
 READING = bindparam("reading", value=False, type_=Boolean())
 """SQL parameter: True in a claim, False in a build of a dialer queue.
 
-A user whose phone number in the CRM has changed is not claimed until the number is read again; a
+A user whose phone number in the CRM has changed is not claimed until the new number is parsed; a
 build includes the user.
 """
 NUMBER_UNREAD = "number_unread"
-"""Name of the rule that is broken by a user whose changed phone number has not been read yet."""
+"""Name of the rule that is broken by a user whose changed phone number is not parsed yet."""
 
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """The configuration for reading phone numbers: the reader, and the CRM columns that it uses."""
+    """The configuration for parsing phone numbers: the parser, and the CRM columns that it uses."""
 
     reader: Reader = field(default_factory=Reader)
     """The object that converts a phone number as written to its normal form (E.164)."""
     country: ColumnElement[str | None] | None = None
     time_zone: ColumnElement[str | None] | None = None
     needed: bool = False
-    """True if users without a readable number are never offered."""
+    """True if users are never offered whose phone text has no number that can be parsed."""
 
     @property
     def is_usual(self) -> bool:
@@ -183,7 +183,10 @@ class Numbers:
 
     @property
     def current(self) -> ColumnElement[bool]:
-        """SQL condition: the stored phone numbers were read from the text that the CRM has now."""
+        """SQL condition: the stored numbers were parsed from the CRM's present values by `reader`.
+
+        The values are the phone text, and the country and the time zone if they are configured.
+        """
         written = func.coalesce(CrmUser.phone_number, sql_text(""))
         same = [func.coalesce(Phone.text, sql_text("")) == written]
         nothing = written == sql_text("")
@@ -196,7 +199,7 @@ class Numbers:
         return and_(*same, or_(read, nothing))
 
     def read(self) -> Rule:
-        """Return a rule: the user's phone number in the CRM is the one that was last read."""
+        """Return a rule: the phone text that the CRM has now is the one that was parsed last."""
         return Rule(
             NUMBER_UNREAD,
             or_(self.current, not_(READING)),
@@ -205,7 +208,7 @@ class Numbers:
         )
 
     def there(self) -> Rule:
-        """Return a rule: the user has a readable phone number."""
+        """Return a rule: the user's phone text has a number that can be parsed."""
         return Rule(
             "no_number",
             not_(and_(self.current, func.coalesce(func.cardinality(Phone.numbers), 0) == 0)),
@@ -311,7 +314,7 @@ NOT_QUARANTINED = Rule(
 
 
 def not_closed(queue: str) -> Rule:
-    """Return a rule: no agent has closed the user in this dialer queue."""
+    """Return a rule: no agent has decided that this dialer queue is not to hand out the user."""
     return Rule(
         "closed",
         not_(
@@ -657,7 +660,7 @@ CALLING_HOURS = ReadyRule(
 )
 
 FIRST: tuple[Rule | ReadyRule, ...] = (IN_CRM, NOT_OPTED_OUT, NOT_QUARANTINED, NOT_CLOSED)
-"""The ready-made rules that come before a dialer queue's own rules, unless the queue places them.
+"""The rules of this package that come before a dialer queue's own, unless the queue places them.
 """
 
 # A phone number is read only for a user who breaks no earlier rule.
@@ -665,7 +668,7 @@ LAST: tuple[Rule | ReadyRule, ...] = (
     *(IN_POOL, ACTIVE, ATTEMPTS, CONTACTABLE, NUMBER_READ, NUMBER_CLEAR, HAS_NUMBER),
     *(RESTED, NOT_PROMISED, CALLS_PER_DAY, COOL_DOWN, OFFER_GAP, CALLING_HOURS),
 )
-"""The ready-made rules that come after a dialer queue's own rules, unless the queue places them."""
+"""The rules of this package that come after a dialer queue's own, unless the queue places them."""
 
 READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
 """By name: the rules that every dialer queue has. No other rule may have such a name."""
@@ -687,6 +690,6 @@ def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
 
 
 def made(own: Sequence[Rule | ReadyRule], terms: Terms) -> tuple[Rule, ...]:
-    """Return the rules of a dialer queue, made with `terms`, in order."""
+    """Return all rules of a dialer queue in order: `own`, and this package's, made from `terms`."""
     found = (each if isinstance(each, Rule) else each.make(terms) for each in completed(own))
     return tuple(rule for rule in found if rule is not None)

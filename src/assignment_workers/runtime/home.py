@@ -53,7 +53,7 @@ class Home:
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[Home]:
-    """Create the home directory if needed (mode 0700), and hold it while this context lasts.
+    """Create the home directory if needed (mode 0700), and lock it while this context lasts.
 
     The lock is the kernel's (flock) and ends with the process, so there is no stale lock. Raises
     `HomeHeld`, with the process id, host and start time of the holder, and `HomeUnusable`.

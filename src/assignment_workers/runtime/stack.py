@@ -83,7 +83,8 @@ def shell_assignments(stack: Stack) -> str:
 def resolve(settings: Settings) -> Settings:
     """Return the settings with the addresses of database, Redis and broker.
 
-    Addresses that are not set are those of the stack that runs with this home. Raises `NoStack`.
+    If the database or Redis is not set, the missing addresses and secrets are those of the stack
+    that runs with the home of `settings`. Raises `NoStack` if none runs.
     """
     database_url, redis_url = settings.database_url, settings.redis_url
     broker_url = settings.broker_url or redis_url

@@ -24,7 +24,8 @@ complete read.
 class PersonId(BigInteger):
     """The column type for a person's id in a fact table, which is a table about users.
 
-    A rule compares it with `Person.id`. Where the CRM's ids are no integers, both are our numbers.
+    A rule compares it with `Person.id`. Where the CRM's ids are no integers, both columns have the
+    integers by which this project numbers the CRM's ids.
     """
 
 

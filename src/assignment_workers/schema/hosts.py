@@ -3,8 +3,8 @@
 libpq tries the hosts in their order, each time anew, and takes the first that accepts writes. Two
 things are wrong with that after a failover: a primary that hangs costs every new connection its
 time-out, and an old primary that answers again accepts writes, too. Here all hosts are asked, and
-the one on the newest timeline is the primary: PostgreSQL begins a timeline with each promotion. For
-a second that host is known, and for some seconds a host that timed out is not asked. All hosts are
+the one on the newest timeline is the primary: PostgreSQL begins a timeline with each promotion. The
+result is used for a second, and a host that timed out is not asked for some seconds. All hosts are
 also asked every few seconds, so that sessions on a server that is no longer the primary are given
 up.
 """

@@ -26,7 +26,7 @@ class EndedHow(StrEnum):
     DEFERRED = "deferred"
     CLOSED = "closed"
     OFFER_LAPSED = "offer_lapsed"
-    """No agent accepted the offer in time."""
+    """The agent did not accept the assignment in time."""
 
 
 class AnswerKind(StrEnum):
@@ -36,7 +36,7 @@ class AnswerKind(StrEnum):
     EMPTY = "empty"
     PAUSED = "paused"
     RULED = "ruled"
-    """Refused because of a rule about the agent, such as a break that is due."""
+    """The request was refused because of a rule about the agent, such as a break that is due."""
     TOO_LATE = "too_late"
     UNAVAILABLE = "unavailable"
     """Answered `unavailable`, or not answered within the caller's time."""

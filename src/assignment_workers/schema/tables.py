@@ -1,6 +1,6 @@
 """Our tables.
 
-Every guarantee that a constraint can enforce is a constraint here (DESIGN, Guarantees).
+Every guarantee that a constraint can enforce is a constraint here.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Source(StrEnum):
 class JobStatus(StrEnum):
     """The states of a job run.
 
-    skipped: another run held the lock, or the run's time slot had already been done.
+    skipped: another run of the job held the job's lock, or another run had already done the work of
+    the same due time.
     """
 
     RUNNING = "running"
@@ -120,20 +121,23 @@ class LaneTerm(Base):
     copy of its past: a restored backup or an asynchronous standby.
     """
     seen_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The sign of life in the form of release 0.1, written every few seconds for standbys of 0.1.
+    """The time of a recent transaction of the leader, written every few seconds.
 
-    A leader of 0.1 writes no other sign. `probed_at` and `probe_seconds` are no longer used. The
-    release after this one drops all three columns.
+    Standbys of release 0.1 read it as the leader's sign of life; a leader of 0.1 writes no other.
+    `probed_at` and `probe_seconds` are no longer used. The release after this one drops all three
+    columns.
     """
     probed_at: Mapped[datetime | None] = mapped_column(Instant)
     probe_seconds: Mapped[float | None]
     queues: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    """The lane's dialer queues under its last leader. Null: written before there were lanes."""
+    """The lane's dialer queues under its last leader. Null: a release without lanes wrote the row.
+    """
     terms: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default="{}")
     """The numbers of the lane's latest terms, newest first.
 
-    Messages taken under these terms are put back. Each new sequencer of any lane increments the
-    term, so the terms of one lane have gaps.
+    A new leader puts messages back into the assignment queue that sequencers took under these terms
+    and did not acknowledge. Each new sequencer of any lane increments the term, so the terms of one
+    lane have gaps.
     """
     settings_id: Mapped[UUID | None]
     """The id of the version of the operational settings in force; null before the first version.
@@ -142,8 +146,8 @@ class LaneTerm(Base):
     id when it proves its term.
     """
     dialer: Mapped[dict[str, str] | None] = mapped_column(JSONB)
-    """The digests of the last leader's dialer file, by part of the file. Null: written before there
-    were digests.
+    """The digests of the last leader's dialer file, by part of the file. Null: a release without
+    digests wrote the row.
     """
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     """The terms of `terms`, each as number and id in one text. This text is part of the names of
@@ -183,7 +187,11 @@ class SettingsVersion(Base):
 
 
 class SequencerSign(Base):
-    """The signs of life of a lane's leader, updated at most once a second."""
+    """The times of the last transaction and the last probe of a lane's leader.
+
+    They are the leader's signs of life. `last_turn_at` is updated at most once a second. A probe is
+    a message that the leader sends to itself.
+    """
 
     __tablename__ = "sequencer_signs"
 
@@ -366,7 +374,7 @@ class Assignment(Base):
     outcome: Mapped[str | None]
     notes: Mapped[str | None]
     accepted_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The time at which the agent accepted the offer. Null: the assignment is still an offer."""
+    """The time at which the agent accepted the assignment. Null: not accepted; it is an offer."""
     ended_how: Mapped[str | None]
     put_off_until: Mapped[datetime | None] = mapped_column(Instant)
     """For a skipped or deferred assignment: the user is not offered before this time."""
@@ -375,9 +383,9 @@ class Assignment(Base):
 class AgentSession(Base):
     """An agent's status and current session.
 
-    The row is created when a status is first set or an offer first lapses. `state` is null for an
-    agent whose status was never set. Only fenced transactions write this table, so no heartbeat can
-    overwrite a status.
+    The row is created when a status is first set, or when the agent first fails to accept an
+    assignment in time. `state` is null for an agent whose status was never set. Only transactions
+    that prove the sequencer's term write this table, so no heartbeat can overwrite a status.
     """
 
     __tablename__ = "agents_state"
@@ -404,8 +412,8 @@ class AgentSession(Base):
     """The start of the session, or the end of the session's last break."""
     last_call_ended_at: Mapped[datetime | None] = mapped_column(Instant)
     offers_lapsed: Mapped[int] = mapped_column(server_default="0")
-    """The number of consecutive offers that lapsed since the agent last accepted or ended an
-    assignment.
+    """The number of assignments in a row that the agent did not accept in time, since the agent
+    last accepted or ended one.
     """
 
 
@@ -571,7 +579,7 @@ class AuditAnchor(Base):
 class Forgotten(Base):
     """The id of a person whose data was erased.
 
-    No job adds the user again, and no suppression of the user is lifted.
+    No job adds the user again, and no suppression (a ban on calls) of the user is lifted.
     """
 
     __tablename__ = "forgotten"
@@ -622,7 +630,8 @@ class SuspectMessage(Base):
 class JobRun(Base):
     """One run of a job, scheduled or requested.
 
-    A time slot is done once: a unique index covers its running and succeeded runs.
+    For each due time (`slot`) of a scheduled job, one run does the work: a unique index covers the
+    running and succeeded runs.
     """
 
     __tablename__ = "job_runs"
@@ -656,10 +665,11 @@ class JobRun(Base):
 
 
 class Phone(Base):
-    """The numbers in a user's phone text, as read by `assignment_workers.phones`. Personal data.
+    """The numbers in a user's phone text, as parsed by `assignment_workers.phones`. Personal data.
 
-    A row is current while `text`, `country`, `time_zone` (from the CRM) and `reader` are unchanged.
-    A row that is not current is read again before the user is handed out.
+    A row is current while the CRM's `text`, `country` and `time_zone` and the version of the parser
+    (`reader`) are unchanged. The text of a row that is not current is parsed again before the user
+    is handed out.
     """
 
     __tablename__ = "phones"
@@ -681,7 +691,7 @@ class Phone(Base):
     tails: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The last digits of each number, and of each part of the phone text that is not a number."""
     unread: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The last digits of each part of the phone text that could not be read with certainty."""
+    """The last digits of each part of the phone text that could not be parsed with certainty."""
     plain: Mapped[str | None]
     """The phone text in the normal form in which it is compared with suppressed texts."""
     zones: Mapped[list[str]] = mapped_column(ARRAY(Text))
@@ -699,12 +709,12 @@ class PhoneZone(Base):
 
 
 class SuppressionKind(StrEnum):
-    """The reason why a user or a phone number is suppressed."""
+    """The reason why a user or a phone number must not be called."""
 
     DO_NOT_CONTACT = "do_not_contact"
     QUARANTINE = "quarantine"
     CLOSED = "closed"
-    """An agent closed the user in one dialer queue."""
+    """An agent decided that one dialer queue is not to hand out the user any more."""
 
 
 class Suppression(Base):
@@ -957,7 +967,7 @@ class DashboardSession(Base):
     token_id: Mapped[str | None] = mapped_column(ForeignKey(ApiToken.id))
     """The token that opened the session. The session ends with the token."""
     stack: Mapped[str | None]
-    """The digest of the secret of a stack of `up`, if that secret opened the session."""
+    """The digest of the secret that the command `up` made, if that secret opened the session."""
     link: Mapped[str | None]
     """The one-time link that opened the session. It is unique, so a link opens one session."""
     created_at: Mapped[datetime] = mapped_column(Instant)
@@ -1016,8 +1026,8 @@ ID_AT_MOST = 200
 class UserNumber(Base):
     """This project's number for a user whose id in the CRM is no integer, beside the CRM's id.
 
-    A number is never given to another user. The row stays when the user is forgotten, so that the
-    CRM's id is not taken for a new user.
+    A number is never given to another user. The row stays when the user's data is erased, so that
+    the CRM's id is not taken for a new user.
     """
 
     __tablename__ = "user_ids"
@@ -1034,7 +1044,7 @@ class UserNumber(Base):
 
 
 class CrmRead(Base):
-    """The last complete read of an external CRM, which shows the age of `crm_mirror`. One row."""
+    """The last complete read of an external CRM into the copy `crm_mirror`. One row."""
 
     __tablename__ = "crm_reads"
     __table_args__ = (CheckConstraint("whole", name="one"),)

@@ -64,7 +64,7 @@ class Consumer(consumer.Consumer):
 
     @property
     def suspects(self) -> Suspects:
-        """Counts how many worker processes the message being handled has ended."""
+        """The counter of worker processes that ended while they handled a certain message."""
         found: Suspects = self.app.suspects
         return found
 
@@ -134,7 +134,10 @@ class Consumer(consumer.Consumer):
             self._hold(judged, judged.unstored)
 
     def _judged(self, message: Any) -> TaskMessage | None:
-        """Validate a message and return it for Celery; None if it was refused or sent back."""
+        """Validate a message and return it for Celery; None if Celery must not handle it.
+
+        Such a message was refused, or moved to the assignment queue, to which it belongs.
+        """
         try:
             size, largest = len(message.body or b""), self.refusals.largest
             if size > largest:
@@ -152,9 +155,10 @@ class Consumer(consumer.Consumer):
         return None
 
     def _bury(self, message: Any, suspicion: Suspicion) -> None:
-        """Store a message that ended too many processes, answer its caller, and acknowledge it.
+        """Store a message as a dead letter, answer its caller, and acknowledge the message.
 
-        `suspicion` has the count of the ended processes. If the count is above `ENDS_AT_MOST`,
+        The worker processes that handled it ended `ENDS_AT_MOST` times or more. `suspicion` has the
+        count. If the count is above `ENDS_AT_MOST`,
         reading the message has ended a process as well, so the message is stored without being
         read.
         """

@@ -269,7 +269,7 @@ def _body(message: Any) -> Any:
 
 
 def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers for Celery: the validated ones, and those unknown ones that are short."""
+    """Return the headers for Celery: the validated ones, and short texts under unknown names."""
     passed: dict[str, Any] = {
         name: said
         for name, said in headers.items()
@@ -288,7 +288,10 @@ def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _traces(said: object) -> list[str] | None:
-    """Return the trace headers of the callers in a batch message, without the invalid ones."""
+    """Return the valid trace headers in the list `said`; None if it is no list.
+
+    A message with the requests of several callers has one trace header for each caller.
+    """
     if not isinstance(said, list):
         return None
     return [each for each in said if isinstance(each, str) and len(each) <= PASSED_ON_AT_MOST]
@@ -314,8 +317,8 @@ def _first(error: ValidationError) -> str:
 def described(message: Any) -> bytes:
     """Return a message's headers, properties and body as one JSON text, for a dead letter.
 
-    Used for brokers that do not store a message as one text. If JSON cannot be made, the body
-    alone.
+    Used for brokers that do not store a message as one text. If the message cannot be written as
+    JSON, only the body is returned.
     """
     body = message.body
     text = body if isinstance(body, str) else bytes(body or b"").decode("utf-8", "backslashreplace")

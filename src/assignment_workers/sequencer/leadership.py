@@ -31,13 +31,16 @@ log = structlog.get_logger()
 TRY_SECONDS = 0.25
 WATCH_SECONDS = 1.0
 LOOKS = 4
-"""The number of consecutive checks, `WATCH_SECONDS` apart, that must find this leader's last sign
-of life too old before the leader gives up. When a stopped process continues, or the database does,
-the sign is too old at first, and one transaction renews it, which is faster than a restart. A
-standby that took the lock in the meantime is found by the check of the lock.
+"""The number of consecutive checks, `WATCH_SECONDS` apart, that must find this leader's sign of
+life (the time of its last transaction) too old before the leader gives up. When a stopped process
+continues, or the database does, the sign is too old at first, and one transaction renews it, which
+is faster than a restart. A standby that took the lock in the meantime is found by the check of the
+lock.
 """
 EXCUSE_SECONDS = 1.0
-"""Additional seconds to record that the message being handled is not the cause of the exit."""
+"""The most seconds by which the exit of this process is delayed to record that the message being
+handled is not the cause.
+"""
 TOLD_SECONDS = 10.0
 """The minimum interval in seconds between two log lines that give the same reason.
 
@@ -46,7 +49,7 @@ The reason is why this process cannot lead.
 LEAVE_SECONDS = 5.0
 """The most seconds that a running task gets to end after leadership is lost."""
 IDLE_SECONDS = 1.0
-"""The most seconds until the process ends if no task runs."""
+"""The most seconds from the loss of leadership to the end of the process, if no task runs."""
 
 
 class Leadership(bootsteps.StartStopStep):
@@ -66,10 +69,12 @@ class Leadership(bootsteps.StartStopStep):
         self._watching = False
         self._told = "", 0.0
         self._begins = False
-        """True from the start of a term until the messages that other terms had taken are put back.
+        """True from the start of a term until the messages that sequencers of other terms had taken
+        are back in the assignment queue.
         """
         self._consumes = False
-        """True once the messages of earlier terms are put back; only then are new messages taken.
+        """True once the messages that earlier sequencers had taken are back in the assignment
+        queue. Only then are messages taken from it.
         """
 
     def start(self, consumer: Any) -> None:
@@ -168,7 +173,10 @@ class Leadership(bootsteps.StartStopStep):
                 log.info("put_back", messages=count, queue=self.sequencer.queue)
 
     def _sweep(self, consumer: Any) -> None:
-        """Put back the messages that a sequencer took after its term was over; send the probe."""
+        """Put back messages that a sequencer took after its term was over, and send a probe.
+
+        A probe is a message to this sequencer itself; handling it shows that the sequencer works.
+        """
         if not self._consumes or consumer.task_consumer is None:
             return
         try:
@@ -215,7 +223,10 @@ class Leadership(bootsteps.StartStopStep):
         return None
 
     def _cause(self, silent: float) -> str:
-        """Return the likely cause of this leader's silence of `silent` seconds, for the log."""
+        """Return the likely reason why this leader ran no transaction for `silent` seconds.
+
+        The reason is a text for the log.
+        """
         trouble = self.sequencer.trouble_since(monotonic() - silent)
         if trouble is not None:
             return f"the database refuses transactions: {trouble}"
@@ -224,9 +235,10 @@ class Leadership(bootsteps.StartStopStep):
         return "nothing comes from the broker"
 
     def _is_excused(self, sign: Sign) -> bool:
-        """Return True if this leader is silent for a reason that a standby would meet too.
+        """Return True if a standby could run no transactions either, for the same reason as here.
 
         The reasons: Redis refuses writes, or COMMITs wait for a synchronous standby of PostgreSQL.
+        While Redis refuses writes, an empty transaction is run here as the leader's sign of life.
         """
         limit = SILENCE.total_seconds()
         if sign.silent > limit / 2 and REFUSING.within(limit):

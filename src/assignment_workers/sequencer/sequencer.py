@@ -211,7 +211,10 @@ class Sequencer:
             self.runner.run(lambda _: None)
 
     def probe_came(self) -> None:
-        """Record that the probe was handled, so that the next probe may be sent."""
+        """Record that the probe, this sequencer's message to itself, was handled.
+
+        The next probe may then be sent.
+        """
         self._probe_waits = False
 
     def probe(self) -> None:

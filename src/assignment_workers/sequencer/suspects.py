@@ -1,9 +1,10 @@
 """Delivery counts: a message that has ended two processes is not handled by a third.
 
 Only a suspect is counted: a message that was delivered before and not acknowledged. The broker
-marks it (`redelivered`); on Redis the transport marks what a dead term had taken. The count is in
-PostgreSQL, because a full Redis accepts no new key. The count is committed before the message is
-tried and deleted when the try ends. An ordinary message costs one dictionary lookup.
+marks it (`redelivered`); on Redis the transport marks the messages that an ended sequencer had
+taken. The count is in PostgreSQL, because a full Redis accepts no new key. The count is committed
+before the message is tried and deleted when the try ends. An ordinary message costs one dictionary
+lookup.
 
 The end of a process is excused if the message did not cause it: the process was told to stop, lost
 its term, or lost its connection to the broker. The excuse is stored in Redis, because the database
@@ -69,8 +70,9 @@ class Suspects:
         """Set `message` as the current one.
 
         If it was delivered before, count the process that handled it. Returns the suspicion with
-        the count; None for a message delivered for the first time, and while the database accepts
-        no rows: a suspect is then handled without a count, because no user can be assigned.
+        the count. Returns None for a message delivered for the first time, and while the database
+        accepts no rows: such a message is handled without a count, because no user can be assigned
+        then.
         """
         self._in_hand = message
         self.suspicion = None

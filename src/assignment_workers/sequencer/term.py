@@ -5,7 +5,7 @@ of life are gone; the process ends, and its supervisor starts it as a standby). 
 not relied on: a leader that lost it unnoticed has a stale term, and its transactions find no row.
 The number of the term alone is not relied on either: a database that moves back to a restored
 backup or an asynchronous standby gives out a number again. Each term has a random id, which no copy
-of the past has. Both are proved.
+of the past has. Each transaction proves both.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Sign:
-    """The term in a lane's row, and the seconds since its leader's last sign of life."""
+    """The term in a lane's row, and the seconds since its leader's last sign of life.
+
+    A sign of life is the time of a transaction or of the start of the term.
+    """
 
     term: Term
     silent: float

@@ -140,11 +140,12 @@ class TransactionRunner:
     ) -> Iterator[FencedTransaction]:
         """Run one fenced transaction: commit at the end, roll back on any error.
 
-        Raises `StaleTerm` if the term is over. `others`: further lanes whose rows are locked, so
-        that none of their transactions runs meanwhile. Rows are locked in the order of the lanes'
-        names, so that two such transactions cannot deadlock. Races recorded in the transaction are
-        logged after the commit. `first`: statements that share a round trip with the proof of the
-        term; `FencedTransaction.first` has their rows.
+        The transaction first proves this process's term. Raises `StaleTerm` if the term is over.
+        `others`: further lanes whose rows are locked, so that none of their transactions runs
+        meanwhile. Rows are locked in the order of the lanes' names, so that two such transactions
+        cannot deadlock. Races recorded in the transaction are logged after the commit. `first`:
+        statements that share a round trip with the proof of the term; `FencedTransaction.first` has
+        their rows.
         """
         self._check()
         began = monotonic()
@@ -212,7 +213,7 @@ class TransactionRunner:
         until: datetime | None = None,
         command: CommandIdentity | None = None,
     ) -> T:
-        """Run `operation` in a fenced transaction; retry it after a transient failure.
+        """Run `operation` in a transaction that proves the term; retry after a transient failure.
 
         Retries run in place, because sending the message back would lose the order. They end at
         `until`, or after `PATIENCE` without it, with `DatabaseUnavailable`. A conflict with another
@@ -276,7 +277,7 @@ class TransactionRunner:
         return self._trouble[0] if self._trouble and self._trouble[1] > steady else None
 
     def had_turn_since(self, steady: float) -> bool:
-        """Return True if a fenced transaction began after `steady`.
+        """Return True if a transaction of this runner proved the term after `steady`.
 
         `steady` is a time of the monotonic clock.
         """

@@ -491,7 +491,7 @@ class OrderedChannel(Channel):
         return last
 
     def put_back(self, queue: str, *, own: bool = False, begins: bool = False) -> int:
-        """Return messages that were taken but not acknowledged to their queue; return their number.
+        """Put back into `queue` the messages taken, but not acknowledged; return their number.
 
         They are the next to be delivered, in their old order. The messages are those that earlier
         terms took; with `begins` (at the start of this term) those of all other terms; with `own`

@@ -135,10 +135,10 @@ def _doors(app: App) -> frozenset[str]:
 
 
 def _module(settings: Settings) -> ModuleType:
-    """Load Celery's configuration file and return it as a module. Raises `UsageError`.
+    """Load Celery's configuration file and return it as a module.
 
     The file is the one that the settings name, or else `celeryconfig.py` of the working directory,
-    or else that of this package.
+    or else that of this package. Raises `UsageError` if the file is missing or cannot be run.
     """
     here = Path("celeryconfig.py")
     packaged = Path(__file__).parent.parent / "_celeryconfig.py"
@@ -192,7 +192,7 @@ def _queues(app: App) -> dict[str, Any]:
 
 
 def _add_lanes(app: App, lanes: Lanes, queues: Mapping[str, Any]) -> None:
-    """Add an assignment queue and its beat entries to the configuration for each further lane.
+    """Add an assignment queue and its beat entries for each lane besides the default one.
 
     The queue has the arguments of the default assignment queue. A queue that the configuration file
     declares is left as it is.

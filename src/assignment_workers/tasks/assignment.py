@@ -65,7 +65,10 @@ log = structlog.get_logger()
 
 
 def expire_lapsed(run: TaskRun) -> CommandAnswer:
-    """End every lapsed offer, and every assignment whose lease ended without a heartbeat."""
+    """End each offer that was not accepted in time, and each assignment whose lease has ended.
+
+    If the agent of an accepted assignment has sent a heartbeat, its lease is extended instead.
+    """
 
     def operation(transaction: FencedTransaction) -> Done:
         lapsed = expire(transaction, settings=run.settings_in(transaction))
@@ -105,7 +108,7 @@ def end_sessions(
 
 
 def publish_generation(run: TaskRun, generation_id: GenerationId) -> CommandAnswer:
-    """Make a built generation the published one of its dialer queue."""
+    """Publish a built generation: claims take the users of its dialer queue from it from now on."""
     return run.once(lambda transaction: publish(transaction, generation_id))
 
 
@@ -167,7 +170,10 @@ def remove_converted(
     queue: Word,
     user_ids: Annotated[list[UserId], Field(max_length=convert.AT_A_TIME)],
 ) -> CommandAnswer:
-    """Remove the users among `user_ids` who have converted from a dialer queue."""
+    """Remove from the dialer queue `queue` those of `user_ids` who have reached its goal.
+
+    A goal is for example that the user has signed. Users whom an agent holds are not changed.
+    """
     queues = run.of.dialer.policies
     if queue not in queues:
         return Refused(
@@ -185,7 +191,10 @@ def remove_converted(
 def place_users(
     run: TaskRun, user_ids: Annotated[list[UserId], Field(max_length=discover.AT_A_TIME)]
 ) -> CommandAnswer:
-    """Move each user of `user_ids` who is in the wrong dialer queue to the right one."""
+    """Move each user of `user_ids` to the dialer queue where the CRM's facts now place the user.
+
+    Users who are there already, and users whom an agent holds, are not moved.
+    """
     return run.once(
         lambda transaction: discover.assign_to_queue(
             transaction, user_ids, policies_of(transaction.dialer, run.settings_in(transaction))
@@ -199,7 +208,7 @@ def change_settings(
     by: Word,
     why: Why,
 ) -> CommandAnswer:
-    """Make these changes of operational settings one new version, in force from its commit on.
+    """Store these changes of operational settings as one new version, in force from its commit on.
 
     If a changed setting decides who may be called, the dialer queues are then built again.
     """
@@ -284,12 +293,17 @@ def lift_suppression(
 
 
 def repair_entries(run: TaskRun) -> CommandAnswer:
-    """Repair entries that contradict the assignments, as `doctor --repair` asks."""
+    """Correct the entries of dialer queues that contradict the assignments (`doctor --repair`).
+
+    Entries of users whom an agent holds are marked as held, and no others. No assignment changes.
+    """
     return run.once(repair)
 
 
 def probe(run: TaskRun, sent_at: AwareDatetime | None = None) -> CommandAnswer:
-    """Record the leader's sign of life and the delay of the assignment queue, shown by `status`.
+    """Record that the leading sequencer is alive, and how long this message was in the queue.
+
+    The command `status` shows both.
 
     The transaction's time is published to clients, who set their deadlines by it.
     """

@@ -109,7 +109,7 @@ class _Guarded(Flower):  # type: ignore[misc]
         return True
 
     def _signed_in(self, request: HTTPServerRequest) -> Any:
-        """Sign the browser in by the link's code, which is accepted once.
+        """Sign the browser in by the code in its sign-in link. Each code is accepted once.
 
         A browser that is already signed in needs no valid code. Any other request is refused.
         """

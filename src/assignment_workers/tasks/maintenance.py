@@ -48,8 +48,8 @@ PATIENCE = timedelta(seconds=30)
 """The time for which a job is retried: longer than a restart of a database server takes."""
 
 DAYS_MADE_UP_FOR = 7
-"""The most missed days for which the ageing of scores is run afterwards. Ageing is weekly, so a day
-further back has the same weekday as one of these.
+"""The most days, with today, for which `age` raises scores. A user's score rises on one weekday, so
+a missed day further back has the same weekday as one of these.
 """
 
 
@@ -116,9 +116,10 @@ def check_levels(run: TaskRun) -> Any:
 
 
 def tend(run: TaskRun) -> Any:
-    """Send the publish command again for each built but unpublished generation; drop retired ones.
+    """Send the publish command again for each generation that is built but not published.
 
-    Also drops the numbers of suppression lists that were retired.
+    Also drops the entries of failed generations, and of those that were replaced longer ago than
+    the setting `generation_retention`, and the numbers of suppression lists that were retired.
     """
 
     def work(given: Work) -> Counts:
@@ -240,7 +241,7 @@ def mirror_crm(run: TaskRun) -> Any:
 
 
 def clean_conversions(run: TaskRun) -> Any:
-    """Find each dialer queue's converted users, and send commands that remove them in batches."""
+    """Find the users who have reached a dialer queue's goal; send commands that remove them."""
 
     def work(given: Work) -> Counts:
         mirror.freshen(run.of.engine, run.of.dialer, run.of.crm)
@@ -276,8 +277,8 @@ def _policies(run: TaskRun, given: Work) -> Mapping[str, Policy]:
 def discover_new(run: TaskRun) -> Any:
     """Add the users who are new in the CRM to the dialer queues where they belong.
 
-    Users with new rows in other CRM tables are sent to another dialer queue if they now belong
-    there.
+    For users with new rows in the CRM tables that the dialer declares as news, a command is sent
+    that moves them if they now belong to another dialer queue.
     """
     send = partial(_send_for_place, run)
 
@@ -290,7 +291,7 @@ def discover_new(run: TaskRun) -> Any:
 
 
 def reconcile_pools(run: TaskRun) -> Any:
-    """Find the users in no dialer queue or the wrong one, and send commands that move them."""
+    """Find users who are not in the dialer queue where they belong; send commands to move them."""
     send = partial(_send_for_place, run)
 
     def work(given: Work) -> Counts:
@@ -360,8 +361,9 @@ def clean_daily(run: TaskRun) -> Any:
 
 
 def age(run: TaskRun) -> Any:
-    """Run the weekly ageing of scores for today and for missed days, each day once.
+    """Raise the scores of users whose weekly rise is due, for today and for missed days, each once.
 
+    A user's score rises on the weekday on which the user was created.
     Returns the result of each day, by its date.
     """
     engine = run.of.engine

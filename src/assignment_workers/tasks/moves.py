@@ -124,7 +124,7 @@ def _alone(run: TaskRun, said: object, move: Move | Refused, part: int) -> Finis
 def _made(run: TaskRun, move: Move, part: int | None = None) -> FinishAnswer:
     """Make one move in one transaction and return its answer.
 
-    `part`: the number of the move in its batch message; None for a message of one move.
+    `part`: the index of the move in its batch message; None for a message of one move.
     """
     outcomes = run.of.outcomes
     found: Any = run.once(

@@ -49,7 +49,7 @@ from assignment_workers.traces import Tracing
 log = structlog.get_logger()
 
 TURN_SECONDS = 5
-"""The most seconds that one statement of a fenced transaction or of a heartbeat may take."""
+"""The most seconds that one statement of a sequencer or of a heartbeat worker may take."""
 PROBE_EXPIRES = 600
 """Seconds after which an unhandled probe message is dropped as too old."""
 HEARTBEAT_SECONDS = 3
@@ -216,7 +216,10 @@ def _work(
 
 
 def _doing(app: App) -> dict[str, Any]:
-    """Return what a worker reports about itself: its running task, and if it leads."""
+    """Return the facts for a worker's sign of life: its running task, and for a sequencer `leads`.
+
+    `leads` is True if the sequencer leads its lane.
+    """
     facts: dict[str, Any] = {}
     if app.serves in app.lanes.celery_queues:
         facts = {

@@ -97,8 +97,9 @@ def answer(
 ) -> list[RequestAnswer]:
     """Return the answer of each request, in order, using as few transactions as possible.
 
-    Several transactions are needed if so many ineligible entries have to be removed that one would
-    take long. The answers of an earlier transaction are committed and final.
+    Several transactions are needed if so many users who may not be called are found at the head of
+    a dialer queue that one transaction would take long. Answers of an earlier transaction are
+    committed and final. While the database is unavailable, the remaining answers are `Unavailable`.
     """
     answers: list[RequestAnswer | None] = [None] * len(requests)
     while unanswered := [place for place, given in enumerate(answers) if given is None]:

@@ -216,9 +216,10 @@ class HandledTask(Task[..., Any]):
     def _answer(self, run: TaskRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out the message.
 
-        A batch that has ended a process is carried out request by request. Each request then has
-        transactions of its own, so that only the request at fault ends the process. That request is
-        stored as a dead letter, and refused from then on.
+        If an earlier process ended while it carried out this batch message, the requests of the
+        batch are carried out one by one. Each then has transactions of its own, so that only the
+        request at fault ends the process. That request is stored as a dead letter, and refused from
+        then on.
         """
         suspicion = self.of.suspects.suspicion
         parts = self.parts(args, kwargs) if suspicion is not None else None
@@ -424,7 +425,10 @@ class TaskRun:
 
     @property
     def runner(self) -> TransactionRunner:
-        """The runner of fenced transactions. Raises `StaleTerm` unless this process leads."""
+        """The runner of transactions that commit only while this process leads its lane.
+
+        Raises `StaleTerm` unless this process leads.
+        """
         return self.of.sequencer.runner
 
     def settings_in(self, transaction: FencedTransaction) -> Settings:
@@ -443,6 +447,7 @@ class TaskRun:
     ) -> T:
         """Carry out `operation` in a fenced transaction, once per message.
 
+        A fenced transaction commits only while this process leads its lane.
         A repeated message gets the first answer. The message's id is its header `command_id`, which
         stays the same when the message is sent again, or else its task id. `subject` names the
         state that the operation sets: a command with an older `command_position` than the last one
@@ -469,7 +474,7 @@ class TaskRun:
 
 
 class _UnansweredError(Exception):
-    """Raised in a transaction, and caught by `_answered`, if the message has no answer."""
+    """Raised in a transaction, and caught by `_answered`, if the message has no answer yet."""
 
 
 def _unauthenticated(by: object) -> object:

@@ -204,7 +204,8 @@ def let_lapse(
 ) -> dict[int, Session]:
     """Count a lapsed offer for each agent; return the sessions of agents now on break, by agent.
 
-    An agent is set on break after `most` lapsed offers in a row. An event records the break, which
+    A lapsed offer is an assignment that the agent did not accept in time. An agent is set on break
+    after `most` lapsed offers in a row. An event records the break, which
     lasts until the agent states `available`. An offline agent stays offline. Cost: one statement,
     by the primary key.
     """

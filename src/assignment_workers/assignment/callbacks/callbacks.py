@@ -55,7 +55,7 @@ PENDING = sql_text("pending")
 def after_move(
     hold: Held, callback: UUID, *, outcome: Outcome | None, until: datetime | None
 ) -> dict[str, Any]:
-    """Return the row for the function `settle` that says what becomes of the callback.
+    """Return the row by which the function `settle` stores what becomes of a callback.
 
     `callback`: the id of the callback that was the source of the assignment `hold`. `outcome`: that
     of the call; None: the user was skipped or deferred. `until`: the time to which the callback is
@@ -81,7 +81,7 @@ def after_move(
 def settle(
     transaction: FencedTransaction, settled: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Store the results of callbacks; return an event for each, for the caller to record.
+    """End or postpone callbacks; return an event for each, for the caller to record.
 
     `settled`: the rows that `after_move` returned. A callback whose last retry failed is cancelled,
     and the user returns to the dialer queue. A callback that another program ended in the meantime

@@ -105,7 +105,8 @@ class Due:
     _after: tuple[datetime, object] | None = None
     _exhausted: bool = False
     _unread: bool = False
-    """True if the next user's phone number is unread and this transaction may read no more."""
+    """True if the next user's phone number must be parsed, and this transaction may parse no more.
+    """
 
     def take(
         self, agent: int, queues: Collection[str], excluded: Collection[int]

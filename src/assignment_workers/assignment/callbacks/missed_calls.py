@@ -62,7 +62,7 @@ def match(work: Work, dialer: Dialer, crm: Crm | None, settings: Settings) -> Co
     """Find the user of each missed call that names no user, by the caller's phone number.
 
     Numbers are compared in their E.164 form, in whatever form the dialer and the CRM write them;
-    changed numbers of users are read first. A missed call is left to an operator if its number is
+    changed numbers of users are parsed first. A missed call is left to an operator if its number is
     invalid or belongs to no user or to several, because nobody is called on a guess (hazards C10,
     D15). Returns the counts `matched` and `for_operator`. Cost, if there are missed calls to match:
     that of `phones.read`, and probes of the index on numbers.
@@ -221,9 +221,9 @@ def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 
 
 def _repeated(head: CTE) -> ColumnElement[str | None]:
-    """Return a SQL expression: `followed_up` if another row of the same call has been, else null.
+    """Return a SQL expression: `followed_up` if another row of the same call is marked so.
 
-    The dialer's webhook may report one call twice (hazard C11).
+    Otherwise null. The dialer's webhook may report one call twice (hazard C11).
     """
     again = aliased(MissedCall, name="again")
     repeated = exists(

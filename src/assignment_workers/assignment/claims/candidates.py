@@ -92,7 +92,7 @@ class Head:
     policy: Policy
     generation: int
     wanted: int
-    """Minimum number of entries that the next read takes; each read takes four times as many."""
+    """Minimum number of entries that the next read takes; it is set to four times as many then."""
     taken: set[int]
     """Ids of users assigned in this transaction, from any dialer queue, callback or missed call."""
     ineligible: dict[int, str] = field(default_factory=dict)
@@ -102,7 +102,8 @@ class Head:
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1
     _unread: bool = False
-    """True if the next user's phone number is unread and this transaction may read no more."""
+    """True if the next user's phone number must be parsed, and this transaction may parse no more.
+    """
     _exhausted: bool = False
 
     @property

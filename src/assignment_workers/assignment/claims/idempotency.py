@@ -198,7 +198,7 @@ class Requester:
     skipped: frozenset[int]
     """Ids of users whom the agent skipped lately; they are not assigned to this agent now."""
     session: Session | None = None
-    """The agent's session; None: the agent never set a state and never let an offer lapse."""
+    """The agent's session; None: the agent's state was never set."""
     team: str | None = None
 
 

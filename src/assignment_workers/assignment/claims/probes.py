@@ -24,7 +24,7 @@ from assignment_workers.schema.dialer import UserCallScore
 
 @dataclass(frozen=True)
 class RulePlan:
-    """The plan of a rule: the tables that a claim would scan whole, or the planner's error."""
+    """The query plan of a rule: tables that a claim would scan whole, or the planner's error."""
 
     queue: str
     rule: str
@@ -35,7 +35,7 @@ class RulePlan:
 def plans(
     connection: Connection, policies: Mapping[str, Policy], now: datetime
 ) -> Iterator[RulePlan]:
-    """Yield the plan of each rule that is not built into this package, by dialer queue.
+    """Yield the query plan of each rule that is not built into this package, by dialer queue.
 
     Each rule's query is explained, not run. For the rest of the caller's transaction, sequential
     and bitmap scans are switched off.

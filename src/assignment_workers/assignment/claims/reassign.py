@@ -71,9 +71,9 @@ def reassign(
 
     The request id of the new assignment is `reassigned-` and the id of the assignment that ended,
     so repeating the command gets the same answer. Refused, with nothing changed: an assignment that
-    is unknown or not active; an agent who is unknown, inactive, not allowed the dialer queue,
-    turned away because of their state or session, or who holds a user; and a user who may not be
-    called any more by the current facts (guarantee 3). The user's rank, a pause of the dialer queue
+    is unknown or not active; an agent who is unknown, inactive, not allowed the dialer queue, on
+    break, offline, at a limit of the session, or who holds a user; and a user who may not be called
+    any more by the current facts (guarantee 3). The user's rank, a pause of the dialer queue
     and a resting time of the user are ignored, because the user is held already.
     """
     request = ClaimRequest(agent_id, f"reassigned-{assignment_id}", None, None, None)

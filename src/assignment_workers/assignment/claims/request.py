@@ -10,7 +10,8 @@ from datetime import datetime
 class ClaimRequest:
     """One request of an agent.
 
-    `queue` None: any dialer queue that the agent is allowed, in the order of the policies.
+    `queue` None: any dialer queue that the agent is allowed, in the order of the setting
+    `queue_priority` for the agent's team, and then of the policies.
     `deadline`: from this instant of the database's clock on, no user is assigned; None: no limit.
     `sent_at`: the time of sending. `sent_by`: the token that sent the request for the agent; None:
     the agent's own token. Both are only recorded.

@@ -178,8 +178,9 @@ class Queries:
     def since(self, news: News, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
         """Return the query for the rows of a CRM table in the order of `created_at` and id.
 
-        `news`: the table. SQL parameters: the time `at`; the id `key` after which rows with that
-        time are read, if `goes_on`; and the maximum number of rows, `most`.
+        `news`: the table. Rows are read from the SQL parameter `at`, a time, on. With `goes_on`, of
+        the rows of exactly that time only those after the id `key` are read. `most`: the parameter
+        for the maximum number of rows.
         """
         if (news.name, goes_on) not in self._since:
             self._since[news.name, goes_on] = self._made(news, goes_on=goes_on)

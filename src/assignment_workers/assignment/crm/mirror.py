@@ -63,7 +63,7 @@ def age(connection: Connection) -> timedelta | None:
 
 
 def forget(connection: Connection) -> None:
-    """Delete the record of the last copying of an external CRM.
+    """Delete the record that an external CRM was copied into our database.
 
     Call this when the external CRM is not used any more.
     """

@@ -2,8 +2,8 @@
 
 If the CRM is the schema `crm` of our own database, statements read its tables directly. From an
 external CRM, a claim reads the facts of its users by id. The facts become parameters of the same
-statement and replace the CRM's tables, so each rule is one SQL expression in both cases. Work on
-whole pools reads the mirror (`mirror`), our copy of the external CRM. An operation
+statement and replace the CRM's tables, so each rule is one SQL expression in both cases. Jobs that
+judge all users read the mirror (`mirror`), our copy of the external CRM. An operation
 is passed the external CRM (None: there is none), and its engine translates the schema of the CRM's
 tables to the one that holds the facts of all users: see `use_fact_schema`.
 """
@@ -74,8 +74,8 @@ class CrmReader:
 
         `crm`: the external CRM; None if the CRM is in our own database. `patience`: the maximum
         time in seconds that reads may take; None: the limit of a claim. `run`: the function with
-        which a fenced transaction runs statements. `stores`: False for a reader that may not write;
-        it does not store the phone numbers that it reads.
+        which a sequencer's transaction runs statements; None: the connection runs them. `stores`:
+        False for a reader that may not write; it does not store the phone numbers that it parses.
         """
         self._connection = connection
         self._run_in_turn = run
@@ -86,7 +86,7 @@ class CrmReader:
         self._zones: frozenset[str] | None = None
         self.waited = 0.0
         self.readable = phones.READ_IN_A_TURN
-        """Number of users whose phone numbers this transaction may still read."""
+        """Number of users whose changed phone numbers this transaction may still parse."""
         self.unknown: set[int] = set()
         """Ids of users without usable CRM facts; ignore the verdicts on these users."""
         self.failure: CrmUnavailable | None = None
@@ -130,8 +130,8 @@ class CrmReader:
         """Run a query that judges users by `policy` at `now`, before they are assigned.
 
         Parameters and errors are those of `judge`. If a user's phone number has changed in the CRM,
-        the number is read and stored before the verdict, for at most `readable` users in the order
-        of the rows. In the rows of further such users, `broken` is the rule `NUMBER_UNREAD`.
+        the number is parsed and stored before the verdict, for at most `readable` users in the
+        order of the rows. In the rows of further such users, `broken` is the rule `NUMBER_UNREAD`.
         """
         facts = self._facts_for(users, parameters)
         if not self._stores:
@@ -160,9 +160,10 @@ class CrmReader:
     ) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
         """Judge as `judge_for_claim` does, but use the mirror if the CRM cannot be read.
 
-        Returns the rows, and True if they are by facts of the CRM itself. The mirror, our copy of
-        the CRM, is used if it is younger than the configured grace; by its facts no user may be
-        removed or reported as ineligible. Raises `CrmUnavailable` if it is older.
+        Returns the rows, and True if they were judged by facts of the CRM itself. The mirror, our
+        copy of the CRM, is used if it is younger than the setting `crm_grace`; by its facts no user
+        may be removed or reported as ineligible. Raises `CrmUnavailable` if it is older, or if the
+        setting is not set.
         """
         try:
             found = self.judge_for_claim(statement, parameters, users=users, policy=policy, now=now)
@@ -208,7 +209,7 @@ class CrmReader:
     def _said(
         self, policy: Policy, users: Sequence[int], known: tuple[Sequence[int], CrmFacts] | None
     ) -> list[dict[str, Any]]:
-        """Return the CRM values of these users from which their phone numbers are read."""
+        """Return the CRM values of these users from which their phone numbers are parsed."""
         if known is None:
             statement, parameters = phones.said_of(policy.numbers, users)
             return [row._asdict() for row in self._run(statement, parameters)]
@@ -237,8 +238,8 @@ class CrmReader:
     ) -> Rows:
         """Run a query that reads CRM facts from its parameters; return its rows.
 
-        In a fenced transaction, hash and merge joins are switched on for this query only, because
-        parameters have no index.
+        In a sequencer's transaction, hash and merge joins are switched on for this query only,
+        because parameters have no index.
         """
         if self._run_in_turn is None:
             return self._run(statement, parameters)

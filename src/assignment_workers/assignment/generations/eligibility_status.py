@@ -94,10 +94,11 @@ def eligibility_status(
     """Select, for each `user_id` of `people`, the eligibility status and its end, if known.
 
     The status (column `stands`) is an `EligibilityStatus` or the first rule of the policy that the
-    user breaks; `free_at` is its end. Further columns: those of the user's entry, if any, and
-    `rules`. SQL parameters: `generation`, the published one or null; `taken`, users assigned in
-    this transaction; and those of the policy. Cost for each user: probes of the primary keys and of
-    the index on active assignments, and the cost of judging the user in a claim.
+    user breaks; `free_at` is the time at which it ends. Further columns: those of the user's entry
+    in the generation, if any, and the SQL expressions `rules`. SQL parameters: `generation`, the
+    published one or null; `taken`, users assigned in this transaction; and those of the policy.
+    Cost for each user: probes of the primary keys and of the index on active assignments, and the
+    cost of judging the user in a claim.
     """
     hold = aliased(Assignment)
     # A fence, because the planner overestimates the join with the entries, and would then judge
@@ -173,10 +174,11 @@ def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
 
 @expression_cache
 def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """Count the users of the policy's dialer queue by eligibility status, with its earliest end.
+    """Count the users of the policy's dialer queue by eligibility status.
 
-    Counted are users whose score row names the queue. `at_most`: only this number of users, those
-    with the best scores, by the index on queue and score; None: all. SQL parameters: those of
+    `free_at` is the earliest time at which the status ends for one of these users. Counted are
+    users whose score row names the queue. `at_most`: only this number of users, those with the best
+    scores, by the index on queue and score; None: all. SQL parameters: those of
     `eligibility_status`.
     """
     pool = members(policy, at_most).cte("pool").prefix_with("MATERIALIZED")

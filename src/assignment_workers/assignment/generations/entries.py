@@ -227,9 +227,10 @@ _ALL_PUBLISHED = (
 def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
     """Ensure that this transaction has locked every lane in which these users have entries.
 
-    Raises `OtherLanes` if it has not, and the transaction is restarted with these lanes. No new
-    entries can appear meanwhile, because a publication locks every lane. Cost: nothing with one
-    lane; otherwise a primary-key probe for each user in each other lane's generation.
+    Raises `OtherLanes` if it has not. The caller's transaction is then run again with these lanes
+    locked. No new entries can appear meanwhile, because a publication locks every lane. Cost:
+    nothing with one lane; otherwise a primary-key probe for each user in each published generation
+    of the lanes that are not locked.
     """
     others = transaction.queues_of_other_lanes
     if others and users:

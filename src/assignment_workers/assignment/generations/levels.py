@@ -61,10 +61,10 @@ def _built_lately(connection: Connection, queue: str, settings: Settings) -> boo
 
 
 def unpublished(connection: Connection) -> dict[int, str]:
-    """Return the dialer queue of each generation that is built but not published, by its number.
+    """Return the dialer queues of generations that are built, but not published.
 
-    The oldest generation comes first. The caller sends a publish command for each again, because
-    Redis may have lost the first one.
+    The keys are the generations' numbers, the oldest first. The caller sends a publish command for
+    each again, because Redis may have lost the first one.
     """
     rows = connection.execute(
         select(Generation.id, Generation.queue)

@@ -132,12 +132,12 @@ _PENDING = text(
 
 
 def prune_history(connection: Connection, *, settings: Settings) -> Counts:
-    """Delete answers, job runs, events and dead letters older than their retention.
+    """Delete answers, events, job runs, dead letters and other records older than their retention.
 
     Returns the number of deleted records by table. Typed texts and phone numbers are deleted after
-    a retention of their own (`forget_texts`). Events are deleted in the batches in which they were
-    chained (`audit.cut`); events that are not chained yet stay. Sessions of the dashboard are
-    deleted a day after their end.
+    a retention of their own (`forget_texts`). Events are deleted in whole batches of the audit
+    chain (`audit.cut`); events that are not in the chain yet stay. Sessions of the dashboard are
+    deleted a day after they expire.
 
     An answer stays until `request_retention` after both the answer and its request's deadline, so
     that a redelivered message is never taken for a new one. While no sequencer leads, or one has

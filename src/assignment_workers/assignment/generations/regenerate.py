@@ -67,11 +67,11 @@ def regenerate(
     rank, then others, by rank; the chosen users are ranked together by the policy's order.
 
     A failure leaves the published generation unchanged and marks the new one failed; if the process
-    dies, the next build marks it. Cost: one statement over the pool, in the database; this process
-    holds no row. The generation's row is committed at once, on `work.side_connection`. An external
-    CRM is read first: if it is unavailable, the build fails, and no user is removed. Changed phone
-    numbers are read first too, at most `phones.BEFORE_A_BUILD` batches; claims read the remaining
-    numbers.
+    dies, the next build marks it. Cost: one statement over all users of the dialer queue, in the
+    database; this process holds no row. The generation's row is committed at once, on
+    `work.side_connection`. An external CRM is read first: if it is unavailable, the build fails,
+    and no user is removed. Changed phone numbers are parsed first too, at most
+    `phones.BEFORE_A_BUILD` batches; claims parse the remaining numbers.
     """
     _fail_abandoned(work.side_connection, policy.queue)
     number = _begin(work, policy.queue, trigger, settings_version)
@@ -203,8 +203,8 @@ def _fill(chosen: Select[*tuple[Any, ...]], table_name: str) -> Insert:
 def _eligible(policy: Policy) -> Select[*tuple[Any, ...]]:
     """Select a ranked entry for every user who meets the policy, in the order of rank.
 
-    Entries of users who were skipped lately or deferred are waiting. The query reads the pool once
-    and sorts it once.
+    Entries of users who were skipped lately or deferred are waiting. The query reads the users of
+    the dialer queue once and sorts them once.
     """
     put_off = (
         select(Assignment.user_id, func.max(Assignment.put_off_until).label("until"))
@@ -233,7 +233,7 @@ def _limited(policy: Policy, eligible: Select[*tuple[Any, ...]]) -> Select[*tupl
     """Select at most `limit` of the entries of `eligible`, numbered from 1 again in the same order.
 
     Users who can be called before the next build are chosen first, so that users who cannot be
-    called for hours do not fill the generation. Cost: one more sort of the pool.
+    called for hours do not fill the generation. Cost: one more sort of the eligible users.
     """
     each = eligible.order_by(None).add_columns(policy.callable_soon().label("in_hours")).subquery()
     found = each.c

@@ -26,7 +26,7 @@ class Record(NamedTuple):
 
 
 def was_set_back(column: str) -> str:
-    """Return a SQL condition: the database's clock had the time in this column twice.
+    """Return a SQL condition, true if the database's clock had the time in this column twice.
 
     That happens when the clock is set back. The order of two such times is known only from the ids
     of their events.

@@ -26,7 +26,7 @@ class Fact(NamedTuple):
 
     `rank` is set for a new assignment, `lease_expires_at` for a new or renewed one. `until` is the
     time from which a user who has to wait is claimable again. `term` is the term of the sequencer
-    that made the change; None for an event that was recorded outside a fenced transaction.
+    that made the change; None for an event of a transaction that proved no term.
     """
 
     id: int
@@ -126,8 +126,8 @@ class Replay:
         self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
         """By lane: periods in which the lane may have had no leader, or the clock was set forward.
 
-        A period begins with the last event before a new term or a step of the clock, and ends with
-        it.
+        A period ends when a new term begins or the clock steps. It begins with the last event
+        before that.
         """
         self._holds: dict[str, ReplayedAssignment] = {}
         self._by_user: dict[int, ReplayedAssignment] = {}
@@ -196,7 +196,7 @@ class Replay:
         }
 
     def led(self, lane: str, terms: Collection[int]) -> None:
-        """Record that sequencers with these terms led the lane, before or after the first fact."""
+        """Record that sequencers with these terms led the lane, before or during the replay."""
         self._lane_of |= dict.fromkeys(terms, lane)
 
     def stood(self, hold: ReplayedAssignment) -> None:
@@ -219,15 +219,15 @@ class Replay:
         self._resting[user] = until
 
     def had_published(self, queue: str, generation: int) -> None:
-        """Add a generation that was published before the first fact; its ranks are unknown."""
+        """Add a generation published before the first replayed event; its ranks are unknown."""
         self._published[queue] = generation
 
     def had_paused(self, queue: str) -> None:
-        """Add a dialer queue that was paused when the first fact happened."""
+        """Add a dialer queue that was paused at the time of the first replayed event."""
         self._paused.add(queue)
 
     def apply(self, fact: Fact) -> None:
-        """Apply the next fact to the model, and record the breaches that it shows."""
+        """Apply the next recorded event to the model, and record the breaches that it shows."""
         teller = self._tellers.get(fact.kind)
         if teller is None:
             self._breach(11, fact, f"{fact.kind} is no kind of event")
@@ -268,7 +268,7 @@ class Replay:
             self._breach(2, self._retired, "a generation was retired and none published")
 
     def _line(self, fact: Fact, term: int) -> None:
-        """Check that the fact follows the earlier transactions of its lane.
+        """Check that the event follows the earlier transactions of its lane.
 
         The transactions of a lane must not overlap, and their terms must not decrease. Between the
         events of one publication there must be no other event, of any lane.
@@ -399,9 +399,9 @@ class Replay:
         return {user: at for user, at in skipped.items() if at > since}
 
     def _leased(self, fact: Fact, earlier: datetime) -> datetime:
-        """Return the end of the lease that the fact sets, and check that the lease is not too long.
+        """Return the end of the lease that the event sets; check that the lease is not too long.
 
-        The lease may end at most one full lease after the fact, or at `earlier` if that is later.
+        The lease may end at most one full lease after the event, or at `earlier` if that is later.
         """
         latest = max(earlier, fact.at + self._settings.of(fact.queue or "").lease)
         if fact.lease_expires_at is None:
@@ -492,10 +492,10 @@ class Replay:
         return hold
 
     def _owned(self, fact: Fact) -> ReplayedAssignment | None:
-        """Return the active assignment that the fact is about; None if it is not active.
+        """Return the active assignment that the event is about; None if it is not active.
 
-        Checks that the fact names the assignment's agent and user, and is not too late after the
-        lease.
+        Checks that the event names the assignment's agent and user, and that it is not too late
+        after the end of the lease.
         """
         hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
         if hold is None:
@@ -594,7 +594,7 @@ class Replay:
             self._away.pop(fact.agent_id, None)
 
     def _nothing(self, fact: Fact) -> None:
-        """Ignore a fact of a kind that does not change the model."""
+        """Ignore an event of a kind that does not change the model."""
 
     def _breach(self, guarantee: int, fact: Fact, what: str) -> None:
         self.breaches.append(Breach(guarantee, fact.id, what))

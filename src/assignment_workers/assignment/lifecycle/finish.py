@@ -102,7 +102,7 @@ class _Found:
 class _Finish:
     transaction: FencedTransaction
     found: dict[UUID, _Found]
-    """The assignments that the moves name, by id, as the moves carried out so far left them."""
+    """The named assignments by id, with the changes by the moves that were carried out so far."""
     outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
     """The new column values of each changed assignment, by the assignment's id."""

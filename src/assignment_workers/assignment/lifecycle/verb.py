@@ -58,7 +58,7 @@ class Limits(Protocol):
 
     @property
     def lease(self) -> timedelta:
-        """The time that an accepted assignment lasts without a sign of life of its agent."""
+        """The time that an accepted assignment lasts without a heartbeat or a renewal."""
 
     @property
     def skip_everyone(self) -> timedelta:

@@ -87,7 +87,8 @@ def remove_converted(
 
     The CRM facts are read in this transaction. Each conversion is recorded once, however often the
     command arrives, because the user's score row changes its queue only once; a unique index on
-    user, dialer queue and episode also prevents a second record by other programs (hazard D13). The
+    user, dialer queue and episode (the number of the user's stay in that queue) also prevents a
+    second record by other programs (hazard D13). The
     record has the score before the change (D12) and the agents who spoke to the user, the latest of
     whom is the primary agent. A user whom the rules place in another queue of `policies` moves to
     that queue. Users whom an agent holds, and users who no longer meet the goal, are left alone.

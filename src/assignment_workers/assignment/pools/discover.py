@@ -325,11 +325,11 @@ def _wrong(
 def _number(
     connection: Connection, dialer: Dialer, news: News, since: datetime | None
 ) -> str | None:
-    """Assign numbers to the persons in a CRM table who have none, and commit.
+    """Assign numbers of `assignment.user_ids` to the persons in a CRM table, and commit.
 
-    `news`: the CRM table. `since`: only persons of rows created since then; None: all. Returns the
-    query that selects these persons; None for an external CRM, for a CRM whose ids are integers,
-    and for a table that has no person's id.
+    Persons who have a number keep it. `news`: the CRM table. `since`: only persons of rows created
+    since then; None: all. Returns the query that selects the persons of the table; None for a CRM
+    whose ids are integers, and for a table that has no person's id.
     """
     if dialer.numbered is None:
         return None

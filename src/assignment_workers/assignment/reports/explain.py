@@ -73,7 +73,7 @@ from assignment_workers.schema.tables import (
 from assignment_workers.settings import Settings
 
 EXPLAINED_AT_MOST = 200_000
-"""Maximum number of a dialer queue's users who are judged for a funnel: about two seconds."""
+"""Maximum number of a dialer queue's users whom `funnel` judges, which takes about two seconds."""
 AHEAD_AT_MOST = 100_000
 EVENTS = 10
 

@@ -37,7 +37,10 @@ _EXPLAINED = (
     AnswerKind.RULED,
     AnswerKind.MISTAKE,
 )
-"""The order in which kinds of surplus records are taken to be late answers to counted requests."""
+"""The order in which kinds of surplus records are taken to be late answers to counted requests.
+
+Surplus records are recorded answers that no counted answer matches.
+"""
 
 
 class Unseen(BaseModel):
@@ -187,7 +190,8 @@ def combined(
 def _explained(surplus: Mapping[AnswerKind, int], lost: int) -> dict[AnswerKind, int]:
     """Return, by kind, the number of surplus records taken to be late answers to `lost` requests.
 
-    `surplus`: the records by kind that no counted answer matches.
+    `surplus`: the records by kind that no counted answer matches. `lost`: the number of requests
+    that were counted as unanswered.
     """
     explained = {}
     for kind in _EXPLAINED:

@@ -44,7 +44,7 @@ OVERDUE = timedelta(minutes=10)
 SILENT_SECONDS = 4.5
 """Seconds without a transaction after which a leading sequencer counts as silent.
 
-A leading sequencer probes the assignment queue every 2 seconds.
+A leading sequencer without other messages sends one to itself every 2 seconds.
 """
 
 

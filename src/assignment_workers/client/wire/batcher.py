@@ -2,8 +2,9 @@
 
 Calls wait while the most messages of their kind are under way; otherwise they are sent at once.
 When a message is answered, the waiting calls are sent together in order of arrival. A call of a
-task that takes no list never waits. A message that is not answered in time counts as lost, and
-those of its calls that still wait are sent in a new message.
+task that takes no list never waits. A message to an assignment queue that is not answered in time
+counts as lost, and those of its calls that still wait are sent in a new message. A message to
+another Celery queue is not sent again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ UNDER_WAY = 2
 """The most unanswered messages of one kind: one that is carried out, and one that waits behind it.
 """
 ASK_AGAIN_SECONDS = 3.0
-"""Seconds after which an unanswered message counts as lost."""
+"""Seconds after which an unanswered message to an assignment queue counts as lost.
+
+The second message with the same calls counts as lost after twice this time, and so on.
+"""
 REMEMBERED_SECONDS = 60.0
 """Seconds for which an unanswered message is remembered after its last caller stopped waiting. A
 late answer can then still be matched to its call.
@@ -37,7 +41,7 @@ late answer can then still be matched to its call.
 
 
 class BatchKey(NamedTuple):
-    """The key of calls that may share a message: batch task, and the lane's assignment queue."""
+    """The key of calls that may share a message: the batch task `many`, and the Celery queue."""
 
     many: str | None
     celery_queue: str

@@ -129,8 +129,8 @@ class Dispatcher:
     def count(self, answer: RequestAnswer) -> None:
         """Count the answer to a request. May be called from any thread.
 
-        The counts are sent to the workers once a minute, and stored while the broker is
-        unavailable.
+        The counts are sent to the workers once a minute. While the broker is unavailable, they stay
+        in memory.
         """
         self._counts.add(kind_of(answer))
         now = self._clock()
@@ -205,7 +205,10 @@ class Dispatcher:
             self._counts.put_back(hours)
 
     async def close(self) -> None:
-        """Answer the waiting calls with `Unavailable`, and close the connections."""
+        """Answer the waiting calls with `Unavailable`, and close the connections.
+
+        Counts that include a request without a usable answer are sent first.
+        """
         if self._tasks and self._counts.has_lost():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_COUNTS_SECONDS):
@@ -243,7 +246,7 @@ class Dispatcher:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Answer all calls `Unavailable` if a background task failed; else no call would end."""
+        """Answer all calls `Unavailable` if a background task failed; otherwise they would wait."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the client failed", exc_info=error)
             self._give_up("the client failed; its log tells how")

@@ -30,7 +30,10 @@ class LaneRouter:
     """By agent id: the dialer queue of the last user who was assigned to the agent."""
 
     def way(self, command: CommandCall) -> CommandCall:
-        """Return the command addressed to the assignment queue of the lane that it concerns."""
+        """Return the command, addressed to the assignment queue of the lane that it concerns.
+
+        A command that names no dialer queue goes to the lane of its agent's last user.
+        """
         if self.lanes.is_one or command.celery_queue in OFF_THE_LINE:
             return command
         arguments = command.arguments

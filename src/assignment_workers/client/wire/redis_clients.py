@@ -194,9 +194,10 @@ def _note_answer(pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
 
 
 def _ask_first(manager: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
-    """Sort the Sentinel that last answered to the front: a lost one then costs one time-out.
+    """Sort the Sentinel that last answered to the front, so that it is asked first.
 
-    redis-py does so within one connection pool, but a process has several pools.
+    Then a Sentinel that is down costs the process one time-out, and not one for each connection
+    pool: redis-py itself sorts within one pool only.
     """
     good = set(_ANSWERED.values())
     manager.sentinels.sort(key=lambda each: _at(each) not in good)

@@ -27,7 +27,9 @@ log = structlog.get_logger()
 EVERY_SECONDS = 10.0
 """Seconds between two writes of the counts to the access log."""
 ADDRESSES = 1_000
-"""The most different counts in memory. Refusals of further addresses are counted as `others`."""
+"""The most different counts in memory. Further ones are counted together, with `others` as their
+address or agent.
+"""
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
 """The most pairs of token and agent for which a gateway remembers the last record."""
@@ -109,7 +111,7 @@ class AccessLog:
     def acted(self, token: str, agent_id: int) -> None:
         """Record that a token which is not the agent's own sent a command for the agent.
 
-        Repeats with the same token and agent within an hour are not recorded.
+        Repeats with the same token and agent in the same hour of the clock are not recorded.
         """
         now = self.clock()
         hour = int(now.timestamp()) // 3600
@@ -144,10 +146,11 @@ class AccessLog:
             await self.write()
 
     async def write(self, *, whole: bool = True) -> None:
-        """Write the tokens' last uses and the counts of past minutes to the database.
+        """Write the tokens' last uses, commands for agents, and counts of refusals to the database.
 
-        `whole`: False to write the counts of the current minute as well. If the database cannot be
-        written, the next write includes them.
+        Refusals are counted by minute. `whole`: True to write those of past minutes only, so that
+        each minute is written once; False to write the current minute as well. If the database
+        cannot be written, the next write includes them.
         """
         minute = self.clock().replace(second=0, microsecond=0)
         sums = {

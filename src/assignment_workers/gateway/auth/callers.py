@@ -25,7 +25,7 @@ from assignment_workers.schema.tables import TokenRole
 
 KNOWN_SECONDS = 3.0
 """Seconds for which a checked token is not looked up again. A revoked token is accepted for at most
-that time.
+that time, unless the database is unavailable (`REMEMBERED_SECONDS`).
 """
 KNOWN_AT_MOST = 10_000
 LOOK_UP_SECONDS = 2.0
@@ -75,7 +75,8 @@ event of a refused command is not included, because it names the agent who holds
 class Caller:
     """The caller of the gateway, known by a token.
 
-    `role` None: everything is allowed, because tokens are off or the token is the one made by `up`.
+    `role` None: everything is allowed, because tokens are off, or because the token is the one that
+    `assignment-workers up` made for this stack.
     """
 
     token: str | None
@@ -137,7 +138,7 @@ class Callers:
     per_token: TokenBucket
     per_agent: TokenBucket
     stack: StoredToken | None = None
-    """The token that `up` made for its stack, if this gateway belongs to such a stack."""
+    """The token that `assignment-workers up` made, if this gateway is one of its processes."""
     used: Callable[[str], object] = lambda _: None
     """A function that is called with a token's name at each use of the token."""
     acted: Callable[[str, int], object] = lambda *_: None
@@ -197,9 +198,9 @@ class Callers:
 
     @property
     def stack_digest(self) -> str | None:
-        """The digest of the secret of this gateway's stack.
+        """The digest of the token in `stack`; None without such a token.
 
-        It is stored with each session that the secret opened.
+        It is stored with each session that the token opened.
         """
         return self.stack.hash.hex() if self.stack else None
 
@@ -229,9 +230,10 @@ class Callers:
         return Caller(kept.id, kept.role, kept.agent_id)
 
     def let(self, caller: Caller, agent_id: int) -> None:
-        """Check that the caller may act for this agent now.
+        """Check that the caller may send a command for this agent now, and record that it does.
 
-        Raises `Problem` 403, or 429 if too often.
+        Raises `Problem` 403 if the token is that of another agent, and 429 if there are too many
+        calls for this agent. Without a token, or with the agent's own, nothing is recorded.
         """
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")

@@ -36,7 +36,11 @@ COOKIE = b"assignment_workers="
 
 
 class Doorkeeper:
-    """ASGI middleware that answers 429 to an address whose calls were refused too often."""
+    """ASGI middleware that answers 429 to an address whose calls were refused too often.
+
+    Calls from that address with a token or session that was valid when looked up last are let
+    through. The middleware also counts refusals, and the answers to agents' calls.
+    """
 
     def __init__(
         self,

@@ -30,9 +30,9 @@ def begin(
 ) -> str | None:
     """Begin a dashboard session and return its cookie; None if `link` was used before.
 
-    `token` is the name of the token that opens the session; `stack` is the digest of the secret of
-    a stack of `up`, if that opens the session. `link` is the one-time link. `address` is the
-    browser's, for the access log. The caller commits.
+    `token` is the name of the token that opens the session; `stack` is the digest of the secret
+    that `assignment-workers up` made, if that opens the session. `link` is the one-time link.
+    `address` is the browser's, for the access log. The caller commits.
     """
     cookie = secrets.token_urlsafe(32)
     now = func.clock_timestamp()
@@ -58,8 +58,8 @@ def begin(
 def find(connection: Connection, cookie: bytes, *, stack: str | None) -> StoredToken | None:
     """Return the token that opened the session of `cookie`, a digest; None if the session is over.
 
-    `stack`: the digest of the secret of this gateway's stack. A session that a stack's secret
-    opened is valid only at a gateway of that stack.
+    `stack`: the digest of the secret that `assignment-workers up` made for this gateway, or None. A
+    session that such a secret opened is valid only at gateways that have the same secret.
     """
     row = connection.execute(_FIND, {"hash": cookie}).one_or_none()
     if row is None:
@@ -88,7 +88,7 @@ def digest(cookie: str) -> bytes:
 
 
 STACK = StoredToken("stack", b"", None, None)
-"""The token that stands for the secret of a stack of `up`. Its bearer may do everything there."""
+"""The token that stands for the secret that `assignment-workers up` made. It allows everything."""
 
 _FIND = (
     select(ApiToken.id, ApiToken.role, ApiToken.agent_id, DashboardSession.stack)

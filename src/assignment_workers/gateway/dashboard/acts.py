@@ -304,7 +304,10 @@ async def _dismiss_all(_: AsyncClient, engine: Engine, asked: Asked) -> str:
 async def dismissed(
     engine: Engine, numbers: Sequence[int] | None, who: str, why: str | None
 ) -> list[int]:
-    """Dismiss these dead letters (None: all open ones); return the numbers of those dismissed."""
+    """Dismiss these dead letters; return the numbers of those dismissed.
+
+    `numbers` None: all that were neither sent again nor dismissed.
+    """
 
     def do() -> list[int]:
         with engine.begin() as connection:

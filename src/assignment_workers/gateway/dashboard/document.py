@@ -13,8 +13,8 @@ from assignment_workers.gateway.dashboard.render import HERE, environment
 def document(report: Report, shares: Breakdown, unanswered: Sequence[UnansweredPart] = ()) -> str:
     """Return the service report of a period as the text of one HTML file.
 
-    `shares`: the breakdown of the report. `unanswered`: the requests without an answer, by part of
-    the period.
+    `shares`: the assignments of the period by dialer queue, by team and by part of the period.
+    `unanswered`: the requests without an answer, by part of the period.
     """
     return (
         environment()

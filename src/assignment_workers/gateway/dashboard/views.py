@@ -330,7 +330,7 @@ def quarantine() -> View:
 
 
 def closed() -> View:
-    """Return the page of users who are closed in a dialer queue until an operator lifts it."""
+    """Return the page of users who are closed in a dialer queue until an operator reopens them."""
     return _suppressions("Closed", "closed", SuppressionKind.CLOSED, ("lift_closed",))
 
 
@@ -393,7 +393,7 @@ def agent(number: int) -> View:
 
 
 def _stands(connection: Connection, number: int) -> Facts | None:
-    """Return the facts about an agent from the dialer's tables and ours; None if it is unknown."""
+    """Return the facts about an agent from the dialer's tables and ours; None if there is none."""
     known, stood = details.agent(connection, number), shown(connection, number)
     return known | stood.model_dump() if known and stood else None
 

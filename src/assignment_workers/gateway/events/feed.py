@@ -109,7 +109,10 @@ class Follower(Protocol):
         """Receive an event."""
 
     def restart(self) -> None:
-        """Start again, because earlier events are lost and their ids may be used again."""
+        """Begin anew: the database was replaced by an older copy, such as a restored backup.
+
+        Its newest events are lost, and their ids may be used again.
+        """
 
 
 class Feed:
@@ -186,7 +189,7 @@ class Feed:
     async def _has_last(self) -> bool:
         """Return True if the database still has the event that was passed on last.
 
-        If not, the database has moved back to a copy of its past.
+        If not, the database was replaced by an older copy, such as a restored backup.
         """
         last = self._last
         if last is None:
@@ -195,7 +198,7 @@ class Feed:
         return [each.at for each in found] == [last.at]
 
     def _restart(self, newest: int) -> None:
-        """Restart every stream, because the database has moved back to a copy of its past."""
+        """Restart every stream, because the database was replaced by an older copy of itself."""
         log.warning("live_moved_back", position=self.position, newest=newest)
         self.position, self._last = newest, None
         for reader in [*self._all, *(each for of in self._of.values() for each in of)]:

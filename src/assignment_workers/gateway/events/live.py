@@ -109,7 +109,10 @@ class EventReader:
         self._woken.set()
 
     def restart(self) -> None:
-        """Send the client the event `reset`, because events were lost with the database's past."""
+        """Send the client the event `reset`: the database was replaced by an older copy of itself.
+
+        The client has seen events that the database no longer has.
+        """
         self.feed.remove(self)
         self._lines.clear()
         self._resumed = self._follows = False

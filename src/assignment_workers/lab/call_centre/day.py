@@ -182,7 +182,10 @@ class _Day:
 
 
 def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
-    """Wait until each lane has a leader and each build is published; let lapsed leases expire."""
+    """Wait until each lane has a leading sequencer and each build is published.
+
+    Meanwhile, send the commands that end assignments whose lease has ended.
+    """
 
     def is_at_rest() -> bool:
         try:

@@ -314,7 +314,7 @@ class Faults:
 
     @contextmanager
     def _lost_replies(self) -> Iterator[bool]:
-        """End sessions whose COMMIT is stored, before the reply to the COMMIT is sent."""
+        """End sessions whose COMMIT is on the disk, before PostgreSQL has sent the reply to it."""
         lost = 0
         with self._configured("synchronous_standby_names = 'away'"):
             deadline = time.monotonic() + LOSING_SECONDS

@@ -111,7 +111,8 @@ class Recorder:
     def record(self, held: Held) -> None:
         """Record an assignment from an answer. The answer may come long after the assignment began.
 
-        An assignment of a user who is still with another agent is a surprise.
+        If the user was assigned before another agent's lease for the user had ended, this is
+        recorded as a surprise.
         """
         if held.id in self.assignments:
             self.renewed(held)

@@ -170,7 +170,7 @@ class Meter:
     missed: int = 0
 
     async def watch(self, recorder: Recorder, over: asyncio.Event) -> None:
-        """Take samples until the run is over, and delete rows at the end of their retention."""
+        """Take samples until the run is over; sometimes delete rows older than their retention."""
         every = max(self.plan.seconds / SAMPLES, NEAREST)
         pruned = 0.0
         while not over.is_set():
@@ -277,7 +277,10 @@ class Meter:
         )
 
     def outlived(self) -> list[str]:
-        """Delete rows older than their retention; name the tables where such rows remain."""
+        """Delete rows older than their retention; return a line for each table where some remain.
+
+        Rows that are older by less than `GRACE` do not count.
+        """
         self.prune()
         parameters = {
             "history": self.settings.history_retention + GRACE,

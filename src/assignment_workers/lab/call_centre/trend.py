@@ -68,7 +68,7 @@ class Trend(NamedTuple):
 def judge(lives: Iterable[Points], limit: Limit) -> Trend:
     """Judge if a figure keeps growing by more than its limit.
 
-    `lives` has the samples for each measured process, in succession.
+    `lives` has the samples of each process that was measured, one process after the other.
     """
     watched = [life for each in lives if len(life := _warm(each)) >= LEAST]
     if not watched:

@@ -346,7 +346,7 @@ class Locked(InOneTransaction):
             super().rebuild()
 
     def find(self, agent: int) -> HeadRow | None:
-        """Return the first pending row, after waiting for a running rebuild."""
+        """Return the first pending row, after waiting for the end of a running rebuild."""
         with self._transaction(agent) as connection:
             connection.execute(text(self.SHARED))
         return super().find(agent)

@@ -1,7 +1,8 @@
 """Our way, as the replay drives it: the same operations and transactions as the sequencer's.
 
-Every agent's thread runs its own fenced transaction over one of two connections. One works while
-the other waits for the lane's row lock; on the real stack the assignment queue gives that order.
+Every agent's thread runs its own fenced transaction (it commits only in the current term) over one
+of two connections. One works while the other waits for the lane's row lock; on the real stack the
+assignment queue gives that order.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Surprise(AssignmentWorkersError):
 class Ours:
     """This project as a way to hand out users in the replay.
 
-    A claim is one fenced transaction; the publication of a rebuild is another.
+    A claim is one transaction, as in the sequencer; the publication of a rebuild is another.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Ours:
         self.rebuild()
 
     def ask(self, agent: int) -> Given | None:
-        """Claim a user for this agent in one fenced transaction; None if the queue is empty."""
+        """Claim a user for this agent in one transaction; None if the queue is empty."""
         request = ClaimRequest(agent, f"replay-{next(self._numbers)}", QUEUE)
         (answer,) = self.runner.run(
             lambda transaction: claim(
@@ -90,7 +91,7 @@ class Ours:
                 raise Surprise(f"agent {agent} asked and was told: {other}")
 
     def finish(self, agent: int, given: Given) -> bool:
-        """Record an unanswered call: score, entry and hold change in one fenced transaction.
+        """Record an unanswered call: score, queue entry and hold change in one transaction.
 
         Return False if the agent's hold no longer existed.
         """
@@ -111,14 +112,14 @@ class Ours:
         self.rebuild()
 
     def rebuild(self) -> None:
-        """Build a generation beside the published one, then publish it in a fenced transaction."""
+        """Build a generation beside the one in use, then publish it in a transaction of its own."""
         self._rebuilds += 1
         number = self.build()
         if number is not None:
             self.publish(number)
 
     def build(self) -> int | None:
-        """Build a generation beside the published one and return its number.
+        """Build a generation beside the one in use and return its number.
 
         Returns None if another build was running.
         """
@@ -131,7 +132,7 @@ class Ours:
         return jobs.run(self.engine, job, work).counts.get("generation")
 
     def publish(self, generation: int) -> CommandAnswer:
-        """Publish the generation."""
+        """Publish the generation: claims take users from it from now on."""
         return self.runner.run(lambda transaction: publish(transaction, generation))
 
     def rebuilds(self) -> int:
