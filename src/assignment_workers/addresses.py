@@ -66,7 +66,7 @@ def _check_url(value: str, schemes: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class SentinelAddress:
-    """The address of a Redis whose primary Redis Sentinel names, in the form of Celery.
+    """The address, in Celery's form, of a Redis whose primary server is found by Redis Sentinel.
 
     Example: `sentinel://:password@a:26379/0;sentinel://b:26379/0`. User, password and database are
     those of the Redis, and are written once or with each Sentinel. The query has further options of
@@ -87,7 +87,8 @@ class SentinelAddress:
     def read(cls, value: str) -> SentinelAddress:
         """Parse the address.
 
-        Raises ValueError, whose line shows at most the name of a parameter.
+        Raises ValueError if it is invalid. The message repeats no value, at most a parameter's
+        name.
         """
         sentinels: list[tuple[str, int]] = []
         said: dict[str, set[str]] = {}
@@ -113,7 +114,7 @@ class SentinelAddress:
 
     @property
     def for_celery(self) -> str:
-        """The address in Celery's form: each part is complete, and there is no query."""
+        """The address in Celery's form: user, password and database at each Sentinel, no query."""
         user, password = quote(self.username or "", safe=""), quote(self.password or "", safe="")
         at = f"{user}:{password}@" if user or password else ""
         return ";".join(
@@ -152,7 +153,8 @@ def libpq_parameters(
     """Parse a PostgreSQL address as libpq does; return its parameters by libpq's names.
 
     `translate` gets the parameters of a URI's query and returns those to pass to libpq. Raises
-    ValueError, whose line shows at most the name of an unknown parameter.
+    ValueError if the address is invalid. The message repeats no value, at most the name of an
+    unknown parameter.
     """
     from psycopg import pq
     from psycopg.errors import OperationalError

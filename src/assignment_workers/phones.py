@@ -507,7 +507,10 @@ def _digits(text: str) -> str:
 
 
 def _tails(text: str) -> Iterator[str]:
-    """Yield the last digits of the text, and of each part and group, that have enough digits."""
+    """Yield the last `REACH` digits of the text, of each part and of each group of digits.
+
+    Any of these with fewer digits is left out.
+    """
     for part in (text, *_SEPARATOR.split(text), *_GROUP.findall(text)):
         digits = _digits(part)
         if len(digits) >= REACH:

@@ -22,8 +22,8 @@ def backfill(engine: Engine, source: SourceTable, *, tell: Tell, batch: int) -> 
     """Copy the queued users of a dialer's queue table into a generation; return its number.
 
     A generation is one build of a dialer queue. Rows are read in batches of `batch` rows in the
-    order of the key; the pending and assigned ones are copied. No row of the dialer's table is
-    locked. If a user has several rows, the best position counts.
+    order of their ids; the pending and assigned ones are copied. No row of the dialer's table is
+    locked. If a user has several rows, the one with the best position is copied.
     """
     number = patiently(lambda: _begun(engine, source), seconds=TRY_SECONDS)
     table = partition(number)

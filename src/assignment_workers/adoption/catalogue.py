@@ -60,7 +60,7 @@ def relations_of(connection: Connection) -> dict[str, dict[str, Any]]:
 
 
 def plain_default(expression: str | None) -> str | None:
-    """Normalise the SQL of a column default for comparison: no casts, one name per function."""
+    """Normalise the SQL of a column default: no casts; `now()` in place of CURRENT_TIMESTAMP."""
     if expression is None:
         return None
     plain = re.sub(r"::[a-z ]+(\(\d+\))?(\[\])?", "", expression)

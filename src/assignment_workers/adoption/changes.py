@@ -10,7 +10,8 @@ from assignment_workers.adoption.sources import SourceTable, narrowed
 from assignment_workers.assignment.generations.regenerate import partition
 
 FEW = 2_000
-"""The number of recorded changes below which the switch begins. The switch applies the rest itself.
+"""The number of recorded changes below which the switch begins. The switch is the transaction that
+replaces the dialer's tables by views of ours; it applies the remaining changes itself.
 """
 AT_A_TIME = 20_000
 
@@ -68,7 +69,7 @@ def end(source: SourceTable) -> Iterator[str]:
 
 
 def carry_over(connection: Connection, source: SourceTable, number: int, other: int | None) -> int:
-    """Apply at most `AT_A_TIME` recorded changes of the table to the generation `number`.
+    """Apply at most `AT_A_TIME` recorded changes of `source` to generation (build) `number`.
 
     Returns the number of changes. A user who no longer waits leaves the generation, a new user
     comes last, and any other user keeps the position. A user who is in `other`, the generation of

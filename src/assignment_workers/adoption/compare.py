@@ -72,8 +72,8 @@ def compare(connection: Connection, crm: Crm | None, *, now: datetime) -> list[C
 
     A user is offered by the dialer if a row of its queue table is pending or assigned. From an
     external CRM, the facts of `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if
-    the dialer's queue tables, the score table or the CRM's users do not exist, and
-    `CrmUnavailable`.
+    the dialer's queue tables, the score table or the CRM's users do not exist. Raises
+    `CrmUnavailable` if the external CRM cannot be read.
     """
     sources = found_sources(connection)
     if not sources:

@@ -29,7 +29,9 @@ class TableVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between a table and its form in the schema `than`: deployed, target or ours.
+    """A difference between a table and its form in the schema `than`.
+
+    `than` is deployed (in production), target (a draft of the dialer) or ours.
 
     `aspect` is column, type, null, default, unique, foreign key, index or kind; `what` names the
     columns concerned. `expected` or `found` is None if there is nothing on that side.
@@ -81,8 +83,8 @@ class Inspection:
 
     `revision` is that of the schema `assignment` (None: it does not exist), `needs` the revision
     that this release needs. `blockers` count rows that the migration has to decide about.
-    `obstacles` stop a migration by the role that inspected. `notes` are information and stop
-    nothing.
+    `obstacles` stop a migration that the inspecting role would run. `notes` are information and
+    stop nothing.
     """
 
     revision: str | None

@@ -96,12 +96,12 @@ def _is_readable(shape: Shape) -> bool:
 
 
 def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
-    """Return those of `differences` which prove that a table is not in the schema compared with.
+    """Return those of `differences` which prove that a table does not belong to a schema.
 
-    `differences` are those between the table and that schema; `other` is the table's form in the
-    other schema that a dialer's database may have. A missing column is a proof, and so is a
-    property as in `other`. A property of neither schema was changed by somebody and proves nothing;
-    nor does an index.
+    A dialer's database has one of two schemas. `differences` are those between the table and its
+    form in the schema in question; `other` is its form in the other schema. A missing column is a
+    proof, and so is a property as in `other`. A property of neither schema was changed by somebody
+    and proves nothing; nor does an index.
     """
     return [
         each

@@ -46,11 +46,11 @@ LOCK_AT_MOST = timedelta(milliseconds=250)
 it.
 """
 SWITCH_AT_MOST = timedelta(milliseconds=700)
-"""The longest time for which the switch locks the tables: under a second including the wait for
+"""The longest time for which `switch` locks the tables: under a second including the wait for
 locks.
 """
 CATCH_UP_AT_MOST = 1_000
-"""The number of rounds of `catch_up` after which the switch begins in any case."""
+"""The number of rounds of `catch_up` after which `switch` begins in any case."""
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
 
     `tell` is called with a line for every step and batch after its commit, and for each session
     whose lock the migration waits for. Raises `SchemaMismatch`, before any change, if there are
-    obstacles, and `DatabaseUnavailable`.
+    obstacles. Raises `DatabaseUnavailable` if the database cannot be reached.
     """
     with opened(database_url) as engine, telling_of_waits(database_url, tell):
         with engine.connect() as connection:
@@ -229,13 +229,13 @@ def _keep_books(engine: Engine) -> None:
 def switch(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], *, settings: Settings
 ) -> None:
-    """Turn holds into assignments and queue tables into views, and publish, in one transaction.
+    """Publish the generations, turn holds into assignments, and queue tables into views.
 
-    `numbers` has, for each dialer queue, the generation (build) that `backfill` filled. After the
-    transaction, users are assigned from these. The dialer waits once for the transaction. Its
-    duration depends on the number of holds, not on the size of the tables. If it takes longer than
-    `SWITCH_AT_MOST` after locking the tables, it is rolled back and raises SQLAlchemy's
-    `OperationalError`, so that it can be retried.
+    All of that is one transaction. `numbers` has, for each dialer queue, the generation (build)
+    that `backfill` filled. After the transaction, users are assigned from these. The transaction
+    makes the dialer wait once. Its duration depends on the number of holds, not on the size of the
+    tables. If it takes longer than `SWITCH_AT_MOST` after locking the tables, it is rolled back and
+    raises SQLAlchemy's `OperationalError`, so that it can be retried.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -269,7 +269,7 @@ def switch(
 
 @contextmanager
 def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
-    """End the transaction by PostgreSQL if the statements of this context take longer than `limit`.
+    """Have PostgreSQL end the transaction if the statements of the block exceed `limit` in total.
 
     Each statement, and each pause before the next one, gets the time that is left, so the locks of
     the transaction are released in time however many statements there are. Raises SQLAlchemy's
@@ -359,8 +359,9 @@ def show_call_queue(engine: Engine) -> bool:
 def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
     """Index the tables that `backfill` filled, and attach them to the table `entries`.
 
-    There is one for each generation (build). `numbers` has the generation of each dialer queue. The
-    generations are marked as built. Tables that are attached already are skipped.
+    `entries` has the users of all generations (builds); each of the tables becomes the partition of
+    one generation. `numbers` has the generation of each dialer queue. The generations are marked as
+    built. Tables that are attached already are skipped.
     """
     for number in numbers.values():
         name = partition(number)

@@ -28,7 +28,7 @@ from assignment_workers.schema.tables import LaneTerm
 def rollback(database_url: str) -> list[str]:
     """Put the dialer's queue tables back in one transaction; return their full names.
 
-    Users who were completed or skipped since the switch have that status in the tables. Active
+    Users who were completed or skipped since the migration have that status in the tables. Active
     assignments become assigned rows of the dialer and are released in our tables. The schema
     `assignment` and its records stay. Raises `UsageError` while a sequencer runs, or if no dialer
     was taken over.

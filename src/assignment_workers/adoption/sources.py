@@ -37,7 +37,7 @@ def agent_expression(columns: Iterable[str], alias: str) -> str:
 def narrowed(number: str) -> str:
     """Return SQL that limits the SQL expression `number` to the range of `integer`.
 
-    The column may be wider than that in the dialer's table.
+    In the dialer's table the column may have a wider type, such as `bigint`.
     """
     return f"greatest(least({number}, 2147483647), -2147483648)::integer"
 

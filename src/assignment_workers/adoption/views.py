@@ -144,12 +144,13 @@ def _view(table: str, query: str) -> Sequence[str]:
 
 
 def _places(queue: str) -> str:
-    """Return a query of the queue's published entries, and of held users who have no entry there.
+    """Return a query of a dialer queue's users: those in its published generation, and held ones.
 
-    The query has one branch per status, so that a reader of one status reads only that branch.
-    Pending users come in the order of rank, from the index that claims use. The branch states this
-    order, because the planner does not push an outer order into it. So reading the first user costs
-    the same with ten entries and with ten million.
+    A user who is held from this queue may have no entry (row) in the generation. The query has one
+    branch per status, so that a reader of one status reads only that branch. Pending users come in
+    the order of rank, from the index that claims use. The branch states this order, because the
+    planner does not push an outer order into it. So reading the first user costs the same with ten
+    entries and with ten million.
     """
     number, published_at = (
         f"(SELECT {column} FROM assignment.generations"

@@ -2,6 +2,7 @@
 
 Each lane has a hash chain of its events in the order of their ids, which is the order of their
 commits. Events without a term, such as those of jobs, are in the chain `OUTSIDE`.
+
 A digest is SHA-256 over the previous digest, the lane, the position, the event's id and the event
 without the texts that people typed. Those texts are in `event_texts`, so that erasing a text
 changes no digest.
@@ -36,7 +37,10 @@ OUTSIDE = "-"
 Every other chain has the name of its lane; no lane has this name.
 """
 AT_A_TIME = 1_000
-"""Maximum number of events that one transaction adds to hash chains: about 20 ms and 40 kB."""
+"""Maximum number of events that one transaction adds to hash chains.
+
+For this number the transaction takes about 20 ms and stores about 40 kB.
+"""
 TRANSACTIONS_AT_MOST = 200
 """Maximum number of transactions of one run of the job; the next run continues."""
 WRITERS_SECONDS = 3.0

@@ -37,8 +37,9 @@ SECONDS_AT_MOST = 10 * 365 * 86_400
 def policies_of(dialer: Dialer, settings: Settings) -> Mapping[str, Policy]:
     """Return the policy of each dialer queue by name, under the calling rules of `settings`.
 
-    The policies are cached by dialer and settings. Raises `UsageError`, one line that names the
-    environment variable, for a value that cannot be used.
+    A policy has all rules of one dialer queue. The policies are cached by dialer and settings.
+    Raises `UsageError`, one line that names the environment variable, for a value that cannot be
+    used.
     """
     return _policies(dialer, settings)
 
@@ -60,7 +61,7 @@ NOT_JUDGING = {
 }
 """The operational settings that do not decide who may be called, with their defaults.
 
-A change of such a setting changes no policy, so cached statements stay valid.
+A change of such a setting changes no rule of a dialer queue, so cached statements stay valid.
 """
 
 
@@ -89,9 +90,10 @@ def numbers_of(settings: Settings) -> Numbers:
 
 
 def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | None]:
-    """Return the CRM column that the setting `name` configures as `column`.
+    """Return the column from which the user's country or time zone is read.
 
-    For an external CRM, that is the column of the mirror (our copy of the CRM) with these values.
+    `name`: `country` or `time_zone`. `column`: the CRM's name of the column, as configured. For an
+    external CRM, the column of the mirror (our copy of the CRM) with these values is returned.
     """
     if settings.crm_database_url is not None:
         return CrmUser.country.expression if name == "country" else CrmUser.time_zone.expression

@@ -49,7 +49,8 @@ class Letter:
     def state(self) -> str:
         """State of the dead letter: `dismissed`, `sent_again`, `to_send_again` or `to_dismiss`.
 
-        `to_dismiss`: the message cannot succeed, so an operator can only dismiss it.
+        The last two wait for an operator. `to_send_again`: the message may succeed if it is sent
+        again. `to_dismiss`: it cannot succeed, so an operator can only dismiss it.
         """
         if self.dismissed_at is not None:
             return "dismissed"
@@ -72,9 +73,10 @@ def store_dead_letter(
     r"""Store a message in a transaction of its own; return the number of the dead letter.
 
     A byte that is not text is stored as `\xNN`, a null as `\x00`, because PostgreSQL's text can
-    hold neither. `replayable`: True if the message may succeed when it is sent again. `again`: the
-    number of an earlier dead letter, if an operator sent its message again. If task and body are
-    equal, the earlier dead letter is reopened, and no second one is stored.
+    hold neither. `error`: the reason for storing it. `replayable`: True if the message may succeed
+    when it is sent again. `again`: the number of an earlier dead letter, if an operator sent its
+    message again. If task and body are equal, the earlier dead letter is reopened, and no second
+    one is stored.
     """
     whole = body if isinstance(body, str) else body.decode("utf-8", "backslashreplace")
     values = {

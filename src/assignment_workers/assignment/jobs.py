@@ -113,8 +113,8 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
 
     Only one run of a job is in progress at a time; a further call meanwhile skips the job, and so
     does a call for a `slot` (period) for which the job has succeeded. If `work` fails, the error is
-    stored in the run's row and raised. If the process dies, the job's
-    lock is lost with its connection, and the next run marks the run as failed.
+    stored in the run's row and raised. If the process dies, the job's lock is lost with its
+    connection, and the next run marks the run as failed.
     """
     ran, _ = run_for(engine, job, lambda given: Made(work(given), None))
     return ran

@@ -50,7 +50,7 @@ class OperationalSetting:
     accepted: str
     """A description of the accepted values, for people."""
     read: Callable[[str], object]
-    """Function that parses a value. Raises `ValueError`."""
+    """Function that parses a value. Raises `ValueError` if the value is not accepted."""
     names_queue: bool = False
     """True if the environment variable's text has a part for each dialer queue."""
     is_of_queues: bool = False
@@ -188,7 +188,10 @@ OF_QUEUES = {
 
 
 def first_values(dialer: Dialer, given: Settings) -> list[SettingValue]:
-    """Return the values of operational settings that the environment or the dialer's file gives."""
+    """Return the values of operational settings that the environment or the dialer's file gives.
+
+    `given`: the settings of the environment.
+    """
     found = values_of_queues(dialer)
     for name in OPERATIONAL.keys() & given.model_fields_set:
         value = getattr(given, name)
@@ -198,7 +201,10 @@ def first_values(dialer: Dialer, given: Settings) -> list[SettingValue]:
 
 
 def unknown_queues(dialer: Dialer, given: Settings) -> list[str]:
-    """Return a line for each unknown dialer queue that the environment's priorities name."""
+    """Return a line for each unknown dialer queue that the setting `queue_priority` names.
+
+    `given`: the settings of the environment.
+    """
     if given.queue_priority is None:
         return []
     named = (queue for queues in priorities(given.queue_priority).values() for queue in queues)
@@ -285,7 +291,10 @@ def _fields(values: Values, queue: str | None, queues: Collection[str]) -> dict[
 def _text(
     setting: OperationalSetting, values: Values, queue: str | None, queues: Collection[str]
 ) -> str | None:
-    """Return the value of a setting as text of an environment variable; None: the default."""
+    """Return the value of a setting as text of an environment variable; None: the default.
+
+    `values`, `queue`, `queues`: as for `_fields`.
+    """
 
     def own(of: str | None) -> str | None:
         said = values.get((setting.name, of, None), values.get((setting.name, None, None)))
@@ -310,7 +319,11 @@ def _parts(
     value: Any,  # noqa: ANN401
     rules: CallingRules,
 ) -> Iterable[SettingValue]:
-    """Yield the values in an environment variable: one each for all, a dialer queue or a team."""
+    """Yield the values of a setting in the environment, each for all, a dialer queue or a team.
+
+    `value`: the setting's field in `Settings`. `rules`: the calling rules of the environment, which
+    have the limits of each dialer queue.
+    """
     name = setting.name
     match name:
         case "calls_per_day":

@@ -284,10 +284,10 @@ def _left_by_adoption(connection: Connection, user_id: int) -> dict[str, list[Ro
 
 
 def _kept_by_adoption(connection: Connection) -> list[str]:
-    """Return the names of the tables of an adopted dialer that were renamed and have a `user_id`.
+    """Return the names of a dialer's tables that were renamed when its database was taken over.
 
-    They end in `_before_adoption`. Tables that this database role may not read are included, so
-    that they cause an error and are not skipped.
+    Only tables with a `user_id` are returned. The names end in `_before_adoption`. Tables that this
+    database role may not read are included, so that they cause an error and are not skipped.
     """
     return list(
         connection.execute(

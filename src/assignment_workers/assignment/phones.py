@@ -119,7 +119,7 @@ def store(connection: Connection, parameters: Mapping[str, Any]) -> None:
 
 
 def zones(connection: Connection) -> frozenset[str]:
-    """Return the names of the time zones in which the users are; a few."""
+    """Return the names of the time zones in which the users are. There are only a few."""
     return frozenset(connection.execute(ZONES).scalars())
 
 

@@ -210,10 +210,10 @@ def shown(
 
 
 def ignored(connection: Connection, dialer: Dialer, given: Settings) -> list[str]:
-    """Return a line for each environment variable and value of the dialer's file without effect.
+    """Return a line for each value in the environment or the dialer's file that has no effect.
 
-    A variable of an operational setting has no effect if the version in force has another value; so
-    does a value of the dialer's file.
+    A variable of an operational setting has no effect if the version in force has another value;
+    the same holds for a value of the dialer's file.
     """
     before = latest(connection)
     if before is None:
@@ -257,7 +257,7 @@ def unknown_values(connection: Connection, dialer: Dialer) -> list[str]:
 
 
 def tell_ignored(connection: Connection, dialer: Dialer, given: Settings) -> None:
-    """Log a warning for each variable and value without effect, at the start of a process."""
+    """Log each line of `ignored` as a warning; called when a process starts."""
     for line in ignored(connection, dialer, given):
         log.warning("variable_ignored", why=line)
 

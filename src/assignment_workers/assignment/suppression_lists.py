@@ -491,7 +491,7 @@ def check(connection: Connection, phone: str, reader: Reader) -> Matched:
 def whom(
     connection: Connection, numbers: Sequence[str], as_text: str
 ) -> tuple[int, dict[str, int]]:
-    """Count the users to whom a suppression applies, in all and by dialer queue.
+    """Count the users to whom a suppression (ban on calls) applies, in all and by dialer queue.
 
     `numbers`: the suppressed phone numbers in E.164. If there are none, users are counted whose
     text in the CRM equals `as_text`, which needs a pass over all users. Counts up to

@@ -42,11 +42,11 @@ from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Event, Forgotten, Suppression, SuppressionKind
 
 FORGOTTEN = "(forgotten)"
-"""The text that replaces the reason of a suppression when the person is erased."""
+"""The text that replaces the reason of a suppression (ban on calls) of an erased person."""
 COUNTED = timedelta(days=1)
-"""Period within which claims that find a user ineligible count towards a quarantine of the user.
+"""Period within which a user's removals at claims count towards a quarantine of the user.
 
-Only rules count that the build had found to be met.
+A removal counts if the user broke a rule that the build of the dialer queue checks, too.
 """
 LISTED_AT_MOST = 1_000
 COUNTED_AT_MOST = 10_000
@@ -200,7 +200,7 @@ def lift(
     why: str,
     reader: Reader,
 ) -> Done | Refused:
-    """Lift a suppression of this kind, of the user or the phone number.
+    """Lift a suppression (ban on calls) of this kind, of the user or the phone number.
 
     The next build includes its users again. `queue`: the one dialer queue of the suppression; None:
     a suppression for every queue. `by`: the operator; `why`: the reason. Refused: no such
@@ -251,10 +251,10 @@ def subject(
     phone: str | None = None,
     queue: str | None = None,
 ) -> str:
-    """Return a text that names what a command to suppress or to lift sets.
+    """Return a name for the state that a command to suppress or to lift sets.
 
-    Commands with the same kind, dialer queue, and user or phone number get the same text, in
-    whatever form the number is written. A command is refused if a later one with the same text was
+    Commands with the same kind, dialer queue, and user or phone number get the same name, in
+    whatever form the number is written. A command is refused if a later one with the same name was
     carried out.
     """
     whom = f"user {user}" if phone is None else f"phone number {_key(phone, reader)}"
@@ -313,12 +313,16 @@ def check_key(connection: Connection, reader: Reader) -> None:
 
 
 def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after: int) -> None:
-    """Quarantine users whom claims removed as ineligible often: they wait for an operator.
+    """Quarantine users whom claims have removed too often: an operator must release them.
 
-    `failed`: users whom this transaction removed for one of the `suspicious` rules, which the build
-    had found to be met. Users removed so `after` times within the period `COUNTED` are quarantined;
-    removals before an operator lifted a quarantine do not count. Cost: a read of the events of
-    these users.
+    A build of a dialer queue includes only users who meet the rules `suspicious`. If a claim soon
+    after finds that a user breaks one, it removes the user. That should be rare, so a user to whom
+    it happens repeatedly is not offered any more.
+
+    `failed`: the users whom this transaction has removed for such a rule. `after`: the number of
+    such removals within the period `COUNTED` from which on a user is quarantined. Removals before
+    an operator lifted the user's last quarantine do not count. Cost: a read of the events of these
+    users.
     """
     if not failed:
         return
@@ -361,7 +365,7 @@ class Target:
 
     @property
     def by_text(self) -> bool:
-        """True if the suppression applies to users with the same text in the CRM."""
+        """True if the suppression applies to users with the same phone text in the CRM."""
         return self.number is None
 
 
@@ -432,7 +436,10 @@ _EXPIRE = (
         lifted_why="expired",
     )
 )
-"""Lift expired suppressions of this user or number, so that a new one can be stored."""
+"""Lift expired suppressions (bans on calls) of this user or number.
+
+A new one can then be stored.
+"""
 _LIFT = (
     update(Suppression)
     .where(*_standing)

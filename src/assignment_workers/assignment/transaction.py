@@ -225,8 +225,9 @@ class FencedTransaction:
     def race(self, kind: str, **facts: object) -> None:
         """Record that a conflict between two writers (a race) was detected and resolved.
 
-        `kind`: the name of the race. `facts`: values for columns of the event; `done`, the
-        resolution; and further details.
+        `kind`: the name of the race. `facts`: more about it, by name. The fact `done` is a text
+        that says how the race was resolved. A fact with the name of a column of the events, such as
+        `user_id`, is stored in that column; every other fact is stored in the event's details.
         """
         self.record(raced(kind, **facts))
 
@@ -242,8 +243,9 @@ def sent_by(sender: str | None) -> dict[str, str]:
 def raced(kind: str, **facts: object) -> dict[str, Any]:
     """Return the event of a conflict between two writers (a race) that was detected and resolved.
 
-    `kind`: the name of the race. `facts`: values for columns of the event; `done`, the resolution;
-    and further details.
+    `kind`: the name of the race. `facts`: more about it, by name. The fact `done` is a text that
+    says how the race was resolved. A fact with the name in `_COLUMNS`, such as `user_id`, becomes
+    that column's value; every other fact is one of the event's details.
     """
     columns = {name: facts.pop(name) for name in list(facts) if name in _COLUMNS}
     return {"kind": EventKind.RACE, **columns, "details": {"kind": kind, **facts}}

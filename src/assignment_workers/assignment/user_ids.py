@@ -188,8 +188,9 @@ def unnumbered(dialer: Dialer, connection: Connection, rows: str) -> int:
 def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict[int, UserId]:
     """Return the CRM's id of each of these users, by the user's number in `assignment.user_ids`.
 
-    If the id is unknown, the number is returned as the id. A process caches up to `REMEMBERED` ids,
-    because an id never changes.
+    `at`: the connection or engine with which unknown ids are read. If an id does not exist, the
+    number is returned as the id. A process caches up to `REMEMBERED` ids, because an id never
+    changes.
     """
     wanted = set(numbers)
     if dialer.numbered is None:
@@ -232,9 +233,9 @@ def _connected(at: Connection | Engine) -> Iterator[Connection]:
 def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
     """Return a copy of `facts` with the CRM's ids in place of the numbers of `assignment.user_ids`.
 
-    Replaced are the fields `user_id` and `user_ids`, and `user` with a number in the text of a
-    refusal or of a doctor's finding. Mappings, lists, dataclasses and models are copied. Texts that
-    people typed are left alone.
+    `at`: the connection or engine with which the ids are read. Replaced are the fields `user_id`
+    and `user_ids`, and `user` with a number in the text of a refusal or of a doctor's finding.
+    Mappings, lists, dataclasses and models are copied. Texts that people typed are left alone.
     """
     if dialer.numbered is None:
         return facts

@@ -62,7 +62,7 @@ def request(
 
 
 def command_of(verb: AnyVerb) -> Callable[..., int]:
-    """Return the function of a command for `verb`, with an option for each of its arguments."""
+    """Return the function of a command for `verb`, such as `complete`, with all its options."""
 
     def command(
         assignment: AssignmentArgument,

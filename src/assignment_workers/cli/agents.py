@@ -112,7 +112,7 @@ def _around(at: str, now: datetime) -> datetime:
     """Parse the value of `--at`: a time, or a time of day.
 
     A time of day means its last occurrence before `now`, which is then printed on standard error.
-    Raises `UsageError`.
+    Raises `UsageError` for any other text.
     """
     try:
         of_day = time.fromisoformat(at)

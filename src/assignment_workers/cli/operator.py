@@ -258,7 +258,7 @@ def _watch(readings: Iterator[Health]) -> int:
 def _noted(readings: Iterator[Health], served: list[bool]) -> Iterator[Health]:
     """Yield each reading, at least `WATCH_SECONDS` apart.
 
-    The content of the list `served` becomes one value: True if agents are served by that reading.
+    Before each, the list `served` gets one value: True if agents are served by that reading.
     """
     for health in readings:
         served[:] = [health.agents_are_served]
@@ -368,7 +368,7 @@ def _tables(health: Health, runs: Sequence[LastJobRun] = ()) -> Iterator[Table]:
 
 
 def _jobs(jobs: Sequence[JobHealth], runs: Mapping[tuple[str, str | None], LastJobRun]) -> Table:
-    """Return a table of jobs with their last runs: first the judged ones, then all others."""
+    """Return a table of jobs and their last runs: first `jobs`, which were judged, then others."""
     columns = ["job", "queue", "state", "asked for", "last run", "last success", "next", "did"]
     judged = [
         (

@@ -43,8 +43,9 @@ def operator_name() -> str:
 class OutcomeRecorder:
     """A function object that records the outcome of an operator's action and returns the answer.
 
-    It is called with the answer to the action. `position`: a number that orders the commands of all
-    operators. It is assigned before the action, and the commands that the action sends have it.
+    It is called with the answer to the action. `position` is the action's number in the order of
+    all operators' commands. It is assigned before the action; the action sends it with its
+    commands.
     """
 
     def __init__(self, position: int) -> None:

@@ -60,7 +60,7 @@ def need_queue(queue: str) -> None:
 
 
 def user_id(given: str) -> UserId:
-    """Parse a user's id of the CRM that was typed on the command line. Raises `UsageError`."""
+    """Parse a CRM's id of a user from the command line. Raises `UsageError` if it is no such id."""
     settings()
     try:
         return user_ids.read(loaded(), given)

@@ -82,7 +82,8 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
     async def exchange(self, exchange: CeleryExchange) -> Any:  # noqa: ANN401 - of the exchange's kind
         """Carry out one exchange (such as a command and its answer) and return its result.
 
-        Raises `BrokerUnavailable`.
+        While the broker or Redis is down, the result of an `Ask` is `Unavailable`; a `Send` or a
+        `LookUp` raises `BrokerUnavailable`.
         """
         match exchange:
             case Ask(command, timeout):

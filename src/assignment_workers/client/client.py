@@ -102,7 +102,8 @@ class Client(OperatorMethods, AssignmentClient):
     def exchange(self, exchange: CeleryExchange) -> Any:  # noqa: ANN401 - of the exchange's kind
         """Carry out one exchange (such as a command and its answer) and return its result.
 
-        Raises `BrokerUnavailable`.
+        While the broker or Redis is down, the result of an `Ask` is `Unavailable`; a `Send` or a
+        `LookUp` raises `BrokerUnavailable`.
         """
         match exchange:
             case Ask(command, timeout):
@@ -127,7 +128,8 @@ class Client(OperatorMethods, AssignmentClient):
     ) -> str:
         """Send the message of a dead letter unchanged to a Celery queue; return its new id.
 
-        `dead_letter` is the number of the dead letter. Raises `BrokerUnavailable`.
+        `dead_letter` is the number of the dead letter. Raises `BrokerUnavailable` if the broker
+        does not accept the message.
         """
         return self._run(
             lambda dispatcher: dispatcher.send(task, args, kwargs, queue, dead_letter=dead_letter)

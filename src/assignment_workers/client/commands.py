@@ -38,7 +38,10 @@ class CommandCall:
     None: neither argument is sent.
     """
     position: int | None = field(default=None, kw_only=True)
-    """The position of the command in the order that the database assigned; None if it has none."""
+    """The command's number in the order of all operators' commands; None if it has none.
+
+    The database assigns the number.
+    """
     sender: str | None = field(default=None, kw_only=True)
     """The token that sends the command on behalf of the agent, such as `token 0a12`.
 
@@ -46,7 +49,7 @@ class CommandCall:
     """
 
     def at(self, position: int) -> CommandCall:
-        """Return a copy of the command with `position`, its position in the database's order."""
+        """Return a copy of the command with this `position` (see the field)."""
         return replace(self, position=position)
 
     def sent_by(self, sender: str) -> CommandCall:
@@ -59,7 +62,8 @@ class CommandCall:
     def said_by(self, ends: datetime) -> dict[str, Any]:
         """Return the arguments to send for a caller who waits until `ends`.
 
-        `ends` is a time of the database's clock.
+        If the command has a `timeout`, they include `sent_at` and `deadline`. `ends` is a time of
+        the database's clock.
         """
         if self.timeout is None:
             return self.arguments
@@ -111,7 +115,8 @@ def release_unclaimed(
 ) -> CommandCall:
     """Build the command that releases an assignment whose agent did not get the answer.
 
-    It has no effect if the assignment's `version` or `lease_expires_at` has changed since.
+    It has no effect if the assignment no longer has this `version` and `lease_expires_at`, because
+    it was renewed or changed meanwhile.
     """
     arguments = {
         "assignment_id": str(assignment_id),
@@ -220,7 +225,7 @@ def change_settings(changes: Sequence[Mapping[str, Any]], by: str, why: str) -> 
 
 
 def passing(celery_queue: str) -> CommandCall:
-    """Build a command whose answer proves that a sequencer carries out this assignment queue.
+    """Build a command whose answer proves that a sequencer works on this assignment queue.
 
     The command ends assignments whose lease has ended, so any process may send it at any time. Its
     answer shows that each message that was sent to `celery_queue` before it has been carried out.
@@ -229,7 +234,10 @@ def passing(celery_queue: str) -> CommandCall:
 
 
 def repair() -> CommandCall:
-    """Build the command that corrects dialer queue entries that contradict the assignments."""
+    """Build the command that corrects dialer queues that contradict the assignments.
+
+    It marks as held exactly those users of the queues whom an agent holds.
+    """
     return CommandCall("queue.repair", {})
 
 

@@ -70,7 +70,7 @@ class Ask:
 class Send:
     """An exchange: send a message without waiting for an answer. The result is the task id.
 
-    Raises `BrokerUnavailable`.
+    Carrying it out raises `BrokerUnavailable` if the broker does not accept the message.
     """
 
     task: str
@@ -83,7 +83,7 @@ class Send:
 class LookUp:
     """An exchange: read the stored `Result` of a task. None if there is none yet.
 
-    Raises `BrokerUnavailable`.
+    Carrying it out raises `BrokerUnavailable` if Redis does not answer.
     """
 
     task_id: str
@@ -295,7 +295,7 @@ class CeleryCore(Core):
         return self.command(commands.resume(queue, by, why), timeout=timeout)
 
     def repair(self, *, timeout: timedelta = TIMEOUT) -> Steps[CommandAnswer]:
-        """Correct the entries of the dialer queues that contradict the active assignments."""
+        """Mark as held, in the dialer queues, exactly those users whom an agent holds."""
         return self.command(commands.repair(), timeout=timeout)
 
     def regenerate(self, queue: str | None = None) -> Steps[str | Unavailable]:

@@ -86,7 +86,7 @@ class EventPosition:
         raise EventsRefused(str(said.get("code") or "malformed"), reason)
 
     def event(self, sent: ServerSentEvent) -> StreamedEvent | None:
-        """Return the event in the message; None if the message has only a new position."""
+        """Return the event in the message; None if it has only an id from which to continue."""
         if sent.id.isdecimal():
             self._last = int(sent.id)
         return StreamedEvent.model_validate_json(sent.data) if sent.data else None

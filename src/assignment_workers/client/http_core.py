@@ -41,7 +41,7 @@ from assignment_workers.errors import UsageError
 from assignment_workers.identity import new_id
 
 MARGIN_SECONDS = 2.0
-"""Seconds that the HTTP time-out is longer than the request's own, for the network."""
+"""Seconds by which the HTTP time-out exceeds the time-out of the call, because of the network."""
 CONNECT_SECONDS = 5.0
 """The most seconds to wait for a connection to the gateway's stream of events."""
 PAUSE_SECONDS = 0.1

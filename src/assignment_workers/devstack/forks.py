@@ -63,7 +63,7 @@ class Fork:
     def __init__(self, words: Sequence[str], env: Mapping[str, str]) -> None:
         """Run a command of this package with the arguments `words` in the environment `env`.
 
-        Raises OSError.
+        Raises OSError if the process cannot be started.
         """
         reader, writer = _CONTEXT.Pipe(duplex=False)
         with reader, writer, _STARTING_OR_ENDING:

@@ -1,9 +1,9 @@
 """The process that ends what a supervisor leaves behind when the supervisor is killed.
 
-Run by its path, this file is a small process in a session of its own. It reads from a pipe which
-processes are running. The pipe ends when the supervisor ends, for whatever reason. Then every
-worker is sent SIGTERM, and SIGKILL after `WORKER_SECONDS`. After the workers the servers are
-stopped, the last started first, each with its own signal and time, so that their data are whole.
+Run by its path, this file is a small process in a session of its own. The supervisor names the
+running processes to it over a pipe. The pipe closes when the supervisor ends, for whatever reason.
+Then every worker is sent SIGTERM, and SIGKILL after `WORKER_SECONDS`. After the workers the servers
+are stopped, the last started first, each with its own signal and time, so that no data are lost.
 What remains of the group of a process is killed with it.
 
 Its limits: a process that left its group (none of ours does) is not reached. If the guardian was

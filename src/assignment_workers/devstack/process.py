@@ -77,7 +77,7 @@ class Child:
     ) -> None:
         """Start the process. `ended` is called once when it has ended, from another thread.
 
-        Raises OSError.
+        Raises OSError if the process cannot be started.
         """
         self.spec = spec
         self._log = log

@@ -36,7 +36,7 @@ class NodePorts:
 
     @classmethod
     def free(cls) -> Self:
-        """Return three ports that are free now. Raises `StackFailed`."""
+        """Return three ports that are free now. Raises `StackFailed` if there are too few."""
         found: list[int] = [port for port in random.sample(CHOICE, 100) if is_free(port)][:3]
         if len(found) < len(cls.__dataclass_fields__):
             raise StackFailed(f"no port is free between {CHOICE.start} and {CHOICE.stop - 1}")

@@ -16,7 +16,7 @@ WINDOW_SECONDS = 60.0
 class RestartPolicy:
     """Computes the pauses before a process is restarted: none at first, then 1, 2, 4 ... 30 s.
 
-    After a run of at least `STEADY_SECONDS` they begin again with none.
+    After a run of at least `STEADY_SECONDS` the next restart has no pause again.
     There is no restart after `FAILURES` failures at the start within `WINDOW_SECONDS`, unless the
     process has once run for `START_SECONDS`: then its failures never end the stack.
     """

@@ -30,7 +30,7 @@ class Server:
 def start(server: Server, log: Log, guardian: Guardian) -> Child:
     """Start the server without a supervisor, and wait until it serves. For tests and short runs.
 
-    The caller stops the returned process. Raises `StackFailed`.
+    The caller stops the returned process. Raises `StackFailed` if the server does not start.
     """
     child = Child(server.spec, log, guardian)
     deadline = time.monotonic() + READY_SECONDS

@@ -1,9 +1,9 @@
 """The supervisor of a stack's processes: it keeps them running, and ends them all.
 
-honcho's own manager ends everything when one process ends, and its Process learns of an end only
-when the last heir of the output closes it; therefore only its printer is used (`log`). Everything
-here happens in the main thread. Ends and signals reach it over a queue, and long work runs in a
-thread of its own.
+Of honcho, a library that runs several processes, only the printer is used (`log`): its manager ends
+everything when one process ends, and its Process notices an end only when every process that
+inherited the output has closed it. Everything here happens in the main thread. Ends and signals
+reach it over a queue, and long work runs in a thread of its own.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Supervisor:
         return future.result()
 
     def supervise(self, seconds: float | None = None) -> None:
-        """Restart processes that end, for `seconds`; with None until a signal arrives."""
+        """Restart processes that end, during `seconds` (None: until a signal arrives)."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while deadline is None or time.monotonic() < deadline:
             self._step(None if deadline is None else max(0.0, deadline - time.monotonic()))

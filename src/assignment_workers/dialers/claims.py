@@ -250,7 +250,10 @@ REQUIREMENTS = News(
     Claim.user_id,
     joined=join(ClaimRequirement, Claim, Claim.id == ClaimRequirement.claim_id),
 )
-"""Claim requirements, because a new one may move a person to `outstanding_requests`."""
+"""Claim requirements as a CRM table of news: the job that looks for new rows reads it.
+
+A new requirement may move a person to `outstanding_requests`.
+"""
 
 MAPPINGS = {
     "people": {
@@ -278,6 +281,8 @@ MAPPINGS = {
         ),
     }
 }
-"""The names in a CRM in another database that has the same facts under other names."""
+"""By name of a mapping: the tables and columns of an external CRM that has the same facts under
+other names. The setting `crm_mapping` chooses the mapping.
+"""
 
 dialer = Dialer(queues=QUEUES, outcomes=OUTCOMES, news=[REQUIREMENTS], mappings=MAPPINGS)

@@ -62,7 +62,10 @@ class OwnerBody(_Body):
 
 
 def body_of(verb: AnyVerb) -> type[OwnerBody]:
-    """Return the model of the body of `POST /v1/assignments/{assignment}/VERB`."""
+    """Return the model of the body of `POST /v1/assignments/{assignment}/VERB`.
+
+    `verb` is an act on an assignment, such as `complete`.
+    """
     if not verb.own:
         return OwnerBody
     fields: dict[str, Any] = {

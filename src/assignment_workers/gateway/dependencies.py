@@ -112,7 +112,7 @@ UserPath = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}),
     Path(description="The CRM's id of the user."),
 ]
-"""A user's id in a path, in the form that `user_ids.read` returns."""
+"""A user's id in a path, converted to a number if the ids of the dialer's CRM are numbers."""
 Queue = Annotated[str, Path(max_length=200, description="The dialer queue.")]
 Said = Annotated[ActBody | None, Body(description="May be left out.")]
 

@@ -31,7 +31,7 @@ class FastRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Handler:
-        """Return a handler that parses well-formed calls itself, others by FastAPI."""
+        """Return a handler that parses well-formed calls itself and passes others to FastAPI."""
         usual = super().get_route_handler()
         takes = get_type_hints(self.endpoint, include_extras=True)
         body: type[BaseModel] = takes["body"]

@@ -89,7 +89,7 @@ class BodyLimit:
 
 
 class OwnPages:
-    """ASGI middleware that refuses calls from pages of other origins, also with a valid session."""
+    """ASGI middleware that refuses calls from other origins' pages, even with a valid session."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
         self._app = app

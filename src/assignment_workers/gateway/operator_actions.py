@@ -29,10 +29,10 @@ async def recorded(
 ) -> tuple[int, T]:
     """Carry out an action, recorded before and after; return its record number and the result.
 
-    `do` carries out the action; it gets the action's position in the database's order of commands.
-    `told` returns the outcome to record for the result of `do`. A `Problem` that `do` raises is
-    recorded as a refusal and raised again. Raises `Problem` 503 if the database does not answer:
-    either nothing was done, or the record of the action has no outcome.
+    `do` carries out the action; it gets the action's number in the order of all operators'
+    commands. `told` returns the outcome to record for the result of `do`. A `Problem` that `do`
+    raises is recorded as a refusal and raised again. Raises `Problem` 503 if the database does not
+    answer: either nothing was done, or the record of the action has no outcome.
     """
 
     def ask() -> tuple[int, int]:

@@ -23,7 +23,7 @@ from assignment_workers.schema.engine import ConnectionGate
 from assignment_workers.settings import Settings
 
 STALE = timedelta(seconds=10)
-"""The age of the latest health reading from which this gateway reports that it is not ready,
+"""If the latest health reading is older than this, this gateway reports that it is not ready,
 because its monitoring thread is stuck.
 """
 WINDOW_SECONDS = 60

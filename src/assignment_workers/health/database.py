@@ -30,8 +30,8 @@ from assignment_workers.sequencer.term import APPLICATION
 
 STATEMENT = timedelta(seconds=1)
 EXPIRES_SOON = timedelta(days=7)
-"""The time before its expiry from which an API token should be replaced. For a token with a short
-life, it is a quarter of that life if that is less.
+"""An API token should be replaced this long before its expiry, or a quarter of its life before, if
+that is less.
 """
 RUNS = 50
 """The number of runs that are read for each job, newest first."""
@@ -40,7 +40,7 @@ RUNS = 50
 def reader(
     database_url: str, lanes: Lanes, dialer: Dialer, *, own_crm: bool
 ) -> Callable[[], DatabaseFacts]:
-    """Return a function that reads PostgreSQL and returns the facts, or raises `NotRead`.
+    """Return a function that reads PostgreSQL; it raises `NotRead` if that is impossible.
 
     `own_crm`: True if the CRM is in this database; then the CRM is read too.
     """

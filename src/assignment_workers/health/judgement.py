@@ -41,8 +41,8 @@ from assignment_workers.health.signs import SeenSign
 from assignment_workers.schema.tables import DEFAULT_LANE, JobStatus
 
 SILENT = timedelta(seconds=3.5)
-"""The age of a process's last sign of life from which the process counts as silent. A process
-stores a sign each second.
+"""A process whose last sign of life is older than this counts as silent. A process stores a sign
+each second.
 """
 STARTED = timedelta(seconds=0.5)
 """The tolerance when start times are compared: a replacing process may seem to start this much
@@ -51,25 +51,25 @@ before the last sign of the process that it replaces.
 REMEMBERED = timedelta(hours=1)
 """The time for which a silent process is reported as missing while others of its role are alive."""
 WAITED = timedelta(seconds=10)
-"""The age of the oldest message in an assignment queue from which its lane is degraded."""
+"""A lane is degraded if the oldest message in its assignment queue is older than this."""
 JOBS_WAITED = timedelta(minutes=2)
-"""The age of the oldest message in the maintenance queue from which maintenance is degraded. It is
-longer, because messages wait behind long jobs.
+"""Maintenance is degraded if the oldest message in its queue is older than this. It is longer than
+`WAITED`, because messages wait behind long jobs.
 """
 UNSENT = timedelta(seconds=20)
-"""The time after which a job counts as overdue if beat has not sent it."""
+"""The time after a job's due time from which it counts as overdue if beat has not sent it."""
 ASKED = timedelta(minutes=1)
 """The time within which a job must begin after beat sent it."""
 RUNS_AT_MOST = timedelta(hours=1)
 """The time after which a job that is still running counts as late."""
 REBUILT = timedelta(minutes=90)
-"""The time since the last build of a dialer queue from which the queue is degraded."""
+"""A dialer queue is degraded if its last build is older than this."""
 
 CHAINED = timedelta(minutes=5)
-"""The age of an event from which the audit is late if no hash chain of it has the event."""
+"""The audit is late if an event older than this is in none of its hash chains."""
 CERTIFICATE_RENEWED = timedelta(days=14)
-"""The time before its expiry from which a certificate should be renewed. For a certificate with a
-short life, it is a quarter of that life if that is less.
+"""A certificate should be renewed this long before its expiry, or a quarter of its life before, if
+that is less.
 """
 
 GOOD, DEGRADED, DOWN, UNKNOWN = (
@@ -408,7 +408,7 @@ class _Judge:
             yield self._role(role, needed=False)
 
     def _overdue(self) -> str | None:
-        """Return the name of a task that beat should have sent by now, or None."""
+        """Return the name of a task that beat should have sent `UNSENT` ago, or None."""
         if self.results is None:
             return None
         # A job that fell due while nothing ran is late from the start of beat on.
@@ -745,7 +745,7 @@ def _job_component(job: JobHealth) -> Component:
 
 
 def _of(trouble: str) -> HealthState:
-    """Return the state of a server with this trouble: `unknown` if no address is set."""
+    """Return a server's state by its trouble: `unknown` if no address is set, else `down`."""
     return UNKNOWN if trouble == NOT_NAMED else DOWN
 
 

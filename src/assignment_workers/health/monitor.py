@@ -29,7 +29,7 @@ class HealthMonitor:
     """Reads the health of the system in a background thread, so that no caller waits for a server.
 
     `latest` is at most `EVERY_SECONDS` + 2 * `WITHIN_SECONDS` old. The `since` of each component is
-    the earliest time since when this process, or a gateway, has seen the component's state.
+    the earliest time from which this process or a gateway has seen the component in its state.
     """
 
     def __init__(self, settings: Settings, *, read: Callable[[Readings], None]) -> None:

@@ -27,7 +27,7 @@ class NotRead(AssignmentWorkersError):
 
 @dataclass(frozen=True)
 class InputReading(Generic[T]):
-    """The result of a reading: its value, or the trouble as a predicate."""
+    """The result of a reading: its value, or the trouble, such as `does not answer`."""
 
     value: T | None = None
     trouble: str | None = None

@@ -46,7 +46,7 @@ UNIX_MILLISECONDS_OF_VERSION = 7
 def results_reader(redis_url: str) -> Callable[[], ResultsFacts]:
     """Return a function that reads the Redis of results, signs of life and beat's schedule.
 
-    The function raises `NotRead`.
+    The function raises `NotRead` if Redis cannot be read.
     """
 
     def read() -> ResultsFacts:
@@ -74,7 +74,10 @@ def results_reader(redis_url: str) -> Callable[[], ResultsFacts]:
 
 
 def broker_reader(broker_url: str, queues: Sequence[str]) -> Callable[[], BrokerFacts]:
-    """Return a function that reads these Celery queues at the broker. It raises `NotRead`."""
+    """Return a function that reads these Celery queues at the broker.
+
+    The function raises `NotRead` if the broker cannot be read.
+    """
     if broker_url.startswith("amqp"):
         return lambda: _read_rabbitmq(broker_url, queues)
     return lambda: _read_redis(broker_url, queues)
@@ -188,7 +191,11 @@ def _described(head: bytes | None) -> tuple[str | None, str | None, datetime | N
 
 
 def _sent_at(name: str, body: str) -> datetime | None:
-    """Return the time at which a message was sent, from its id or from a probe's argument."""
+    """Return the time at which a message was sent; None if it is not known.
+
+    It is read from the message's id, or from the argument of `assignment.probe`, the message that
+    measures the delay of an assignment queue.
+    """
     try:
         made = UUID(name)
         if made.version == UNIX_MILLISECONDS_OF_VERSION:

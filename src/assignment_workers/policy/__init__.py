@@ -1,6 +1,6 @@
 """The pure rules of the dialer queues: eligibility, order, and the effects of outcomes.
 
-No session and no clock.
+They use no database session and no clock.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def _clock_changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterator
 def read_week(said: str) -> Week:
     """Parse opening windows such as `mon-thu 10:00-19:00, fri 10:00-18:00`.
 
-    A day that is not named is closed. Raises `ValueError` with the invalid part.
+    A day that is not named is closed. Raises `ValueError` with the part that is invalid, if any.
     """
     week: list[list[tuple[timedelta, timedelta]]] = [[] for _ in DAYS]
     for part in said.split(","):
@@ -177,7 +177,7 @@ def read_zones(said: str) -> tuple[ZoneInfo, tuple[tuple[str, ZoneInfo], ...]]:
     """Parse a setting of time zones such as `Europe/London, +1212=America/New_York`.
 
     Returns the default zone, and pairs of the first digits of phone numbers (without +) and their
-    zone, longest digits first. Raises `ValueError` with the invalid part.
+    zone, longest digits first. Raises `ValueError` with the part that is invalid, if any.
     """
     default: ZoneInfo | None = None
     zones: dict[str, ZoneInfo] = {}

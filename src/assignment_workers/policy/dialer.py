@@ -30,7 +30,8 @@ from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.dialer import UserCallScore
 
 DECLARED = "original"
-"""The mapping to select if a CRM in another database has the names that the dialer's file declares.
+"""The key to select, in place of one of `Dialer.mappings`, if a CRM in another database has the
+names of tables and columns that the dialer's file declares.
 """
 
 
@@ -59,7 +60,11 @@ class Queue:
     score.
     """
     ages: bool = False
-    """True if the scores of users who wait in this dialer queue are raised each week."""
+    """True if users of this dialer queue age: each week their score is raised by 5.
+
+    Users who wait longer are therefore called later. That is intended; it is the rule of the
+    original dialer (docs/original-dialer.md, section 4).
+    """
     calling_hours: str | None = None
     """The calling hours of this dialer queue, such as `mon-fri 09:00-17:00`.
 
@@ -209,7 +214,7 @@ class Dialer:
 
     @cached_property
     def policies(self) -> dict[str, Policy]:
-        """The policy of each dialer queue by name, without calling hours and limits."""
+        """The policy (all rules) of each dialer queue by name, without calling hours and limits."""
         return self.under(CallingRules(), Numbers())
 
     def under(self, calling: CallingRules, numbers: Numbers) -> dict[str, Policy]:

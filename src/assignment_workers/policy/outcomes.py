@@ -109,7 +109,7 @@ def attempt_penalty(attempt: int) -> int:
 
 
 def raised(number: SQLColumnExpression[int], *by: ColumnElement[int] | int) -> ColumnElement[int]:
-    """Return a SQL expression for the sum of integers, at most `LARGEST`."""
+    """Return a SQL expression for the sum of `number` and all of `by`, at most `LARGEST`."""
     total: ColumnElement[int] = cast(number, BigInteger)
     for each in by:
         total += each

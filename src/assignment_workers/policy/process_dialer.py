@@ -8,7 +8,7 @@ from assignment_workers.policy.outcomes import Action, Outcome
 from assignment_workers.policy.queues import Policy
 
 POLICIES = Loaded[Policy]()
-"""The policies of the loaded dialer, by dialer queue name, without calling rules."""
+"""The policies of the loaded dialer, by dialer queue name, without the settings' calling rules."""
 
 OUTCOMES = Loaded[Outcome]()
 """The outcomes of the loaded dialer, by name."""

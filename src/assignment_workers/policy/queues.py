@@ -50,7 +50,11 @@ class Policy:
     conversion_needs: frozenset[str] = frozenset()
     """The names of the rules that must hold for a user to be counted as converted."""
     ages: bool = False
-    """True if the scores of users who wait in this dialer queue are raised each week."""
+    """True if users of this dialer queue age: each week their score is raised by 5.
+
+    Users who wait longer are therefore called later. That is intended; it is the rule of the
+    original dialer (docs/original-dialer.md, section 4).
+    """
     order: tuple[Ordering, ...] = field(default=ORDER)
     hours: CallingHours | None = None
     numbers: Numbers = _NUMBERS
@@ -239,7 +243,8 @@ def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
 def suspicious(policies: Iterable[Policy]) -> frozenset[str]:
     """Return the names of the rules whose breach at a claim is suspicious.
 
-    A build checks these rules, so a breach at the claim soon after shows a fault.
+    A build includes only users who meet these rules. So if such a user breaks one at the claim soon
+    after, there may be a fault in the data, and repeated breaches quarantine the user.
     """
     each = (rule for policy in policies for rule in policy.rules)
     return frozenset(rule.name for rule in each if rule.suspicious)

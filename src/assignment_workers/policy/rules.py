@@ -1,9 +1,9 @@
 """Eligibility: each rule is one SQL expression. Here are the rules that every dialer has.
 
-The expressions serve the build of a generation, the check at the claim, and the cleanups. Every
-expression is over the CRM's person and `user_call_scores` of the enclosing query, either of which
-may be null (outer joined). It is true or false, never null. The instant is the bind parameter
-`now`.
+The expressions serve the build of a generation, the check at the claim, and the removal of
+converted users. Every expression is over the CRM's person and `user_call_scores` of the enclosing
+query, either of which may be null (outer joined). It is true or false, never null. The instant is
+the bind parameter `now`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Rule:
     means: str = ""
     """A text for people: what it means that a user breaks this rule."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
-    """For a resting rule: the time from which the rule holds again if the facts do not change."""
+    """For a rule of the effect `RESTING`: the time from which it holds again without new facts."""
     suspicious: bool = False
     """True if a breach of this rule at a claim is suspicious, because the build of the queue has
     checked the rule. Repeated breaches quarantine the user.
@@ -133,7 +133,10 @@ IN_CRM = Rule(
     suspicious=True,
 )
 OPTED_OUT = "opted_out"
-"""Name of the rule that is broken by a user who had a call with a terminal outcome."""
+"""Name of the rule that is broken by a user who had a call with a terminal outcome.
+
+After a terminal outcome a user is never offered again.
+"""
 
 
 def not_terminal(outcomes: Sequence[str]) -> Rule:
@@ -277,8 +280,8 @@ def _unexpired(
 def _listed(queue: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
     """Return a SQL condition: a number of a suppression list in force meets `condition`.
 
-    Lists for this dialer queue and lists for all dialer queues count. Cost: one index read per
-    list.
+    A suppression list has phone numbers that must not be called. Lists for this dialer queue and
+    lists for all dialer queues count. Cost: one index read per list.
     """
     return exists(
         select(1)
@@ -375,11 +378,11 @@ RESTED = Rule(
 
 
 SETTLED = "too_new"
-"""Name of the rule that is broken by a user whose score row is too young."""
+"""Name of the rule that is broken by a user whose score row is younger than `settled` demands."""
 
 
 def settled(least: timedelta) -> Rule:
-    """Return a rule: the score row of a user with a score above 0 is at least this old."""
+    """Return a rule: if the user's score is above 0, the score row is at least `least` old."""
     return Rule(
         SETTLED,
         or_(
@@ -408,9 +411,9 @@ def open_zones(calendar: int) -> str:
 
 
 def soon_zones(calendar: int) -> str:
-    """Return the name of the SQL parameter for the time zones with a calling hour soon.
+    """Return the name of a SQL parameter: the time zones with a calling hour before the next build.
 
-    Soon means before the next build. `calendar`: the number of the holiday calendar that counts.
+    `calendar`: the number of the holiday calendar that counts.
     """
     return f"soon_{calendar}"
 
@@ -432,9 +435,11 @@ def in_hours(hours: CallingHours) -> Rule:
 
 
 def in_hours_soon(hours: CallingHours) -> ColumnElement[bool]:
-    """Return a SQL condition: each time zone where the user may be has a calling hour soon.
+    """Return a SQL condition: the user can be called before the next build of the dialer queue.
 
-    The parameters named by `soon_zones` list the zones with a calling hour before the next build.
+    That is so if each time zone where the user may be has a calling hour before that build. SQL
+    parameters: for each holiday calendar, the list of such zones, under the name that `soon_zones`
+    returns.
     """
     return _all_zones_in(hours, soon_zones)
 
@@ -660,7 +665,9 @@ CALLING_HOURS = ReadyRule(
 )
 
 FIRST: tuple[Rule | ReadyRule, ...] = (IN_CRM, NOT_OPTED_OUT, NOT_QUARANTINED, NOT_CLOSED)
-"""The rules of this package that come before a dialer queue's own, unless the queue places them.
+"""The rules of this package that come before a dialer queue's own rules.
+
+A dialer queue that names one of them among its own rules gives it another position.
 """
 
 # A phone number is read only for a user who breaks no earlier rule.
@@ -668,7 +675,10 @@ LAST: tuple[Rule | ReadyRule, ...] = (
     *(IN_POOL, ACTIVE, ATTEMPTS, CONTACTABLE, NUMBER_READ, NUMBER_CLEAR, HAS_NUMBER),
     *(RESTED, NOT_PROMISED, CALLS_PER_DAY, COOL_DOWN, OFFER_GAP, CALLING_HOURS),
 )
-"""The rules of this package that come after a dialer queue's own, unless the queue places them."""
+"""The rules of this package that come after a dialer queue's own rules.
+
+A dialer queue that names one of them among its own rules gives it another position.
+"""
 
 READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
 """By name: the rules that every dialer queue has. No other rule may have such a name."""
@@ -677,8 +687,9 @@ READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
 def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
     """Return the rules of a dialer queue in order: `own`, its own rules, and all of `READY_MADE`.
 
-    Ready-made rules that are in `own` keep their position there. Resting rules come last, because
-    the time until which a user rests counts only for a user who breaks no other rule.
+    Ready-made rules that are in `own` keep their position there. Resting rules, which hold again
+    after some time, come last, because the time until which a user rests counts only for a user who
+    breaks no other rule.
     """
     placed = {each.name for each in own}
     every = [

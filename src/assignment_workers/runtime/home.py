@@ -56,7 +56,8 @@ def hold(path: Path) -> Iterator[Home]:
     """Create the home directory if needed (mode 0700), and lock it while this context lasts.
 
     The lock is the kernel's (flock) and ends with the process, so there is no stale lock. Raises
-    `HomeHeld`, with the process id, host and start time of the holder, and `HomeUnusable`.
+    `HomeHeld`, with the process id, host and start time of the holder, if another process holds the
+    home, and `HomeUnusable` if the directory cannot be created or written.
     """
     path = path.absolute()
     try:

@@ -38,7 +38,10 @@ class AnyCase(Text):
 
 
 class CrmUser(CrmBase):
-    """A person to call. `current_signature_file_id` null or empty means unsigned."""
+    """A person to call.
+
+    If `current_signature_file_id` is null or empty, the person has not signed yet.
+    """
 
     __tablename__ = "users"
 
@@ -57,7 +60,10 @@ class CrmUser(CrmBase):
 
 
 class Claim(CrmBase):
-    """A claim of a user. The claim is over if `status` is 'cancelled', ignoring case."""
+    """A claim that a user makes, with its lender; not the claim of a user by an agent.
+
+    It is over if `status` is 'cancelled', ignoring case.
+    """
 
     __tablename__ = "claims"
     __table_args__ = (Index(None, "user_id"),)
@@ -70,7 +76,7 @@ class Claim(CrmBase):
 
 
 class ClaimRequirement(CrmBase):
-    """A document or fact that a claim needs while `status` is 'PENDING', ignoring case."""
+    """A document or fact that a user's `Claim` needs while `status` is 'PENDING', ignoring case."""
 
     __tablename__ = "claim_requirements"
     # The constraint names the way to the person; the CRM decides whether its table has it.

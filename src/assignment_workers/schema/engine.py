@@ -85,7 +85,8 @@ def driver_url(database_url: str) -> URL:
 def parameters_of(database_url: str) -> dict[str, str]:
     """Return the libpq parameters of a PostgreSQL address and of the service that it names.
 
-    Prisma's parameters are translated. Raises `UsageError`, with one line that omits the address.
+    Prisma's parameters are translated. Raises `UsageError`, with one line that omits the address,
+    if the address cannot be read.
     """
     try:
         found = libpq_parameters(database_url, in_words_of_libpq)
@@ -228,8 +229,9 @@ def schema_of_dialer(database_url: str) -> str | None:
 def bound(engine: Engine, longest: timedelta, gate: ConnectionGate | None = None) -> None:
     """Limit the wait for each answer on the engine's connections.
 
-    `longest`: the statement timeout. Call this after all other connect listeners are registered, so
-    that each set-up statement is limited to `EXCHANGE_SECONDS`, even if `longest` is more.
+    `longest`: the statement timeout. `gate`: refuses new connections while it is closed. Call this
+    after all other connect listeners are registered, so that each set-up statement is limited to
+    `EXCHANGE_SECONDS`, even if `longest` is more.
     """
     seconds = longest.total_seconds() + MARGIN_SECONDS
 

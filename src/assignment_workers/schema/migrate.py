@@ -160,7 +160,11 @@ def check_dialer_tables(connection: Connection) -> None:
 
 
 def check_queue_tables(connection: Connection) -> None:
-    """Raise `SchemaMismatch` if the dialer's own queue tables still exist."""
+    """Raise `SchemaMismatch` if the dialer's own queue tables still exist.
+
+    They are `unsigned_users_queue` and `outstanding_requests_queue`. After a migration only this
+    package's views may have these names.
+    """
     found = connection.execute(_QUEUE_TABLES, {"comment": OUR_VIEW}).first()
     if found is not None:
         raise SchemaMismatch(

@@ -52,9 +52,9 @@ It is several times the number of dialer queues and batch sizes.
 def expression_cache(make: F) -> F:
     """Cache the SQL expressions that `make` returns, by the arguments of the call.
 
-    For expressions that depend on the policies, because each change of the settings makes new
-    policies. At most `EXPRESSIONS_CACHED` are stored. The least recently used one is dropped first,
-    together with its compiled form and its prepared statements.
+    For expressions that depend on the rules of the dialer queues (policies), because each change of
+    the settings makes new policies. At most `EXPRESSIONS_CACHED` are stored. The least recently
+    used one is dropped first, together with its compiled form and its prepared statements.
     """
     return cast("F", lru_cache(maxsize=EXPRESSIONS_CACHED)(make))
 
@@ -240,9 +240,9 @@ def _good(result: PGresult) -> None:
 
 
 def _next(to: PGconn, ends: float) -> PGresult:
-    """Return the next statement's result.
+    """Return the next statement's result from the connection `to`.
 
-    Raises `TimeoutError` at `ends`, a time of `perf_counter`.
+    Raises `TimeoutError` if it has not arrived at `ends`, a time of `perf_counter`.
     """
     _arrive(to, ends)
     result = to.get_result()
@@ -256,7 +256,7 @@ def _next(to: PGconn, ends: float) -> PGresult:
 def _arrive(to: PGconn, ends: float) -> None:
     """Wait for the next result: first by yielding the processor, then by polling the socket.
 
-    Raises `TimeoutError` at `ends`, a time of `perf_counter`.
+    Raises `TimeoutError` if it has not arrived at `ends`, a time of `perf_counter`.
     """
     sleeps_at = perf_counter() + AWAKE
     while to.is_busy():
@@ -289,7 +289,10 @@ _GOOD = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
 
 
 Named = tuple[Any, ...]
-"""The schema of the dialer's tables, followed by the translations of other schemas as pairs."""
+"""The schema names that a statement's text depends on.
+
+First the schema of the dialer's tables, then SQLAlchemy's schema translations, as pairs.
+"""
 
 
 @dataclass

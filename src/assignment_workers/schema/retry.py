@@ -31,7 +31,8 @@ def patiently(
 
     The pauses grow to at most a second. Raises `DatabaseUnavailable` if `attempt` still fails in a
     transient way after `seconds`. Any other error is raised at once, unchanged. `attempt` must be a
-    whole transaction that is rolled back when it raises.
+    whole transaction that is rolled back when it raises. `before_sleep` is called before each
+    pause.
     """
     began = monotonic()
     failed: list[BaseException] = []

@@ -57,7 +57,10 @@ _OF_WORKER: dict[str, str] = {
     "dashboard_sessions": "",
     VERSION_TABLE: "SELECT",
 }
-"""The privileges of the role `assignment_worker` on our tables, where they differ from `_ALL`."""
+"""The privileges of the role `assignment_worker` on our tables, where they differ from `_ALL`.
+
+`_ALL`: SELECT, INSERT, UPDATE and DELETE.
+"""
 _OF_GATEWAY: dict[str, str] = {
     "agents_seen": "SELECT, INSERT, UPDATE",
     "operator_actions": "SELECT, INSERT, UPDATE",
@@ -103,8 +106,9 @@ _OF_DIALER_ERASED = {
     "missed_calls": "UPDATE (phone_number, caller_name, status)",
     "conversions": "UPDATE (conversion_reason)",
 }
-"""The privileges of the role `assignment_gateway` on the dialer's tables beside SELECT, which
-erasing a person needs.
+"""The privileges that the role `assignment_gateway` needs on the dialer's tables to erase a person.
+
+It has them in addition to SELECT.
 """
 _WORKED_BY_OWNERS = ("entries", "suppressed_numbers")
 """The tables that the role `assignment_worker` owns, because only the owner of a table can attach
@@ -117,8 +121,9 @@ def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> l
 
     `passwords`: by role; a role with a password may log in from then on. The server receives only
     the encrypted form of a password, and the statement that sets it is not returned. Run as a
-    superuser, or as an owner of the schema who may create roles. Raises `DatabaseUnavailable`, and
-    `SchemaMismatch` with the statement that somebody with more privileges must run.
+    superuser, or as an owner of the schema who may create roles. Raises `DatabaseUnavailable` if no
+    server answers. Raises `SchemaMismatch` if this role lacks a privilege, with the statement that
+    somebody with more privileges must run.
     """
     url = driver_url(database_url)
     engine = create_engine(url, connect_args=connect_arguments(url.query))

@@ -146,7 +146,9 @@ class LaneTerm(Base):
     id when it proves its term.
     """
     dialer: Mapped[dict[str, str] | None] = mapped_column(JSONB)
-    """The digests of the last leader's dialer file, by part of the file. Null: a release without
+    """The digests of the last leader's dialer file, by part of the file.
+
+    The file defines the dialer queues, their rules and the outcomes. Null: a release without
     digests wrote the row.
     """
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
@@ -238,8 +240,10 @@ class Generation(Base):
     trigger: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(Instant)
     snapshot: Mapped[str | None]
-    """`pg_current_snapshot()` at the build. By it the publishing finds the ends of assignments that
-    the build could not see: those that were committed later.
+    """`pg_current_snapshot()` at the build.
+
+    With it, the publication finds the assignments whose ends were committed after the build had
+    read them.
     """
     built_at: Mapped[datetime | None] = mapped_column(Instant)
     published_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -800,7 +804,7 @@ class Suppression(Base):
     queue: Mapped[str | None]
     reason: Mapped[str]
     source: Mapped[str | None]
-    """The origin of the suppression, such as the name of a register."""
+    """The origin of the suppression (ban on calls), such as the name of a register."""
     since: Mapped[datetime] = mapped_column(Instant)
     by: Mapped[str]
     expires_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -847,7 +851,7 @@ class SuppressionList(Base):
 
 
 class SuppressedNumber(Base):
-    """A phone number of a suppression list.
+    """A phone number of a suppression list, which lists numbers that must not be called.
 
     The table is partitioned by list, so that a list is attached or dropped as a whole.
     """
@@ -1051,13 +1055,13 @@ class CrmRead(Base):
 
     whole: Mapped[bool] = mapped_column(primary_key=True)
     read_at: Mapped[datetime] = mapped_column(Instant)
-    """The start of the read. The mirror has the facts of that time or later."""
+    """The start of the read. The copy has the facts of that time or later."""
     seconds: Mapped[float]
     counts: Mapped[dict[str, int]] = mapped_column(JSONB)
 
 
 class Watermark(Base):
-    """The progress of the job that finds new rows in a source table.
+    """The progress of the job that finds new rows in a source, which is a table of the CRM.
 
     The job is in `assignment.pools.discover`.
     """

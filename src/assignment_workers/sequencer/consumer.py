@@ -157,10 +157,9 @@ class Consumer(consumer.Consumer):
     def _bury(self, message: Any, suspicion: Suspicion) -> None:
         """Store a message as a dead letter, answer its caller, and acknowledge the message.
 
-        The worker processes that handled it ended `ENDS_AT_MOST` times or more. `suspicion` has the
-        count. If the count is above `ENDS_AT_MOST`,
-        reading the message has ended a process as well, so the message is stored without being
-        read.
+        `ENDS_AT_MOST` or more worker processes ended while they handled it; `suspicion` has their
+        number. If the number is above `ENDS_AT_MOST`, a process ended while it only read the
+        message, so the message is now stored without being read.
         """
         why = ended(suspicion.ends)
         if suspicion.of_the_whole > ENDS_AT_MOST:

@@ -33,8 +33,9 @@ Seconds = Annotated[float, Field(strict=True)]
 _STRICTLY = ConfigDict(strict=True, extra="ignore")
 
 SHOWN_AT_MOST = 1_024
-"""The most characters that are passed on of `argsrepr` or `kwargsrepr`: the sender's text of the
-arguments.
+"""The most characters of the headers `argsrepr` and `kwargsrepr` that are passed on to Celery.
+
+They are the arguments as the sender wrote them for logs.
 """
 PASSED_ON_AT_MOST = 1_024
 """The longest header, in characters, that is passed on to Celery if Celery does not know its name.
@@ -160,15 +161,15 @@ class TaskMessage(Message):
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The decoded arguments. Celery does not read the body if the payload has `args`."""
+        """The validated arguments. They have `args`, so Celery uses them instead of the body."""
         return self._payload
 
 
 def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
     """Return `item`, an element of a Redis list, as a message in kombu's form.
 
-    Raises `Malformed`. The routing key becomes `queue`, whatever the sender wrote, because a
-    message that is put back goes to its routing key.
+    Raises `Malformed` if it is not a valid message. The routing key becomes `queue`, whatever the
+    sender wrote, because a message that is put back goes to its routing key.
     """
     try:
         found: dict[str, Any] = _ENVELOPE.validate_python(from_json(item))

@@ -46,7 +46,8 @@ class Refusals:
     def refuse(self, queue: str, body: bytes | str, wrong: Malformed) -> None:
         """Store a malformed message of `queue`; answer `refused` if the message has an id.
 
-        `wrong` is the defect. Raises `NotStored`; the message must then stay with the broker.
+        `wrong` is the defect. Raises `NotStored` if the database does not accept the dead letter
+        now; the message must then stay with the broker.
         """
         reason = str(wrong)
         self.store(
@@ -71,10 +72,12 @@ class Refusals:
         replayable: bool,
         again: int | None = None,
     ) -> int:
-        """Store a dead letter and return its number. Raises `NotStored`.
+        """Store a dead letter and return its number.
 
-        `replayable`: True if an operator may send the message again. `again`: the number of the
-        dead letter from which this message was sent again, if any.
+        Raises `NotStored` if the database does not accept it now.         `error`: the reason.
+        `task`, `task_id`: the task's name and id, if known. `replayable`: True if an operator may
+        send the message again. `again`: the number of the dead letter from which this message was
+        sent again, if any.
         """
         data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
         if len(data) > self.largest:

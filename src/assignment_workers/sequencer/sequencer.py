@@ -47,8 +47,9 @@ class Sequencer:
     ) -> None:
         """Prepare the process; `stand` tries to lead.
 
-        `crm`: the external CRM; None if the CRM is in our own database. `begin` is called at the
-        start of each term, before a message is taken.
+        `candidacy`: the connection that takes the lane's lock. `crm`: the external CRM; None if the
+        CRM is in our own database. `send_probe` sends this sequencer a message to itself. `begin`
+        is called at the start of each term, before a message is taken.
         """
         self.engine = engine
         self.candidacy = candidacy
@@ -120,7 +121,8 @@ class Sequencer:
     def _compare_dialers(self, *, leads: bool) -> None:
         """Log a warning for each lane whose last leader had another dialer file than this process.
 
-        Does this at the first try to lead, and when a term begins (`leads`).
+        A dialer file defines the dialer queues, their rules and the outcomes. Does this at the
+        first try to lead, and when a term begins (`leads`).
         """
         if not leads and self._compared:
             return
@@ -176,7 +178,7 @@ class Sequencer:
         self.lose()
 
     def follows(self, last: str) -> None:
-        """Record a race `term_begun_twice` if an earlier term's number was not smaller.
+        """Record a race `term_begun_twice` if the previous term has this term's number or a higher.
 
         `last` is the mark (number and id) of the previous leader's term, read from Redis. Such a
         number means that the database has moved back to a copy of its past, and lost the terms
@@ -187,10 +189,10 @@ class Sequencer:
             self._record_event("term_begun_twice", done="went on", held=number, current=self.term)
 
     def _record_event(self, kind: str, **facts: object) -> None:
-        """Commit and log the event of a race between terms; `facts` are its details.
+        """Commit and log the event of a race (conflict) between the processes of two terms.
 
-        The event's column `term` stays empty, because it names the term under which a change was
-        made.
+        `kind`: the name of the race. `facts`: the details of the event, by name. The event's column
+        `term` stays empty, because it names the term under which a change was made.
         """
         race = raced(kind, host=self.candidacy.host, pid=self.candidacy.pid, **facts)
         with self.engine.begin() as connection:

@@ -1,10 +1,10 @@
 """Delivery counts: a message that has ended two processes is not handled by a third.
 
 Only a suspect is counted: a message that was delivered before and not acknowledged. The broker
-marks it (`redelivered`); on Redis the transport marks the messages that an ended sequencer had
-taken. The count is in PostgreSQL, because a full Redis accepts no new key. The count is committed
-before the message is tried and deleted when the try ends. An ordinary message costs one dictionary
-lookup.
+marks it (`redelivered`); on Redis the transport marks the messages that were taken by a sequencer
+whose process has ended. The count is in PostgreSQL, because a full Redis accepts no new key. The
+count is committed before the message is tried and deleted when the try ends. An ordinary message
+costs one dictionary lookup.
 
 The end of a process is excused if the message did not cause it: the process was told to stop, lost
 its term, or lost its connection to the broker. The excuse is stored in Redis, because the database

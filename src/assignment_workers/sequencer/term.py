@@ -49,7 +49,10 @@ COMMIT_SECONDS = 2.0
 
 APPLICATION = "assignment-workers sequencer"
 PARTS_AT_MOST = 5
-"""The most differing parts of a dialer file that one log line names."""
+"""The most differing parts of two dialer files that one log line names.
+
+A dialer file defines the dialer queues, their rules and the outcomes.
+"""
 
 
 class CommitsWait(psycopg.OperationalError):
@@ -108,8 +111,8 @@ class Candidacy:
         self.earlier: list[str] = []
         """The marks (number and id) of the terms of this lane that preceded this process's term."""
         self.differing: list[str] = []
-        """A line for each lane whose last leader had another dialer file, as of the last
-        comparison.
+        """The result of the last call of `compare`: a line for each lane whose last leader had
+        another dialer file, which defines the dialer queues, than this process.
         """
         self._make_id = make_id or _random_id
         self.host = socket.gethostname()
@@ -118,7 +121,10 @@ class Candidacy:
         self._connection: BoundedConnection | None = None
 
     def connect(self) -> BoundedConnection:
-        """Return the connection; open it if needed. Raises `psycopg.OperationalError`."""
+        """Return the connection; open it if needed.
+
+        Raises `psycopg.OperationalError` if it cannot be opened.
+        """
         if self._connection is not None and self._connection.has_moved:
             self.close()
         if self._connection is None or self._connection.closed:
@@ -144,8 +150,9 @@ class Candidacy:
         """Begin and return a new term if the lane's lock is free; None if it is held.
 
         Term numbers grow by one with each new sequencer of any lane, so a number names one
-        sequencer. Raises `CommitsWait`, and `psycopg.OperationalError`, also if the leader of
-        another lane assigns dialer queues to lanes differently.
+        sequencer. Raises `CommitsWait` while COMMITs wait for a synchronous standby. Raises
+        `psycopg.OperationalError` if the database fails, or if the leader of another lane assigns
+        dialer queues to lanes differently.
         """
         connection = self.connect()
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [self.lock]).fetchone()
@@ -212,7 +219,8 @@ class Candidacy:
     def compare(self) -> None:
         """Compare this process's dialer file with those of the lanes' last leaders.
 
-        The result is in `differing`.
+        A dialer file defines the dialer queues, their rules and the outcomes. The result is stored
+        in `differing`.
         """
         self._compare(self.connect())
 

@@ -29,7 +29,9 @@ A slower reading is skipped; the next probe reads the clock two seconds later.
 
 
 STEP = timedelta(seconds=1)
-"""The smallest jump of the database's clock that is reported. Deadlines and leases are less exact.
+"""The smallest jump of the database's clock that is reported.
+
+A smaller jump does not matter, because deadlines and leases are less exact.
 """
 
 

@@ -116,7 +116,10 @@ class Consumption:
     none of its messages is suspected of having ended a process.
     """
     suspects: set[bytes] = field(default_factory=set)
-    """Digests of messages that ended sequencers had taken. Each is delivered as `redelivered`."""
+    """Digests of messages taken by sequencers whose processes have ended since.
+
+    Each is delivered as `redelivered`.
+    """
     cursor: int = 0
     """The cursor from which the next Redis SCAN for other terms' lists continues."""
 
@@ -496,9 +499,10 @@ class OrderedChannel(Channel):
         They are the next to be delivered, in their old order. The messages are those that earlier
         terms took; with `begins` (at the start of this term) those of all other terms; with `own`
         also those of this term, which is correct only while no task runs. Without `begins`, later
-        terms keep theirs, because this term may be over without knowing it. A message that an ended
-        sequencer had taken may have ended its process, so with `begins` it is marked as a suspect.
-        Cost: with `own` or `begins` a scan of all keys of Redis, otherwise of about a thousand.
+        terms keep theirs, because this term may be over and this process not know it. If a process
+        ended after it had taken a message, the message may be the cause. So with `begins` the
+        messages of other terms are marked as suspects, except those of the term `spared`. Cost:
+        with `own` or `begins` a scan of all keys of Redis, otherwise of about a thousand.
         """
         self.settle()
         count = 0

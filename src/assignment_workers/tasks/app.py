@@ -96,7 +96,10 @@ def create_app(settings: Settings, tracing: Tracing = NO_TRACES) -> App:
 
 
 def _require_certificate(app: App, name: str) -> None:
-    """Require a valid server certificate for a `rediss:` address that does not say otherwise."""
+    """Require a valid server certificate for a `rediss:` address, unless its query says otherwise.
+
+    `name` is `broker` or `result_backend`.
+    """
     setting = "broker_url" if name == "broker" else name
     url = str(app.conf[setting] or "")
     if url.startswith("rediss:") and "ssl_cert_reqs" not in url:

@@ -295,7 +295,8 @@ def lift_suppression(
 def repair_entries(run: TaskRun) -> CommandAnswer:
     """Correct the entries of dialer queues that contradict the assignments (`doctor --repair`).
 
-    Entries of users whom an agent holds are marked as held, and no others. No assignment changes.
+    An entry is a user's row in a generation. Entries of users whom an agent holds are marked as
+    held, and no others. No assignment changes.
     """
     return run.once(repair)
 

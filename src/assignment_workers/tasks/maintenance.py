@@ -118,7 +118,7 @@ def check_levels(run: TaskRun) -> Any:
 def tend(run: TaskRun) -> Any:
     """Send the publish command again for each generation that is built but not published.
 
-    Also drops the entries of failed generations, and of those that were replaced longer ago than
+    Also drops the rows of failed generations, and of those that were replaced longer ago than
     the setting `generation_retention`, and the numbers of suppression lists that were retired.
     """
 
@@ -363,8 +363,9 @@ def clean_daily(run: TaskRun) -> Any:
 def age(run: TaskRun) -> Any:
     """Raise the scores of users whose weekly rise is due, for today and for missed days, each once.
 
-    A user's score rises on the weekday on which the user was created.
-    Returns the result of each day, by its date.
+    A user's score rises on the weekday on which the user was created. In the packaged dialer lower
+    scores are called first, so users who wait longer are called later: that is meant, as in the
+    original (docs/original-dialer.md, section 4). Returns the result of each day, by its date.
     """
     engine = run.of.engine
     today = _day(engine)

@@ -34,7 +34,10 @@ _RUN = Parameter("run", Parameter.POSITIONAL_OR_KEYWORD, annotation=TaskRun)
 
 
 def operation_of(verb: AnyVerb) -> Callable[..., FinishAnswer]:
-    """Return the function that carries out the task `assignment.VERB` with the verb's arguments."""
+    """Return the function of the task `assignment.VERB`, where VERB is for example `complete`.
+
+    The function takes the verb's arguments.
+    """
 
     def operation(run: TaskRun, *args: Any, **kwargs: Any) -> FinishAnswer:
         arguments = dict(zip(verb.names, args, strict=False)) | kwargs
@@ -77,9 +80,10 @@ def finish_many(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MA
 
 
 def _read(said: object, settings: Settings, sender: str | None) -> Move | Refused:
-    """Return one move of a batch message, `said`, as an object. Invalid: the answer `refused`.
+    """Return `said`, one move (such as a completion) of a batch message, as an object.
 
-    `sender`: the token that sent this move on behalf of its agent.
+    If it is invalid, return the answer `refused`. `sender`: the token that sent this move on behalf
+    of its agent.
     """
     if not isinstance(said, dict):
         return Refused(code=Code.MALFORMED, reason="a move is an object with `move` and arguments")
@@ -122,7 +126,7 @@ def _alone(run: TaskRun, said: object, move: Move | Refused, part: int) -> Finis
 
 
 def _made(run: TaskRun, move: Move, part: int | None = None) -> FinishAnswer:
-    """Make one move in one transaction and return its answer.
+    """Make one move, such as a completion, in one transaction and return its answer.
 
     `part`: the index of the move in its batch message; None for a message of one move.
     """

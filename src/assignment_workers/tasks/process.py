@@ -51,7 +51,10 @@ log = structlog.get_logger()
 TURN_SECONDS = 5
 """The most seconds that one statement of a sequencer or of a heartbeat worker may take."""
 PROBE_EXPIRES = 600
-"""Seconds after which an unhandled probe message is dropped as too old."""
+"""Seconds after which a probe is dropped if no sequencer has handled it.
+
+A probe is a message that measures how long messages wait in an assignment queue.
+"""
 HEARTBEAT_SECONDS = 3
 """Seconds between RabbitMQ's connection heartbeats, for processes whose tasks are short.
 

@@ -92,15 +92,15 @@ _SUMMARISED = (
 )
 """The facts in a summary, in order: the name of each fact, and the words before its value."""
 _UNREMARKABLE = frozenset({"checks", "kept"})
-"""Counts that may be above zero although a routine task has changed nothing."""
+"""The names of counts in an answer that may be above zero although the task has changed nothing."""
 
 
 class RedactedRequest(Request):
     """A Celery request that shows only permitted facts in events, the log and `inspect`.
 
     These are the arguments and the answer's facts named in `SHOWN`; of a failure, only the
-    exception's class. All events of a routine task are sent at its end, and only if the task did
-    something, so that Flower does not list the other runs.
+    exception's class. All events of a task that is marked `routine` are sent at its end, and only
+    if the task did something, so that Flower does not list the other runs.
     """
 
     _argsrepr: str

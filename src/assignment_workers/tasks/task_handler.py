@@ -246,9 +246,10 @@ class HandledTask(Task[..., Any]):
     def _with_numbers(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with our numbers of users in place of the CRM's ids.
+        """Return the arguments with our integer id of each user in place of the CRM's id.
 
-        An unknown id gets a new number. Raises `UsageError` for a value that is no id.
+        A user whose CRM id is unknown gets a new integer id. Raises `UsageError` for a value that
+        is no id.
         """
         named = [each for each in self.parameters if each in _USERS]
         if not named or self.of.dialer.numbered is None:
@@ -280,7 +281,7 @@ class HandledTask(Task[..., Any]):
         return (*named_args, *args[len(named_args) :]), {name: said[name] for name in kwargs}
 
     def _with_own_ids(self, answer: Any) -> Any:
-        """Return the answer with the CRM's ids of users in place of our numbers."""
+        """Return the answer with the CRM's id of each user in place of our integer id."""
         if self.of.dialer.numbered is None:
             return answer
         return patiently(

@@ -12,12 +12,15 @@ from opentelemetry.trace import Link, SpanKind, Status, TraceState, get_current_
 from opentelemetry.util.types import Attributes
 
 PROBE = "assignment.probe"
-"""The task of the sequencer's probe. It runs every two seconds and would fill the stored traces."""
+"""The task that measures how long messages wait in an assignment queue.
+
+It runs every two seconds and would fill the stored traces.
+"""
 KEPT = "exception.type"
 
 
 class DropRootClientSpans(Sampler):
-    """A sampler that drops the probe's spans, and client spans without a parent (polls)."""
+    """A sampler that drops the spans of `PROBE`, and client spans without a parent (polls)."""
 
     def __init__(self, then: Sampler) -> None:
         self._then = then
@@ -33,7 +36,7 @@ class DropRootClientSpans(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """Decide if a span is recorded: drop the probe and client spans without a parent."""
+        """Decide if a span is recorded: drop `PROBE` and client spans without a parent."""
         is_root = not get_current_span(parent_context).get_span_context().is_valid
         if (is_root and kind is SpanKind.CLIENT) or name.endswith(f"/{PROBE}"):
             return SamplingResult(Decision.DROP)

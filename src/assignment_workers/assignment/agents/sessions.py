@@ -129,28 +129,30 @@ def _limit(said: str | None, team: str | None) -> int | None:
 
 @dataclass
 class Moves:
-    """The changes of agents' states that follow from the moves of one transaction.
+    """Collects agents' commands about assignments in one transaction, with the agents' new states.
 
-    A move is a command about an assignment, such as accepting or completing it.
+    A command about an assignment (a move), such as accepting or completing it, changes the state of
+    its agent. Each command is added by a method; `rows` returns the resulting changes by agent, for
+    the statement `MOVED`.
     """
 
     _by_agent: dict[int, dict[str, Any]]
 
     @classmethod
     def none(cls) -> Moves:
-        """Return an empty collection of changes."""
+        """Return a collection without commands."""
         return cls({})
 
     def took_up(self, agent: int) -> None:
-        """Record that the agent accepted an offer and is on a call."""
+        """Add that the agent accepted an offer and is therefore in the state `on_call`."""
         self._add(agent, AgentStatus.ON_CALL)
 
     def called(self, agent: int) -> None:
-        """Record that the agent completed a call and is in the state `wrap_up`."""
+        """Add that the agent completed a call and is therefore in the state `wrap_up`."""
         self._add(agent, AgentStatus.WRAP_UP, calls=1)
 
     def let_go(self, agent: int) -> None:
-        """Record that the agent's assignment ended without a call; the agent is available."""
+        """Add that the agent's assignment ended without a call: the agent is `available`."""
         self._add(agent, AgentStatus.AVAILABLE)
 
     def _add(self, agent: int, becomes: AgentStatus, *, calls: int = 0) -> None:
@@ -162,7 +164,10 @@ class Moves:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the new values for each agent, ordered by agent id to avoid deadlocks."""
+        """Return each agent's new state and number of completed calls, for the statement `MOVED`.
+
+        The rows are ordered by agent id, to avoid deadlocks.
+        """
         return [self._by_agent[agent] for agent in sorted(self._by_agent)]
 
 
@@ -194,8 +199,8 @@ MOVED = _moving()
 """Update the states of agents after their moves, such as accepting or completing an assignment.
 
 No row is inserted for an agent without one. An agent who is on break or offline stays so. The
-agent's count of lapsed offers is reset, because a move shows that the agent is present. Cost: one
-probe of the primary key for each agent.
+agent's count of lapsed offers (not accepted in time) is reset, because a move shows that the agent
+is present. Cost: one probe of the primary key for each agent.
 """
 
 
@@ -205,9 +210,8 @@ def let_lapse(
     """Count a lapsed offer for each agent; return the sessions of agents now on break, by agent.
 
     A lapsed offer is an assignment that the agent did not accept in time. An agent is set on break
-    after `most` lapsed offers in a row. An event records the break, which
-    lasts until the agent states `available`. An offline agent stays offline. Cost: one statement,
-    by the primary key.
+    after `most` lapsed offers in a row. An event records the break, which lasts until the agent
+    states `available`. An offline agent stays offline. Cost: one statement, by the primary key.
     """
     parameters = {"agents": [{"agent_id": agent} for agent in sorted(agents)]}
     found = transaction.connection.execute(
@@ -245,8 +249,9 @@ _lapsed = rows("agents", agent_id=Integer())
 def _lapsing() -> ReturningInsert[*tuple[Any, ...]]:
     """Build the statement that adds 1 to agents' counts of lapsed offers, and sets breaks.
 
-    An agent without a row gets one with the count 1. An agent whose count reaches the SQL parameter
-    `most` is set on break, except an offline agent.
+    A lapsed offer is an assignment that the agent did not accept in time. An agent without a row
+    gets one with the count 1. An agent whose count reaches the SQL parameter `most` is set on
+    break, except an offline agent.
     """
     too_many = _most <= 1
     given = select(

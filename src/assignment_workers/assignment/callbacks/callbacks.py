@@ -55,7 +55,7 @@ PENDING = sql_text("pending")
 def after_move(
     hold: Held, callback: UUID, *, outcome: Outcome | None, until: datetime | None
 ) -> dict[str, Any]:
-    """Return the row by which the function `settle` stores what becomes of a callback.
+    """Return the row with which the function `settle` ends or postpones a callback.
 
     `callback`: the id of the callback that was the source of the assignment `hold`. `outcome`: that
     of the call; None: the user was skipped or deferred. `until`: the time to which the callback is
@@ -165,7 +165,8 @@ _HEAD = (
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Return the query for the next due callbacks, with each user judged by `policies`.
 
-    It reads the index ix_callbacks_pending in order, at most `due.AT_A_TIME` rows.
+    `policies`: the rules of each dialer queue. The query reads the index ix_callbacks_pending in
+    order, at most `due.AT_A_TIME` rows.
     """
     head = limited(_HEAD)
     return judged(head, policies)
@@ -175,7 +176,8 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Return the query for the pending callback of the user in the SQL parameter `user`.
 
-    The user is judged by `policies` as if the callback was due now.
+    The user is judged by `policies`, the rules of each dialer queue, as if the callback was due
+    now.
     """
     head = (
         select(

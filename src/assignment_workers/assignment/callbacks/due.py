@@ -78,9 +78,12 @@ class DueKind:
 
     source: Source
     head: Select[*tuple[Any, ...]]
-    """Query for due calls in order, after the SQL parameters `after_at` and `after_key`."""
+    """Query for due calls in order, from the position after `after_at` and `after_key`.
+
+    Both are SQL parameters: the due time and the key of the last call that was read.
+    """
     statement: Callable[[tuple[Policy, ...]], Select[*tuple[Any, ...]]]
-    """Function that returns the query for due calls, with their users judged by the policies."""
+    """Function that returns the query for due calls, with users judged by these queues' rules."""
     before: object
     """The value of `after_key` for the first read: it sorts before every key."""
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]

@@ -188,7 +188,8 @@ _HEAD = (
 def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Return the query for the next due missed calls, with each user judged by `policies`.
 
-    It reads the index ix_missed_calls_pending in order, at most `due.AT_A_TIME` rows.
+    `policies`: the rules of each dialer queue. The query reads the index ix_missed_calls_pending in
+    order, at most `due.AT_A_TIME` rows.
     """
     head = limited(_HEAD)
     return judged(head, policies, broken=_repeated(head))
@@ -198,7 +199,8 @@ def _due(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Return the query for the pending missed calls of the user in the SQL parameter `user`.
 
-    The user is judged by `policies` as if the missed calls were due now.
+    The user is judged by `policies`, the rules of each dialer queue, as if the missed calls were
+    due now.
     """
     head = (
         select(

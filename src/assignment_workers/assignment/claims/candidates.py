@@ -22,7 +22,7 @@ from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, Entry, Phone, Source
 
 INELIGIBLE_AT_MOST = 5_000
-"""Maximum number of ineligible entries that one claim transaction removes or makes wait.
+"""Maximum number of ineligible users whom one claim transaction removes or makes wait.
 
 This number costs about 50 ms (benchmarks/claim.py).
 """
@@ -37,7 +37,7 @@ ranks can be claimed.
 """
 
 SIZES = (*(2**n for n in range(13)), INELIGIBLE_AT_MOST)
-"""The possible values of the LIMIT of a read of entries.
+"""The possible values of the LIMIT with which users of a dialer queue are read.
 
 There are only a few, so that only a few different SQL statements exist and each is prepared once.
 """
@@ -84,15 +84,19 @@ class Claimable(Protocol):
 class Head:
     """The best-ranked users of one dialer queue, read in batches only as far as requests need.
 
-    `ineligible` (by user, the broken rule), `resting` and `held_elsewhere` (users with an active
-    assignment) are users who were read and may not be assigned.
+    Users who were read and may not be assigned are in `ineligible` (by user, the broken rule), in
+    `resting` (a rule excludes them for a time), or in `held_elsewhere` (they have an active
+    assignment).
     """
 
     transaction: FencedTransaction
     policy: Policy
     generation: int
     wanted: int
-    """Minimum number of entries that the next read takes; it is set to four times as many then."""
+    """Minimum number of users whom the next read takes from the dialer queue.
+
+    After each read it is four times the number that was read.
+    """
     taken: set[int]
     """Ids of users assigned in this transaction, from any dialer queue, callback or missed call."""
     ineligible: dict[int, str] = field(default_factory=dict)
@@ -108,7 +112,7 @@ class Head:
 
     @property
     def found_out(self) -> bool:
-        """True if at least one user who was read is ineligible, resting or held by an agent."""
+        """True if at least one user who was read may not be assigned now."""
         return bool(self.ineligible or self.resting or self.held_elsewhere)
 
     def take(self, excluded: Collection[int]) -> Candidate | None:
@@ -169,7 +173,7 @@ class Head:
 
 @cache
 def _head(size: int) -> Select[*tuple[Any, ...]]:
-    """Select the next `size` ready entries of a generation in the order of rank.
+    """Select the next `size` ready (claimable) users of a generation in the order of rank.
 
     SQL parameters: `generation`, and `after`, the rank after which to start. Index:
     ix_entries_ready.
@@ -193,7 +197,7 @@ def _users(size: int) -> Select[tuple[int]]:
 
 @expression_cache
 def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
-    """Select the next `size` ready entries by rank, with the first rule that each user breaks.
+    """Select the next `size` claimable users by rank, with the first rule that each user breaks.
 
     Index: ix_entries_ready of the generation's partition, read in order and no further than `size`.
     The limit is inside a MATERIALIZED CTE, because otherwise the planner could join first and read

@@ -63,11 +63,11 @@ def claim(
     """Claim a user for each request; return the answers in order, None where a retry is needed.
 
     Guarantees of this transaction: no user and no agent has two assignments, by the unique indexes
-    on active assignments (guarantee 1); every assigned user meets the policy by facts read here
-    (3); no eligible, unheld and better-ranked user is passed over, and due callbacks come first
-    (4); a request id that was answered before gets the same answer (5). The answer is None if the
-    request's id occurs twice in the list, or if this transaction removed so many ineligible entries
-    that it should commit before the search continues. Errors of the database propagate; then
+    on active assignments (guarantee 1); every assigned user meets the queue's rules by facts read
+    here (3); no eligible, unheld and better-ranked user is passed over, and due callbacks come
+    first (4); a request id that was answered before gets the same answer (5). The answer is None if
+    the request's id occurs twice in the list, or if this transaction removed so many ineligible
+    users that it should commit before the search continues. Errors of the database propagate; then
     nothing is committed.
     """
     first: dict[str, ClaimRequest] = {}
@@ -98,14 +98,14 @@ def claim(
 
 @dataclass(frozen=True)
 class _Place:
-    """The state of a dialer queue as this transaction read it: paused; published generation."""
+    """A dialer queue as this transaction read it: if it is paused, and its published generation."""
 
     paused: bool
     generation: int | None
     waited: bool = False
-    """True if a user's wait in a queue of another lane is over, but the entry is still waiting.
+    """True if a user's wait in a queue of another lane is over, but the user is not claimable yet.
 
-    Only a transaction that has locked that lane may make the entry ready.
+    Only a transaction that has locked that lane may make the user claimable.
     """
 
 
@@ -120,12 +120,15 @@ class _Claim:
     holds: dict[int, Held] = field(default_factory=dict)
     """The active assignments of the requests' agents, by agent, including new ones."""
     on_break: dict[int, Session] = field(default_factory=dict)
-    """By agent whom this transaction set on break after lapsed offers: the agent's session."""
+    """By agent whom this transaction set on break: the agent's session.
+
+    The reason is that the agent did not accept several offers in time.
+    """
     made: dict[ClaimRequest, NewAssignment] = field(default_factory=dict)
     due: list[DueKind] = field(default_factory=list)
     """The kinds of calls (callbacks, missed calls) of which at least one is due, by precedence."""
     unfinished: bool = False
-    """True if more waiting entries are due than one transaction may make ready.
+    """True if the wait of more users is over than one transaction may make claimable.
 
     The transaction then commits, and the next transaction answers the requests.
     """
@@ -353,8 +356,9 @@ class _Claim:
         return hold
 
     def _put_out(self, heads: Mapping[str, Head]) -> None:
-        """Remove the ineligible users that the search found, and make the resting users wait.
+        """Remove the ineligible users whom the search found, and make the resting users wait.
 
+        A resting user is one whom a rule excludes for a time. `heads`: by dialer queue, the search.
         Events record both. These events come before the events of the new assignments.
         """
         for queue, head in heads.items():
@@ -377,7 +381,10 @@ class _Claim:
                 entries.hold(self.transaction, head.held_elsewhere)
 
     def _store(self, answers: Mapping[ClaimRequest, RequestAnswer]) -> None:
-        """Store the new assignments, with entries and events, and each answer that is final."""
+        """Store the new assignments, with their events, and each answer that is final.
+
+        The users' entries (positions) in the published generations are marked held.
+        """
         # An answer that asks for a retry is not stored, because the retry may have the same id.
         said = {
             request: answer
@@ -438,7 +445,11 @@ _PLACES = select(
     Generation,
     (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),
 )
-"""Select for each dialer queue: paused, its generation, and whether waits, leases or calls are due.
+"""Select the state of each dialer queue: if it is paused, and its published generation.
+
+Further columns are true if there is work for the claim: a user's wait is over (`due`), the lease of
+an assignment is over (`lapsed`), a callback is due (`promised`), or a missed call is due
+(`missed`). The last two are the same for every dialer queue.
 
 Cost: two index probes for each dialer queue, and two more in all.
 """

@@ -32,7 +32,7 @@ The users are those whose score row names the dialer queue. Cost: one or two mil
 
 
 class QueueState(Protocol):
-    """The state of a dialer queue as the claim read it: paused; published generation's number."""
+    """A dialer queue as the claim read it: if it is paused, its published generation's number."""
 
     @property
     def paused(self) -> bool: ...
@@ -91,9 +91,10 @@ class Why:
         return Empty(queue=queue, retry_after=min(max(seconds, 1.0), RETRY_SECONDS), why=why)
 
     def _stands(self, name: str, place: QueueState) -> dict[str, datetime | None]:
-        """Return the eligibility statuses of the queue's best users, the most frequent first.
+        """Return the eligibility statuses of the best users of a queue, the most frequent first.
 
-        The value of each status is the earliest time at which it ends; None: unknown.
+        `name`, `place`: the dialer queue. The value of each status is the earliest time at which it
+        ends for one of these users; None: unknown.
         """
         if name not in self._found:
             parameters = {"generation": place.generation, "taken": self.taken}
@@ -151,7 +152,7 @@ _WAITING = select(
     .where(Entry.generation_id == _generations.c.id, Entry.state == WAITING)
     .scalar_subquery(),
 )
-"""Select, for each generation, the earliest end of an entry's wait; one index probe for each."""
+"""Select, for each generation, the earliest end of a user's wait; one index probe for each."""
 _HELD = (
     select(Assignment.queue, func.min(Assignment.lease_expires_at))
     .where(Assignment.state == ACTIVE, Assignment.queue == any_(bindparam("queues")))

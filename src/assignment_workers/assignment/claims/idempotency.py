@@ -196,7 +196,10 @@ class Requester:
     """The agent's `allowed_queues` as the dialer wrote it; a valid value is a list of names."""
     hold: Held | None
     skipped: frozenset[int]
-    """Ids of users whom the agent skipped lately; they are not assigned to this agent now."""
+    """Ids of users whom the agent skipped within the setting `skip_agent`.
+
+    They are not assigned to this agent now.
+    """
     session: Session | None = None
     """The agent's session; None: the agent's state was never set."""
     team: str | None = None
@@ -307,7 +310,7 @@ def _read(
 def answered(
     transaction: FencedTransaction, answers: Mapping[ClaimRequest, RequestAnswer]
 ) -> list[dict[str, Any]]:
-    """Return a row for each answer, for the parameter `answered` of the statement `STORE`."""
+    """Return the parameter `answered` of the statement `STORE`: one row for each answer."""
     return [
         {
             "request_id": request.request_id,

@@ -40,11 +40,13 @@ def store(
     new_assignments: Mapping[ClaimRequest, NewAssignment],
     said: Mapping[ClaimRequest, RequestAnswer],
 ) -> None:
-    """Store the new assignments, by request, with their entries, events and answers.
+    """Store new assignments with their events and answers, and mark the users' entries held.
 
-    `said`: the answers to requests that got no new assignment; they are stored too. The write is
-    deferred to the commit, so nothing in the rest of the transaction may read these rows. Cost: one
-    statement, with some index probes for each assignment, whatever the size of the dialer queue.
+    An entry is the position of a user in a generation.     `new_assignments`: by the request that
+    each one answers. `said`: the answers to requests that got no new assignment; they are stored
+    too. The write is deferred to the commit, so nothing in the rest of the transaction may read
+    these rows. Cost: one statement, with some index probes for each assignment, whatever the size
+    of the dialer queue.
     """
     others = idempotency.answered(transaction, said)
     if not new_assignments:
@@ -161,8 +163,9 @@ HOLD, PLACE, TELL = (
     _events.cte("told"),
 )
 KEEP = ANSWER.add_cte(HOLD, PLACE, TELL, nest_here=True)
-"""One statement that stores new assignments with their entries and events, and all answers.
+"""One statement that stores new assignments with their events, and all answers.
 
 For each row of the parameter `granted` it inserts an assignment, an event and an answer, and marks
-the user's entries held. For each row of the parameter `answered` it inserts an answer.
+the user's entries (positions) in the published generations held. For each row of the parameter
+`answered` it inserts an answer.
 """

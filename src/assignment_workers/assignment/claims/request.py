@@ -11,7 +11,8 @@ class ClaimRequest:
     """One request of an agent.
 
     `queue` None: any dialer queue that the agent is allowed, in the order of the setting
-    `queue_priority` for the agent's team, and then of the policies.
+    `queue_priority` for the agent's team, and then in the order of the dialer's queues.
+
     `deadline`: from this instant of the database's clock on, no user is assigned; None: no limit.
     `sent_at`: the time of sending. `sent_by`: the token that sent the request for the agent; None:
     the agent's own token. Both are only recorded.

@@ -62,7 +62,8 @@ class Crm:
     Every read has a time limit, whatever the server does: `timeout` for facts by user id, a minute
     per batch when the whole CRM is read. After `FAILURES` failed reads in a row, reads raise at
     once for `OPEN_SECONDS`; then one read tries the CRM. All reads raise `CrmUnavailable`. `grace`:
-    the age up to which the mirror may stand in for the CRM. Thread-safe.
+    the age up to which the mirror (our copy of the CRM) may be used in place of the CRM.
+    Thread-safe.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Crm:
 
         `users`: the CRM's id of each user, by the user's number in `assignment.user_ids`.
         `seconds`: the time limit of a job's read; None: the limit of a claim, the CRM's `timeout`.
-        Raises `CrmUnavailable`.
+        Raises `CrmUnavailable` if the CRM does not answer in that time.
         """
         own = list(users.values())
         if not own:
@@ -125,7 +126,7 @@ class Crm:
         """Return the next `limit` rows of a CRM table, in the order of `created_at` and id.
 
         `news`: the table. `after`: the position (time and id) after which to read. Each row has the
-        CRM's id of its user. Raises `CrmUnavailable`.
+        CRM's id of its user. Raises `CrmUnavailable` if the CRM does not answer.
         """
         at, key = after
         query = self._queries.since(news, goes_on=key is not None)
@@ -146,7 +147,7 @@ class Crm:
         """Yield the whole CRM as of one instant, in batches, table by table; the persons first.
 
         A batch is the name of the table, its rows with the CRM's ids of persons, and the number of
-        unreadable rows that were left out. Raises `CrmUnavailable`.
+        unreadable rows that were left out. Raises `CrmUnavailable` if the CRM does not answer.
         """
         self._probe(PROBE_SECONDS)
         connection: Connection | None = None
@@ -194,7 +195,8 @@ class Crm:
     def lacking(self) -> dict[str, list[str] | None]:
         """Return, by table name, the columns that are read and that the CRM's table lacks.
 
-        The value None stands for a missing table or view. Raises `CrmUnavailable`.
+        The value None stands for a missing table or view. Raises `CrmUnavailable` if the CRM does
+        not answer.
         """
         found: dict[str, list[str] | None] = {}
         for source in self.declared.sources:
@@ -275,7 +277,7 @@ class Crm:
 
         `used`: connections that are then cut. A database driver's time limit is not enough: some
         drivers wait without end for a server that accepts a connection and sends nothing, or that
-        stops in the middle of an answer. Raises `CrmUnavailable`.
+        stops in the middle of an answer. Raises `CrmUnavailable` after this time.
         """
         future: Future[T] = Future()
 

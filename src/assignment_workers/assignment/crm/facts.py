@@ -217,7 +217,7 @@ class Queries:
         return cast("FromClause", replacement_traverse(joined, {}, replaced))
 
     def new_row(self, row: Row[*tuple[Any, ...]]) -> NewCrmRow:
-        """Convert a row of the query `since`. Raises `Unreadable`."""
+        """Convert a row of the query `since`; raise `Unreadable` if a value cannot be converted."""
         at = instant(row.created_at)
         if at is None:
             raise Unreadable("a row was made at no time")

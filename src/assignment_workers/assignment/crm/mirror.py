@@ -46,9 +46,9 @@ from assignment_workers.schema.tables import CrmRead, Forgotten
 FRESH = timedelta(seconds=60)
 """Age of the mirror (our copy of the external CRM) below which a job uses it without a renewal."""
 WAITED_FOR = timedelta(minutes=10)
-"""Maximum time that a job waits while another process renews the mirror."""
+"""Maximum time that a job waits while another process copies the CRM again."""
 READING = "crm.mirror"
-"""Name of the job that copies the whole external CRM into the mirror."""
+"""Name of the job that copies the whole external CRM into our database."""
 
 
 def age(connection: Connection) -> timedelta | None:
@@ -73,9 +73,9 @@ def forget(connection: Connection) -> None:
 def freshen(engine: Engine, dialer: Dialer, crm: Crm | None) -> None:
     """Copy all of an external CRM into the mirror, unless the mirror is younger than `FRESH`.
 
-    No effect without an external CRM. Jobs that judge all users call this first. If another process
-    is copying the CRM, the call waits for that process, at most `WAITED_FOR`. Raises
-    `CrmUnavailable`.
+    The mirror is our copy of the external CRM. No effect without an external CRM. Jobs that judge
+    all users call this first. If another process is copying the CRM, the call waits for that
+    process, at most `WAITED_FOR`. Raises `CrmUnavailable` if the CRM cannot be read.
     """
     ends = time.monotonic() + WAITED_FOR.total_seconds()
     while crm is not None:
@@ -98,8 +98,8 @@ def read_whole(work: Work, dialer: Dialer, crm: Crm) -> Counts:
     the job's transaction writes the differences to the mirror and deletes the rows that are gone,
     so a reader sees the mirror either before or after. Rows that cannot be converted are left out
     and counted as `unreadable`. A table that has become empty counts as a fault of the CRM. Raises
-    `CrmUnavailable`; then the mirror is unchanged. Memory: one batch. Cost: one pass over the CRM,
-    and one over the mirror.
+    `CrmUnavailable` if the CRM cannot be read; then the mirror is unchanged. Memory: one batch.
+    Cost: one pass over the CRM, and one over the mirror.
     """
     mirror_tables.make(work.side_connection, crm.declared)
     work.side_connection.commit()
@@ -152,8 +152,9 @@ def _numbered(
 ) -> list[tuple[Any, ...]]:
     """Return the rows with numbers of `assignment.user_ids` in place of the CRM's ids of persons.
 
-    Persons whose id can be used get a number, in the order in which the CRM created them. Rows of
-    persons without a number are left out.
+    `batch`: rows of the CRM table `name`. If that is the table of persons, persons whose id can be
+    used get a number, in the order in which the CRM created them. Rows of persons without a number
+    are left out.
     """
     reader = crm.reader(name)
     if name == USERS:
@@ -182,7 +183,7 @@ def _has_rows(connection: Connection, of: Table) -> bool:
 def _merge(connection: Connection, source: FactSource) -> int:
     """Make a table of the mirror equal to its staging table; return the number of changed rows.
 
-    Only rows that differ are written.
+    The mirror is our copy of the external CRM. Only rows that differ are written.
     """
     mine, came = table_of(source), table_of(source, incoming=True)
     counted = {"preserve_rowcount": True}
@@ -208,7 +209,8 @@ def _by_key(source: FactSource, mine: Table, came: Table) -> list[Executable]:
 def _by_row(mine: Table, came: Table) -> list[Executable]:
     """Return the statements that make `mine` equal to `came`, for tables without a key.
 
-    Equal rows are numbered, so that their number is made equal too.
+    A row may occur several times. Equal rows are numbered, so that each occurs equally often in
+    both tables afterwards.
     """
     old, new = _counted_off(mine), _counted_off(came)
     same = and_(old.c.said == new.c.said, old.c.number == new.c.number)

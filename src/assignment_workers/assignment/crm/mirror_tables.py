@@ -24,7 +24,7 @@ from assignment_workers.settings import Settings
 INCOMING = "incoming_"
 """The prefix of the names of staging tables, which a read of the CRM fills.
 
-When the read is complete, their rows replace the rows of the mirror's tables.
+When the read is complete, their rows replace the rows of the mirror (our copy of the CRM).
 """
 _LOCK = 0x6D697272
 """Key of the advisory lock that a transaction takes to create the tables."""
@@ -36,7 +36,7 @@ _quote = _dialect.identifier_preparer.quote
 
 
 def table_of(source: FactSource, *, incoming: bool = False) -> Table:
-    """Return the table of the mirror for this table of the CRM.
+    """Return the table of the mirror (our copy of the CRM) for this table of the CRM.
 
     `incoming`: True for the staging table, which a read of the CRM fills.
     """
@@ -56,7 +56,7 @@ def table_of(source: FactSource, *, incoming: bool = False) -> Table:
 
 
 def prepare(connection: Connection, dialer: Dialer, settings: Settings) -> None:
-    """Create the mirror's tables for the external CRM of `settings`, if any, and commit."""
+    """Create the tables of our copy of the external CRM of `settings`, if any, and commit."""
     if settings.crm_database_url is not None:
         make(connection, declared_facts(dialer, settings))
         connection.commit()
@@ -65,8 +65,9 @@ def prepare(connection: Connection, dialer: Dialer, settings: Settings) -> None:
 def make(connection: Connection, declared: ExternalFacts) -> list[str]:
     """Create the mirror's tables that are missing or differ from `declared`; return their names.
 
-    Tables that are not declared are dropped. A new table is empty until the next read of the CRM,
-    so after a change the record of the last read is deleted. The caller commits.
+    The mirror is our copy of an external CRM. Tables that are not declared are dropped. A new table
+    is empty until the next read of the CRM, so after a change the record of the last read is
+    deleted. The caller commits.
     """
     if not _differing(connection, declared):
         return []
@@ -93,21 +94,24 @@ def make(connection: Connection, declared: ExternalFacts) -> list[str]:
 
 
 def stand_in(connection: Connection, declared: ExternalFacts) -> None:
-    """Make the statements of this connection read empty temporary tables, not the CRM's tables."""
+    """Make the statements of this connection read empty temporary tables, not the CRM's tables.
+
+    With them, the statements of a dialer can be tried before the CRM was copied.
+    """
     for source in declared.sources:
         table_of(source).to_metadata(MetaData(), schema=_TEMPORARY).create(connection)
     connection.execution_options(schema_translate_map={CrmBase.metadata.schema: _TEMPORARY})
 
 
 def quoted(of: Table | Column[Any]) -> str:
-    """Return the quoted name of a column, or of a table of the mirror with its schema, as SQL."""
+    """Return the quoted name of a column, or of a table with its schema, as SQL."""
     if isinstance(of, Table):
         return str(_dialect.identifier_preparer.format_table(of))
     return str(_quote(of.name))
 
 
 def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict[str, int]:
-    """Delete a user's rows from the mirror; return their number, by table with its schema.
+    """Delete a user's rows from our copy of the CRM; return their number, by table with its schema.
 
     Tables that do not exist, or lack the columns that lead to the user, are left out.
     """
@@ -158,7 +162,7 @@ def _named(table: str) -> str:
 
 
 def _differing(connection: Connection, declared: ExternalFacts) -> list[str]:
-    """Return the names of the mirror's tables that are missing, undeclared or different."""
+    """Return the tables of our copy of the CRM that are missing, undeclared or different."""
     wanted = {
         table.name: sorted(_described(table))
         for source in declared.sources
@@ -171,7 +175,10 @@ def _differing(connection: Connection, declared: ExternalFacts) -> list[str]:
 
 
 def _there(connection: Connection) -> dict[str, list[str]]:
-    """Return the sorted columns of each existing table of the mirror, formatted by `_described`."""
+    """Return, for each existing table of our copy of the CRM, its sorted columns.
+
+    A column has the format of `_described`.
+    """
     found = connection.execute(_THERE, {"schema": MIRROR_SCHEMA})
     return {row.name: sorted(row.columns) for row in found}
 
@@ -183,7 +190,7 @@ def _described(table: Table) -> Iterable[str]:
 
 
 def _roles(connection: Connection) -> tuple[str | None, list[tuple[str, str]]]:
-    """Return the role that owns the tables, if any, and the roles that read them, with rights."""
+    """Return the role that is to own the tables, if any, and other roles with their privileges."""
     asked = {"roles": [WORKER, GATEWAY, READER], "schema": MIRROR_SCHEMA}
     may_own = {row.name: row.may_own for row in connection.execute(_ROLES, asked)}
     owner = WORKER if may_own.get(WORKER) else None

@@ -114,7 +114,8 @@ class CrmReader:
 
         For an external CRM, the facts of `users` are read first and replace those tables in the
         query. `users`: the ids, or a query with the same parameters that selects them. Users whose
-        facts were not read or cannot be used are added to `unknown`. Raises `CrmUnavailable`.
+        facts were not read or cannot be used are added to `unknown`. Raises `CrmUnavailable` if the
+        external CRM cannot be read.
         """
         return self._judge(statement, parameters, self._facts_for(users, parameters))
 
@@ -129,9 +130,10 @@ class CrmReader:
     ) -> Sequence[Row[*tuple[Any, ...]]]:
         """Run a query that judges users by `policy` at `now`, before they are assigned.
 
-        Parameters and errors are those of `judge`. If a user's phone number has changed in the CRM,
-        the number is parsed and stored before the verdict, for at most `readable` users in the
-        order of the rows. In the rows of further such users, `broken` is the rule `NUMBER_UNREAD`.
+        `policy`: the rules of a dialer queue. Parameters and errors are those of `judge`. If a
+        user's phone number has changed in the CRM, the number is parsed and stored before the
+        verdict, for at most `readable` users in the order of the rows. In the rows of further such
+        users, `broken` is the rule `NUMBER_UNREAD`.
         """
         facts = self._facts_for(users, parameters)
         if not self._stores:
@@ -209,7 +211,11 @@ class CrmReader:
     def _said(
         self, policy: Policy, users: Sequence[int], known: tuple[Sequence[int], CrmFacts] | None
     ) -> list[dict[str, Any]]:
-        """Return the CRM values of these users from which their phone numbers are parsed."""
+        """Return the CRM values of these users from which their phone numbers are parsed.
+
+        `known`: facts that were read from an external CRM; None: the CRM is in our own database,
+        and the values are read from it now.
+        """
         if known is None:
             statement, parameters = phones.said_of(policy.numbers, users)
             return [row._asdict() for row in self._run(statement, parameters)]
@@ -297,7 +303,10 @@ def use_fact_schema(engine: Engine, dialer: Dialer, crm: Crm | None) -> None:
 
 
 def facts_schema(connection: Connection) -> str:
-    """Return the schema in which a CRM in our own database is read: its tables or the views."""
+    """Return the schema in which a CRM in our own database is read.
+
+    It is the schema of the CRM's tables, or the one of the views of them.
+    """
     translated = connection.get_execution_options().get("schema_translate_map")
     return FACT_SCHEMA if translated == fact_views.TRANSLATED else str(CrmBase.metadata.schema)
 

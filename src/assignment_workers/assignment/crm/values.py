@@ -81,9 +81,10 @@ class RowReader:
 
 
 def reader_of_ids(numbered: str | None) -> Callable[[Any], UserId]:
-    """Return the function that converts a person's id in the CRM; it raises `Unreadable`.
+    """Return the function that converts a person's id in the CRM.
 
-    `numbered`: the type of the CRM's ids; None: integers.
+    `numbered`: the type of the CRM's ids; None: integers. The function raises `Unreadable` for a
+    value that is not of this type.
     """
     if numbered is None:
         return whole_number
@@ -113,7 +114,7 @@ _TRUTHS |= {"0": False, "n": False, "no": False, "f": False, "false": False}
 
 
 def _truth(value: object) -> bool:
-    """Convert a boolean, 0 or 1, a bit, or a word such as `yes`. Raises `Unreadable`."""
+    """Convert a boolean, 0 or 1, a bit, or a word such as `yes`; else raise `Unreadable`."""
     said = value
     if isinstance(value, bytes):
         said = int.from_bytes(value, "big")
@@ -124,7 +125,7 @@ def _truth(value: object) -> bool:
 
 
 def whole_number(value: object) -> int:
-    """Convert a value to an integer of 64 bits. Raises `Unreadable`."""
+    """Convert a value to an integer of 64 bits; raise `Unreadable` if it is none."""
     try:
         number = int(str(value))
     except (TypeError, ValueError):
@@ -151,7 +152,7 @@ def _float(value: object) -> float:
 def instant(value: object) -> datetime | None:
     """Convert a CRM value to a UTC time without a time zone; MySQL's zero date becomes None.
 
-    Raises `Unreadable`.
+    Raises `Unreadable` if the value is not a time.
     """
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value

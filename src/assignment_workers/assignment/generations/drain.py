@@ -21,17 +21,21 @@ DRAINED_AT_MOST = 5_000
 
 
 def drainable(connection: Connection, queue: str) -> int:
-    """Count the users whom a drain of this dialer queue would remove: claimable and waiting."""
+    """Count the users whom a drain of this dialer queue would remove.
+
+    These are all users of the published generation who are claimable, and all who wait. Users whom
+    an agent holds are not counted.
+    """
     return connection.execute(_COUNT, {"queue": queue}).scalar_one()
 
 
 def drain(transaction: FencedTransaction, queue: str, *, by: str) -> Done | Refused:
-    """Remove up to `DRAINED_AT_MOST` claimable or waiting users from the dialer queue.
+    """Remove users from the dialer queue whom no agent holds, at most `DRAINED_AT_MOST`.
 
-    Users whom an agent holds are untouched. The count `drained` of the answer is the number of
-    removed users; if it equals the limit, more may remain. `by`: the operator. The next build of
-    the dialer queue includes all eligible users again: pause the queue if it is to stay empty.
-    Refused: an unknown dialer queue.
+    Claimable users are removed, and so are users who wait; users whom an agent holds stay. The
+    count `drained` of the answer is the number of removed users; if it equals the limit, more may
+    remain. `by`: the operator. The next build of the dialer queue includes all eligible users
+    again: pause the queue if it is to stay empty. Refused: an unknown dialer queue.
     """
     known = list(transaction.connection.execute(select(DialerQueue.name)).scalars())
     if queue not in known:

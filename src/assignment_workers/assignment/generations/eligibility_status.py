@@ -1,7 +1,7 @@
 """The eligibility status of users in a dialer queue, for `explain` and `empty`.
 
-A status is the name of a rule that the user breaks, or one of `EligibilityStatus`. The SQL
-expressions of the rules are the policy's, which claims and builds use too.
+A status is the name of a rule that the user breaks, or one of `EligibilityStatus`. The rules are
+judged by the same SQL expressions as in claims and builds.
 """
 
 from __future__ import annotations
@@ -160,9 +160,10 @@ def eligibility_status(
 
 
 def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """Select the ids of all users whose score row names the policy's dialer queue.
+    """Select the ids of all users whose score row names the dialer queue of `policy`.
 
-    `at_most`: only this number of users, those with the best scores; None: all of them.
+    `policy`: the rules of the dialer queue.     `at_most`: only this number of users, those with
+    the best scores; None: all of them.
     """
     found = select(UserCallScore.user_id).where(
         UserCallScore.current_queue_type == sql_text(policy.queue)
@@ -174,12 +175,12 @@ def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
 
 @expression_cache
 def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """Count the users of the policy's dialer queue by eligibility status.
+    """Count the users of the dialer queue of `policy` by eligibility status.
 
-    `free_at` is the earliest time at which the status ends for one of these users. Counted are
-    users whose score row names the queue. `at_most`: only this number of users, those with the best
-    scores, by the index on queue and score; None: all. SQL parameters: those of
-    `eligibility_status`.
+    `policy`: the rules of the dialer queue.     `free_at` is the earliest time at which the status
+    ends for one of these users. Counted are users whose score row names the queue. `at_most`: only
+    this number of users, those with the best scores, by the index on queue and score; None: all.
+    SQL parameters: those of `eligibility_status`.
     """
     pool = members(policy, at_most).cte("pool").prefix_with("MATERIALIZED")
     each = eligibility_status(policy, pool).subquery("each")

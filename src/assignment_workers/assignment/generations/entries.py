@@ -47,7 +47,7 @@ WAITING = sql_text(EntryState.WAITING)
 HELD = sql_text(EntryState.HELD)
 OUT = sql_text(EntryState.OUT)
 DRAINED_REASON = "drained"
-"""The value of an entry's `reason` after an operator drained the dialer queue."""
+"""The reason stored with each user whom an operator's drain removed from a dialer queue."""
 
 
 def _still(state: EntryState) -> ColumnElement[bool]:
@@ -62,7 +62,8 @@ def _still(state: EntryState) -> ColumnElement[bool]:
 def holding(user: ColumnElement[int]) -> Update:
     """Build the UPDATE that marks the ready and waiting entries of users as held.
 
-    `user`: the column of a table or CTE that has the users' ids.
+    An entry is the position of a user in a generation. `user`: the column of a table or CTE that
+    has the users' ids.
     """
     return (
         update(Entry)
@@ -101,7 +102,7 @@ SETTLE = (
         reason=func.coalesce(_settled.c.reason, Entry.reason),
     )
 )
-"""Update the entries of users whose assignments have ended.
+"""Update the entries (positions in published generations) of users whose assignments have ended.
 
 The SQL parameter `settled` has a row for each user, with the new state. A held entry gets the new
 state. The state `out` is set whatever state the entry had before.
@@ -119,14 +120,14 @@ _LEAVE = (
 )
 
 PROMOTED_AT_MOST = 5_000
-"""Maximum number of waiting entries that one transaction makes claimable: about 50 ms of work."""
+"""Maximum number of waiting users whom one transaction makes claimable: about 50 ms of work."""
 
 
 def promotion(at_most: int) -> Update:
     """Build the UPDATE that makes users of a generation ready once their waiting time is over.
 
-    It changes at most `at_most` entries, those first whose waiting time ended first. SQL
-    parameters: `generation` and `instant`, the present time.
+    It changes at most `at_most` users, those first whose waiting time ended first. SQL parameters:
+    `generation` and `instant`, the present time.
     """
     due = (
         select(Entry.user_id)
@@ -227,10 +228,10 @@ _ALL_PUBLISHED = (
 def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
     """Ensure that this transaction has locked every lane in which these users have entries.
 
-    Raises `OtherLanes` if it has not. The caller's transaction is then run again with these lanes
-    locked. No new entries can appear meanwhile, because a publication locks every lane. Cost:
-    nothing with one lane; otherwise a primary-key probe for each user in each published generation
-    of the lanes that are not locked.
+    An entry is the position of a user in a generation. Raises `OtherLanes` if it has not. The
+    caller's transaction is then run again with these lanes locked. No new entries can appear
+    meanwhile, because a publication locks every lane. Cost: nothing with one lane; otherwise a
+    primary-key probe for each user in each published generation of the lanes that are not locked.
     """
     others = transaction.queues_of_other_lanes
     if others and users:
@@ -251,7 +252,7 @@ _PLACED = select(Generation.queue).where(
 def hold(transaction: FencedTransaction, users: Collection[int]) -> None:
     """Mark the entries of these users as held in every published generation.
 
-    No claim takes a user whose entry is held.
+    An entry is the position of a user in a generation. No claim takes a user whose entry is held.
     """
     need_places(transaction, users)
     transaction.connection.execute(_HOLD, {"held": [{"user_id": user} for user in users]})
@@ -265,9 +266,9 @@ def give_back(transaction: FencedTransaction, users: Collection[int]) -> None:
 
 
 def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -> int:
-    """Remove these users from all published generations; return the number of removed entries.
+    """Remove these users from all published generations; return the number of removals.
 
-    `reason` is stored in each removed entry.
+    A user in two generations counts twice. `reason` is stored with each removal.
     """
     need_places(transaction, users)
     given = [{"user_id": user, "reason": reason} for user in users]
@@ -318,7 +319,7 @@ def put_off(
     """Make these users of the generation wait at their positions, and record an event for each.
 
     `resting`: by user, the rule that the user breaks and the time until which the user waits.
-    Claims do not read the entries of waiting users.
+    Claims do not read waiting users.
     """
     if not resting:
         return

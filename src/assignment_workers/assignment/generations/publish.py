@@ -96,8 +96,9 @@ def _bring_in(
 ) -> dict[str, int]:
     """Apply assignments to the new generation's entries; return the counts of changed entries.
 
-    The build saw neither the assignments active now nor those that ended since it began. `row`: the
-    generation's row. Counts: `held`, `completed_since`, `skipped_since`.
+    An entry is the position of a user in the generation. The build saw neither the assignments
+    active now nor those that ended since it began. `row`: the generation's row. Counts: `held`,
+    `completed_since`, `skipped_since`.
     """
     since = {
         "generation": number,

@@ -59,12 +59,12 @@ _ANOTHER_IS_AT_IT = LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTab
 def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
     """Drop the entries of failed generations, and of those retired for `generation_retention`.
 
-    `connection` must be in autocommit. Each generation's partition is detached concurrently, which
-    waits for its readers and blocks no other partition, and is then dropped. The wait is at most
-    `LOCK_WAIT`; behind a pooler it has no limit of its own. If a reader, such as a dump, takes
-    longer, the remaining generations stay for the next run, and the count `waiting` is 1. A
-    detachment that an earlier run left pending is finished first, because PostgreSQL allows only
-    one pending detachment.
+    An entry is the position of a user in a generation. `connection` must be in autocommit. Each
+    generation's partition is detached concurrently, which waits for its readers and blocks no other
+    partition, and is then dropped. The wait is at most `LOCK_WAIT`; behind a pooler it has no limit
+    of its own. If a reader, such as a dump, takes longer, the remaining generations stay for the
+    next run, and the count `waiting` is 1. A detachment that an earlier run left pending is
+    finished first, because PostgreSQL allows only one pending detachment.
     """
     gone = connection.execute(
         select(Generation.id).where(

@@ -58,13 +58,14 @@ def regenerate(
     trigger: str,
     settings_version: int | None = None,
 ) -> tuple[int, int]:
-    """Build a generation of the policy's dialer queue; return its number and its size.
+    """Build a generation of the dialer queue of `policy`; return its number and its size.
 
-    `trigger`: the cause of the build; `settings_version`: the version of the settings that the
-    policy was made from; both are only recorded. The generation has all users who meet the policy
-    now, ranked, including users whom an agent holds; users who were skipped lately or deferred
-    wait. With a size limit, users who can be called before the next build are chosen first, by
-    rank, then others, by rank; the chosen users are ranked together by the policy's order.
+    `policy`: the rules of the dialer queue.     `trigger`: the cause of the build;
+    `settings_version`: the version of the settings that the policy was made from; both are only
+    recorded. The generation has all users who meet the rules now, ranked, including users whom an
+    agent holds; users who were skipped lately or deferred wait. With a size limit, users who can be
+    called before the next build are chosen first, by rank, then others, by rank; the chosen users
+    are ranked together by the queue's order.
 
     A failure leaves the published generation unchanged and marks the new one failed; if the process
     dies, the next build marks it. Cost: one statement over all users of the dialer queue, in the
@@ -140,7 +141,7 @@ def _build(connection: Connection, policy: Policy, number: int, now: datetime) -
 def _filled(
     connection: Connection, policy: Policy, table_name: str, number: int, now: datetime
 ) -> int:
-    """Insert the generation's entries; return their number."""
+    """Insert the generation's entries (its users with their positions); return their number."""
     parameters = {"generation": number, **policy.building(now), "instant": now}
     chosen = _eligible(policy)
     if policy.limit is not None:
@@ -153,7 +154,7 @@ def _filled(
 
 
 def partition(number: int) -> str:
-    """Return the name, with schema, of the table that has this generation's entries."""
+    """Return the name, with schema, of the table of this generation's users and their positions."""
     return f"assignment.entries_{number:d}"
 
 
@@ -193,7 +194,7 @@ def _fail_abandoned(side_connection: Connection, queue: str) -> None:
 
 
 def _fill(chosen: Select[*tuple[Any, ...]], table_name: str) -> Insert:
-    """Build the INSERT of the rows of `chosen`, which are entries, into the table `table_name`."""
+    """Build the INSERT of the entries (users with positions) of `chosen` into `table_name`."""
     schema, _, name = table_name.partition(".")
     names = ["generation_id", "user_id", "rank", "score", "state", "available_from"]
     target = table(name, *(column(each) for each in names), schema=schema)
@@ -201,10 +202,10 @@ def _fill(chosen: Select[*tuple[Any, ...]], table_name: str) -> Insert:
 
 
 def _eligible(policy: Policy) -> Select[*tuple[Any, ...]]:
-    """Select a ranked entry for every user who meets the policy, in the order of rank.
+    """Select a ranked entry for every user who meets the rules of `policy`, in the order of rank.
 
-    Entries of users who were skipped lately or deferred are waiting. The query reads the users of
-    the dialer queue once and sorts them once.
+    An entry is the position of a user in a generation. Entries of users who were skipped lately or
+    deferred are waiting. The query reads the users of the dialer queue once and sorts them once.
     """
     put_off = (
         select(Assignment.user_id, func.max(Assignment.put_off_until).label("until"))
@@ -232,8 +233,9 @@ def _eligible(policy: Policy) -> Select[*tuple[Any, ...]]:
 def _limited(policy: Policy, eligible: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     """Select at most `limit` of the entries of `eligible`, numbered from 1 again in the same order.
 
-    Users who can be called before the next build are chosen first, so that users who cannot be
-    called for hours do not fill the generation. Cost: one more sort of the eligible users.
+    An entry is the position of a user in a generation. Users who can be called before the next
+    build are chosen first, so that users who cannot be called for hours do not fill the generation.
+    Cost: one more sort of the eligible users.
     """
     each = eligible.order_by(None).add_columns(policy.callable_soon().label("in_hours")).subquery()
     found = each.c

@@ -133,7 +133,7 @@ def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int
 
 
 def _missed(connection: Connection, generation: int) -> dict[str, int]:
-    """Return the completed assignments that the build did not see: the user of each, by its id.
+    """Return the completed assignments that the build did not see: by assignment id, the user.
 
     They ended too late for the build's snapshot, and before the generation was published.
     """

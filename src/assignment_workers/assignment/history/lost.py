@@ -18,7 +18,7 @@ from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Event
 
 COMPARED = timedelta(hours=1)
-"""Default time before the old server's last event from which on events are compared."""
+"""The period before the old server's last event whose events are compared by default."""
 
 
 class LostEvent(BaseModel):

@@ -26,10 +26,11 @@ class Record(NamedTuple):
 
 
 def was_set_back(column: str) -> str:
-    """Return a SQL condition, true if the database's clock had the time in this column twice.
+    """Return a SQL condition, true if the time in this column is ambiguous.
 
-    That happens when the clock is set back. The order of two such times is known only from the ids
-    of their events.
+    It is ambiguous if it lies in a stretch of time that the database's clock passed twice, because
+    the clock was set back. The order of two such times is known only from the ids of their events.
+    `column`: the SQL name of the column.
     """
     return f"""EXISTS (SELECT 1 FROM assignment.events step WHERE step.kind = 'clock_stepped'
         AND (step.details->>'seconds')::float8 < 0 AND {column} BETWEEN step.at - interval '1 s'

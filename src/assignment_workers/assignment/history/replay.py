@@ -57,7 +57,7 @@ class Fact(NamedTuple):
 
     @property
     def is_dialers(self) -> bool:
-        """True if an adopted dialer made the change by a SQL statement, without a sequencer."""
+        """True if a dialer that was taken over made the change itself, by a SQL statement."""
         return (self.request_id or "").startswith(MADE_BY_DIALER)
 
 
@@ -120,14 +120,14 @@ class Replay:
         self._at: dict[str, datetime] = {}
         """By lane: the time of the lane's last transaction."""
         self._terms: dict[str, int] = {}
-        """By lane: the present term, the number of the sequencer that leads the lane."""
+        """By lane: the number of the present term, that of the leading sequencer."""
         self._lane_of: dict[int, str] = {}
         """By term: the lane that the term's sequencer leads."""
         self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
         """By lane: periods in which the lane may have had no leader, or the clock was set forward.
 
-        A period ends when a new term begins or the clock steps. It begins with the last event
-        before that.
+        Each period begins with the last event before a new term, or before a step of the clock, and
+        ends when that term begins or that step is recorded.
         """
         self._holds: dict[str, ReplayedAssignment] = {}
         self._by_user: dict[int, ReplayedAssignment] = {}
@@ -338,7 +338,8 @@ class Replay:
     def _may_be_handed_out(self, fact: Fact, user: int, agent: int) -> None:
         """Check that the agent is neither on break nor offline, and the dialer queue is not paused.
 
-        Assignments that an adopted dialer made itself are not checked, because it checks neither.
+        Assignments that a dialer made itself, after its database was taken over, are not checked,
+        because the dialer checks neither.
         """
         if fact.is_dialers:
             return
@@ -388,7 +389,7 @@ class Replay:
             self._breach(10, fact, f"user {user} is kept for agent {fact.kept_for}")
 
     def _not_for(self, agent: int, now: datetime) -> Mapping[int, datetime]:
-        """Return the users whom the agent skipped lately, with the time of each skip.
+        """Return the users whom the agent skipped within `skip_agent`, with the time of each skip.
 
         These users must not be offered to this agent again.
         """

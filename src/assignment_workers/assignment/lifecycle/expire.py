@@ -33,7 +33,7 @@ class Lapsed:
     kept: dict[UUID, datetime] = field(default_factory=dict)
     """By id of an assignment whose lease a heartbeat extended: the new end of the lease."""
     on_break: dict[int, sessions.Session] = field(default_factory=dict)
-    """By agent who was set on break after lapsed offers: the agent's session."""
+    """By agent who was set on break, because of offers not accepted in time: the session."""
 
     def still(self, hold: Held) -> Held | None:
         """Return the assignment with its present lease, or None if it has expired."""

@@ -102,7 +102,7 @@ class _Found:
 class _Finish:
     transaction: FencedTransaction
     found: dict[UUID, _Found]
-    """The named assignments by id, with the changes by the moves that were carried out so far."""
+    """The named assignments by id, with the changes by the commands carried out so far."""
     outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
     """The new column values of each changed assignment, by the assignment's id."""
@@ -121,11 +121,11 @@ class _Finish:
     unwilling: list[int] = field(default_factory=list)
     """Ids of users whose call had a terminal outcome: they are never offered again."""
     closed: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of suppressions, each of which closes a dialer queue for a user."""
+    """Rows of suppressions: each bans a user from the one dialer queue that an agent closed."""
     agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
     senders: dict[int, str] = field(default_factory=dict)
-    """By user whose assignment a move changes: the token that sent the command for the agent."""
+    """By user whose assignment a command changes: the token that sent it for the agent."""
 
     def carry_out(self, move: Move) -> Finished | Refused:
         """Decide one move (an agent's command about an assignment) and return its answer.
@@ -157,7 +157,7 @@ class _Finish:
         return Finished(outcome=move.word, assignment=ended)
 
     def write(self) -> None:
-        """Store the changes that `carry_out` collected for all moves of this transaction.
+        """Store the changes that `carry_out` collected for all moves (commands of agents).
 
         One statement writes assignments, entries, scores, promised callbacks, suppressions,
         sessions and events. Changes of earlier callbacks, missed calls and conversions, if there
@@ -431,7 +431,8 @@ class _Finish:
 def _limited(move: Move, found: _Found | None, given: Settings) -> Move:
     """Return the move with its limits replaced by those of the settings for the dialer queue.
 
-    The dialer queue is that of the assignment `found`; None: the general settings apply.
+    `given`: the settings in force. The dialer queue is that of the assignment `found`; None: the
+    general settings apply.
     """
     settings = given if found is None else given.of(found.hold.queue)
     match move:

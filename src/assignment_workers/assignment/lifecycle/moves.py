@@ -104,7 +104,8 @@ class Close:
     """Close the assignment's dialer queue for the user, until an operator lifts the suppression.
 
     The user's pending callbacks are cancelled. The closure is stored as a suppression of the kind
-    `closed`; builds, claims and explanations apply it, because the policy has a rule for it.
+    `closed`; builds, claims and explanations apply it, because every dialer queue has a rule for
+    it.
     """
 
     owner: Owner

@@ -59,10 +59,11 @@ _NOT_HELD = ~exists(
 
 
 def converted(connection: Connection, policy: Policy, *, after: int, now: datetime) -> list[int]:
-    """Return the ids of users of the policy's dialer queue who have reached the queue's goal.
+    """Return the ids of users of one dialer queue who have reached the queue's goal.
 
-    The ids are above `after` and ascending, at most `AT_A_TIME`; an empty list is the end. Users
-    whom an agent holds are left out until their assignment ends.
+    `policy`: the rules of the dialer queue, and its goal. The ids are above `after` and ascending,
+    at most `AT_A_TIME`; an empty list is the end. Users whom an agent holds are left out until
+    their assignment ends.
     """
     return list(
         connection.execute(
@@ -83,15 +84,16 @@ def remove_converted(
     *,
     policies: Mapping[str, Policy],
 ) -> Done:
-    """Remove those of `users` from the policy's dialer queue who have reached the queue's goal.
+    """Remove those of `users` from one dialer queue who have reached the queue's goal.
 
-    The CRM facts are read in this transaction. Each conversion is recorded once, however often the
-    command arrives, because the user's score row changes its queue only once; a unique index on
-    user, dialer queue and episode (the number of the user's stay in that queue) also prevents a
-    second record by other programs (hazard D13). The
-    record has the score before the change (D12) and the agents who spoke to the user, the latest of
-    whom is the primary agent. A user whom the rules place in another queue of `policies` moves to
-    that queue. Users whom an agent holds, and users who no longer meet the goal, are left alone.
+    `policy`: the rules of the dialer queue, and its goal. The CRM facts are read in this
+    transaction. Each conversion is recorded once, however often the command arrives, because the
+    user's score row changes its queue only once; a unique index on user, dialer queue and episode
+    (the number of the user's stay in that queue) also prevents a second record by other programs
+    (hazard D13). The record has the score before the change (D12) and the agents who spoke to the
+    user, the latest of whom is the primary agent. A user whom the rules place in another queue of
+    `policies` moves to that queue. Users whom an agent holds, and users who no longer meet the
+    goal, are left alone.
     """
     transaction.require_lanes(policy.queue)
     since = {"since": transaction.now - ATTRIBUTED_FOR}

@@ -94,9 +94,9 @@ def discover(
     are passed to `send`. The tables are the dialer's `news`. Each is read from `OVERLAP` before the
     last known row to the end, in the order of `created_at` and id, and the progress is committed
     with the results, so no row is missed. After `BATCHES_AT_MOST` transactions per table, the next
-    run continues. A repeated run changes nothing more. Raises `CrmUnavailable`; the committed part
-    stays. `randomness` makes ids. Returns counts: score rows `created`, users `sent`, and by name
-    of a CRM table the rows read.
+    run continues. A repeated run changes nothing more. Raises `CrmUnavailable` if the CRM cannot be
+    read; the committed part stays. `randomness` makes ids. Returns counts: score rows `created`,
+    users `sent`, and by name of a CRM table the rows read.
     """
     counts = {"created": 0, "sent": 0, **{news.name: 0 for news in dialer.all_news}}
     run = _Run(work, dialer, crm, tuple(policies.values()), send, randomness, counts)
@@ -361,7 +361,10 @@ class _Standing:
     current: ColumnElement[str | None] | InstrumentedAttribute[str | None]
     place: ColumnElement[str | None]
     which: ColumnElement[str | None]
-    """The kind of error; null: the user is in the right dialer queue or must not be moved."""
+    """The error: `in_none`, `in_wrong`, or `other_word` (the queue's name is unknown).
+
+    Null: the user is in the right dialer queue or must not be moved.
+    """
 
 
 def _standing(

@@ -140,7 +140,7 @@ def minutes(connection: Connection) -> list[Part]:
 
 
 def service(connection: Connection) -> RecentService:
-    """Return the service levels of the last hour, by at most the newest `NEWEST` answers."""
+    """Return the service levels of the last hour, from the newest `NEWEST` answers at most."""
     now = connection.execute(text("SELECT statement_timestamp()")).scalar_one()
     levels = service_levels(connection, since=now - timedelta(hours=1), until=now, newest=NEWEST)
     return RecentService(**dict(levels), lost=connection.execute(text(_LOST)).scalar_one())
@@ -182,8 +182,9 @@ def find(
 ) -> list[Row]:
     """Return the users, agents and assignments that a search text names, each as `kind` and `id`.
 
-    `said`: the CRM's id of a user, `agent` and a number, the id of an assignment or of a request.
-    `numbers`: phone numbers in E.164, by which users are found as well. Cost: a few index probes.
+    `said`: one of the CRM's id of a user, the word `agent` with a number, the id of an assignment,
+    and the id of a request. `numbers`: phone numbers in E.164, by which users are found as well.
+    Cost: a few index probes.
     """
     word, _, number = said.partition(" ")
     agent = number.strip() if word.lower() == "agent" else said
@@ -248,7 +249,7 @@ def user(connection: Connection, user_id: int) -> Row | None:
 
 
 def user_places(connection: Connection, user_id: int) -> list[Row]:
-    """Return the user's entries (rank and state) in the published generations, by dialer queue."""
+    """Return the user's rank and state in each published generation, by dialer queue."""
     return rows_of(connection, _USER_PLACES, user=user_id)
 
 
@@ -268,12 +269,12 @@ def assignment_events(connection: Connection, assignment_id: UUID, user_id: int)
 
 
 def head(connection: Connection, generation: int, *, limit: int) -> list[Row]:
-    """Return the claimable entries of a generation with the best ranks, in the order of rank."""
+    """Return the claimable users of a generation with the best ranks, in the order of rank."""
     return rows_of(connection, _HEAD, generation=generation, limit=limit)
 
 
 def waiting(connection: Connection, generation: int, *, limit: int) -> list[Row]:
-    """Return the waiting entries of a generation, ordered by the end of their wait."""
+    """Return the waiting users of a generation, ordered by the end of their wait."""
     return rows_of(connection, _WAITING, generation=generation, limit=limit)
 
 
@@ -322,10 +323,10 @@ def action(connection: Connection, number: int) -> Row | None:
 
 
 def funnel(connection: Connection, policy: Policy, now: datetime) -> PoolFunnel:
-    """Count the users of the policy's dialer queue by the first rule that each of them breaks.
+    """Count the users of a dialer queue by the first rule that each of them breaks.
 
-    Reads about `SAMPLED` score rows at most, from pages all over the table, and scales the counts
-    up.
+    `policy`: the rules of the dialer queue. Reads about `SAMPLED` score rows at most, from pages
+    all over the table, and scales the counts up.
     """
     rows = float(connection.execute(text(_SCORE_ROWS)).scalar_one())
     share = min(1.0, SAMPLED / rows) if rows > 0 else 1.0

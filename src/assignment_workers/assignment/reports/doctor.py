@@ -39,7 +39,7 @@ At 100 claims a second, this covers the time between two scheduled runs.
 APART = frozenset({2, 9})
 """The numbers of the guarantees that rebuilds disturb no claim and that there is one writer."""
 HEAD = 100
-"""Number of best-ranked claimable entries of a generation that a check reads.
+"""Number of best-ranked claimable users of a generation whom a check reads.
 
 The check finds users who were passed over by claims.
 """
@@ -138,8 +138,9 @@ def interleavings(findings: Iterable[CheckResult | Broken]) -> int:
 def repair(transaction: FencedTransaction) -> Done:
     """Correct the entries of the published generations by the active assignments.
 
-    Entries of users whom an agent holds are marked held; other entries that are marked held become
-    ready. The answer has the counts `marked_held` and `given_back`. No assignment changes.
+    An entry is the position of a user in a generation. Entries of users whom an agent holds are
+    marked held; other entries that are marked held become ready. The answer has the counts
+    `marked_held` and `given_back`. No assignment changes.
     """
     transaction.require_all_lanes()
     marked = transaction.connection.execute(_MARK_HELD)

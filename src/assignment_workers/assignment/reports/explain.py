@@ -100,10 +100,10 @@ def explain(
 ) -> Explanation | None:
     """Explain, rule by rule, whether the user is offered to agents at `now`.
 
-    `settings`: the settings in force, from which `policies` were made. Returns None for an unknown
-    user. The user's facts are read from the CRM; raises `CrmUnavailable` if that is impossible.
-    Cost: judging one user, and counting the users with better ranks in each dialer queue, up to a
-    limit.
+    `policies`: the rules of each dialer queue. `settings`: the settings in force, from which the
+    policies were made. Returns None for an unknown user. The user's facts are read from the CRM;
+    raises `CrmUnavailable` if that is impossible. Cost: judging one user, and counting the users
+    with better ranks in each dialer queue, up to a limit.
     """
     crm_reader = CrmReader(connection, dialer, crm, stores=False)
     known = crm_reader.judge(_FACTS, {"user": user}, users=[user])
@@ -147,10 +147,11 @@ def funnel(
     now: datetime,
     at_most: int | None = EXPLAINED_AT_MOST,
 ) -> Funnel:
-    """Count the users of the policy's dialer queue whom each rule excludes, and claimable ones.
+    """Count the users of a dialer queue whom each rule excludes, and the claimable ones.
 
-    `settings`: the settings in force. `at_most`: only this number of users, those with the best
-    scores, are judged; None: all. Cost: one pass over these users, in the database.
+    `policy`: the rules of the dialer queue. `settings`: the settings in force. `at_most`: only this
+    number of users, those with the best scores, are judged; None: all. Cost: one pass over these
+    users, in the database.
     """
     place = _place(connection, policy.queue)
     zones = phones.zones(connection) if policy.hours is not None else ()

@@ -37,9 +37,10 @@ _EXPLAINED = (
     AnswerKind.RULED,
     AnswerKind.MISTAKE,
 )
-"""The order in which kinds of surplus records are taken to be late answers to counted requests.
+"""The order in which kinds of surplus records are taken to be late answers.
 
-Surplus records are recorded answers that no counted answer matches.
+Surplus records are recorded answers that no counted answer matches. Some are answers that came too
+late, to requests that were counted as unanswered; those of the first kinds are taken first.
 """
 
 

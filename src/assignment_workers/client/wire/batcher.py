@@ -1,10 +1,10 @@
 """Batches of calls: the calls of each message and its time. No connection, no clock.
 
-Calls wait while the most messages of their kind are under way; otherwise they are sent at once.
-When a message is answered, the waiting calls are sent together in order of arrival. A call of a
-task that takes no list never waits. A message to an assignment queue that is not answered in time
-counts as lost, and those of its calls that still wait are sent in a new message. A message to
-another Celery queue is not sent again.
+Calls wait while `UNDER_WAY` messages of their kind are unanswered; else they are sent at once. When
+a message is answered, the waiting calls are sent together in order of arrival. A call of a task
+that takes no list never waits. A message to an assignment queue that is not answered in time counts
+as lost, and those of its calls that still wait are sent in a new message. A message to another
+Celery queue is not sent again.
 """
 
 from __future__ import annotations

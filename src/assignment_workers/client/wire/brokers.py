@@ -25,7 +25,8 @@ class Sender(Protocol):
         """Append a message to a Celery queue, after the messages sent before it.
 
         Returns the number of messages in the queue now; None if the broker does not report it.
-        Raises `BrokerUnavailable`; the message may have been sent nevertheless.
+        Raises `BrokerUnavailable` if the broker does not confirm the message, which may have been
+        sent nevertheless.
         """
 
     async def close(self) -> None:

@@ -37,7 +37,7 @@ class DatabaseClock:
     async def read(self) -> None:
         """Read Redis's clock and the stored difference, unless a recent reading is in use.
 
-        Raises `RedisError`.
+        Raises `RedisError` if Redis does not answer.
         """
         began = self._steady()
         if self._read is not None and began < self._known_until:

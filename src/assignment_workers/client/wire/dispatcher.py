@@ -153,7 +153,7 @@ class Dispatcher:
     async def stored_result(self, task_id: str) -> Result | None:
         """Return the stored result of the task with this id, or None if there is none yet.
 
-        Raises `BrokerUnavailable`.
+        Raises `BrokerUnavailable` if Redis does not answer.
         """
         self._start()
         try:
@@ -174,7 +174,7 @@ class Dispatcher:
         """Send one message to the Celery queue `to`; return its id without waiting for a result.
 
         `dead_letter`: the number of the dead letter whose message is sent again. Raises
-        `BrokerUnavailable`.
+        `BrokerUnavailable` if the broker does not accept the message.
         """
         self._start()
         name = str(new_id(self._clock(), self._chance))  # not under `_prefix`: its result is kept
@@ -207,7 +207,8 @@ class Dispatcher:
     async def close(self) -> None:
         """Answer the waiting calls with `Unavailable`, and close the connections.
 
-        Counts that include a request without a usable answer are sent first.
+        If a request that got no usable answer is counted and not yet reported to the workers, the
+        counts are sent first.
         """
         if self._tasks and self._counts.has_lost():
             with contextlib.suppress(TimeoutError):

@@ -33,7 +33,10 @@ DEAD_LETTER = "dead_letter"
 COMMAND_ID = "command_id"
 """Header: the id by which a repeated command is recognised. If absent, the task id counts."""
 COMMAND_POSITION = "command_position"
-"""Header: the command's position in the order of the database; null if it has none."""
+"""Header: the command's number in the order of all operators' commands; null if it has none.
+
+The database assigns the number, so that an old command that arrives late can be refused.
+"""
 SIGNATURE = "signature"
 """Header: the signature by a program that has verified the operator or the senders in the message.
 """

@@ -130,7 +130,7 @@ EVERYBODY = Caller(None, None, None)
 class Callers:
     """Finds the caller of each request by its token or cookie.
 
-    A look-up is valid `KNOWN_SECONDS`.
+    The result of a look-up is used for `KNOWN_SECONDS`.
     """
 
     engine: Engine

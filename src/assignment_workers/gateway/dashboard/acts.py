@@ -44,7 +44,10 @@ class Asked:
     why: str
     said: Mapping[str, str]
     position: int = 0
-    """The action's position in the database's order of commands; 0 until the action is recorded."""
+    """The action's number in the order of all operators' commands; 0 until the action is recorded.
+
+    The database assigns the number.
+    """
 
 
 A_PHONE_NUMBER, ALL = "a phone number", "all"
@@ -83,7 +86,7 @@ class Act:
 
     title: str
     told: str
-    """A sentence about the effect of the action, which the operator sees before."""
+    """A sentence about the effect of the action. The operator sees it before acting."""
     do: Callable[[AsyncClient, Engine, Asked], Awaitable[str]]
     """A function that carries out the action and returns its outcome as text: `done`, `refused:
     ...` or `unavailable: ...`.

@@ -76,7 +76,8 @@ class Dashboard:
     source: PageSource
     flower_url: str | None
     secure: bool
-    """True if the browser sends the session cookie over HTTPS only; its own host counts as HTTPS.
+    """True if the browser sends the session cookie over HTTPS only. Browsers treat `localhost` as
+    HTTPS.
     """
     templates: Environment
     secret: str | None = None
@@ -187,7 +188,8 @@ def html(
 async def show(request: Request, view: View) -> Response:
     """Return the page of `view`, or the stream that updates it, if the request asks for a stream.
 
-    Raises `Problem`.
+    Raises `Problem` if the viewer may not see pages, if the subject of the page does not exist, if
+    too many pages are open, or if the database fails.
     """
     caller = await looker_of(request)
     here = here_of(request)

@@ -123,7 +123,7 @@ class Feed:
 
     def __init__(self, engine: Engine, listen_url: str) -> None:
         self.position = 0
-        """The id up to which every event was passed on. A missing id below it will never exist."""
+        """Every event up to this id was passed on. A missing id below it will never exist."""
         self.started = asyncio.Event()
         self._engine = engine
         self._url = listen_url
@@ -220,7 +220,7 @@ class Feed:
     async def _hand_on_up_to(self, until: int) -> None:
         """Pass on the events with ids up to `until`.
 
-        Ids that are missing by now will never exist.
+        An id that is still missing will never exist: all its possible writers have ended.
         """
         while self.position < until:
             found = await self._ask(

@@ -49,7 +49,7 @@ state again.
 class EventReader:
     """One open stream of events.
 
-    Each event up to the id `last` that its client may see was sent.
+    All events up to the id `last` that its client may see have been sent.
     """
 
     feed: Feed

@@ -51,7 +51,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the client disconnects, is too slow, or its token is revoked.
 
-        Raises `Problem` before the first byte is sent.
+        Raises `Problem` if the stream cannot be opened; no byte has been sent then.
         """
         async with self._live.reader(
             self._event_filter, self._last, agent_token=self._agent_token

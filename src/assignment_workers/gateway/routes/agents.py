@@ -98,7 +98,10 @@ _FINISHED: dict[int | str, dict[str, Any]] = {
 
 
 def _add_route(verb: AnyVerb) -> None:
-    """Add the route `POST /v1/assignments/{assignment}/VERB`; its body has the verb's arguments."""
+    """Add the route `POST /v1/assignments/{assignment}/VERB` of a verb such as `complete`.
+
+    The body of a call has the verb's arguments.
+    """
     own = tuple(each.name for each in verb.own)
 
     async def endpoint(

@@ -34,7 +34,7 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 QUIET_SECONDS = 300.0
-"""The most seconds to wait, after the day, until the stack is at rest."""
+"""The most seconds to wait, after the day, until sequencers lead and builds are published."""
 
 AGENTS = """
 INSERT INTO agents (id, email, first_name, last_name, created_at, updated_at)

@@ -4,11 +4,12 @@ Each fault is a context: the fault lasts for the block, and its end puts everyth
 is False if the fault cannot be caused now, because the process is down for example.
 
 One machine sets limits. There is no second database server, so while PostgreSQL is frozen no server
-is left to serve, and a recovery is measured from the thaw. Frozen sessions keep their locks, as
-those of a network that drops packets do until the server notices. A killed RabbitMQ, which is no
-process of the stack, is started again at the end of the fault. The database's clock steps for
-SQL alone, by functions before PostgreSQL's own, because the machine has only one clock. The disk is
-full only in a stack of the run's own, whose PostgreSQL then has a file system to itself.
+is left to serve, and a recovery is measured from the end of the freeze. Frozen sessions keep their
+locks, as those of a network that drops packets do until the server notices. A killed RabbitMQ,
+which is no process of the stack, is started again at the end of the fault. The database's clock
+steps for SQL alone, by functions before PostgreSQL's own, because the machine has only one clock.
+The disk is full only in a stack of the run's own, whose PostgreSQL then has a file system to
+itself.
 """
 
 from __future__ import annotations
@@ -266,7 +267,7 @@ class Faults:
 
     @contextmanager
     def _long_reader(self) -> Iterator[bool]:
-        """Hold a snapshot and a lock on the table of entries, as pg_dump does."""
+        """Hold a snapshot, and a lock on the table of the queued users, as pg_dump does."""
         with self.engine.connect() as opened, contextlib.suppress(SQLAlchemyError):
             connection = opened.execution_options(isolation_level="REPEATABLE READ")
             connection.execute(text("SELECT count(*) FROM assignment.entries"))
@@ -349,7 +350,8 @@ class Faults:
     def _stale_commands(self) -> Iterator[bool]:
         """Pause and resume a dialer queue, then send the old pause twice more.
 
-        It is sent once as the same message, and once as a new message with the old position.
+        It is sent once as the same message, and once as a new message with the old pause's number
+        in the order of operators' commands. Neither may pause the queue again.
         """
         queue = self.chance.choice(sorted(POLICIES))
         with self.engine.begin() as connection:
@@ -479,9 +481,10 @@ class Faults:
 
 
 def install_clock(engine: Engine) -> None:
-    """Shadow the functions by which SQL reads the clock, so that `lab_clock.ahead` can move it.
+    """Shadow the functions by which SQL reads the clock, so that a fault can move the clock.
 
-    Open sessions are ended, because they would not use the new functions.
+    The new functions add the interval in the PostgreSQL setting `lab_clock.ahead`. Open sessions
+    are ended, because they would not use the new functions.
     """
     ahead = f"coalesce(nullif(current_setting('{CLOCK}.ahead', true), ''), '0')::interval"
     with engine.begin() as connection:

@@ -69,7 +69,7 @@ class RunChart:
 
 
 def page(recorder: Recorder, verdict: Verdict, soaked: Soaked | None = None) -> str:
-    """Return the HTML report of a run; for a soak with the measured figures and the drift."""
+    """Return the HTML report of a run; of a soak, with the measured figures and what drifted."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

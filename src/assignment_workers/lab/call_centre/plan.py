@@ -33,8 +33,8 @@ class Plan:
     between: tuple[float, float] = (6.0, 14.0)
     """The least and the most seconds between the end of a fault and the next fault."""
     retention: timedelta | None = None
-    """The time for which a retired generation's entries are stored; None: as the stack's setting
-    says.
+    """The time for which a generation's rows are stored after another has replaced it; None: as the
+    stack's setting says.
 
     It is set only for a soak; then Flower remembers only `FLOWER_TASKS`.
     """

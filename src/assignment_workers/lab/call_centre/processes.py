@@ -27,7 +27,7 @@ class Measured(NamedTuple):
 def measured(stack: int) -> Iterator[Measured]:
     """Measure every process of a stack. `stack` is the id of the stack's first process.
 
-    Raises `psutil.Error`.
+    Raises `psutil.Error`, for example if the stack has ended.
     """
     main = psutil.Process(stack)
     for process in (main, *main.children(recursive=True)):
@@ -47,7 +47,8 @@ def measured(stack: int) -> Iterator[Measured]:
 def role(process: psutil.Process) -> str | None:
     """Return the role of a process of a stack; None for a short-lived process.
 
-    A forked process has one title in place of separate arguments. Raises `psutil.Error`.
+    A forked process has one title in place of separate arguments. Raises `psutil.Error`, for
+    example if the process has ended.
     """
     match " ".join(process.cmdline()).split():
         case [*_, "process", "sequencer", "--lane", lane]:

@@ -107,7 +107,7 @@ class Soaked(BaseModel):
     series: list[Series]
     tables: list[Weight]
     purged: int
-    """The number of generations whose entries were dropped during the run."""
+    """The number of replaced generations whose rows were dropped during the run."""
     samples: int
     not_taken: int
     """The number of samples that failed because of a fault."""

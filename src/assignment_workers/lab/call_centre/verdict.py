@@ -105,7 +105,7 @@ def judge(
     signed_at: dict[int, datetime],
     settings: Settings,
 ) -> Verdict:
-    """Judge the whole run by the database, which is at rest, and the agents' records.
+    """Judge the whole run, which has ended, by the database and the agents' records.
 
     `signed_at`: for each user who signed, a time at which the user had certainly signed.
     """

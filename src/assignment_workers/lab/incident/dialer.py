@@ -30,7 +30,7 @@ class Contender(Protocol):
     def ask(self, agent: int) -> Given | None:
         """Return the next user for this agent; None if the agent is shown an empty queue.
 
-        Raises `RecordNotFound`.
+        Raises `RecordNotFound` if the row that was found is gone when it is to be updated.
         """
 
     def finish(self, agent: int, given: Given) -> bool:

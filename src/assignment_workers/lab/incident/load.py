@@ -51,7 +51,7 @@ class LoadPlan:
     speed: float
     seed: int
     validation: timedelta
-    """The median time of a read on the other database, in real time."""
+    """The median time of a read on the other database, where users are checked; in real time."""
 
     @property
     def users(self) -> int:

@@ -110,7 +110,8 @@ class Original:
     ) -> None:
         """Create the queue in this database and fill it.
 
-        `validation` is the median time of a simulated read on the other database.
+        `validation` is the median time of a simulated read on the other database, where users are
+        validated.
         """
         limits = timedelta(seconds=30)
         self.engine: Engine = connect(
@@ -134,7 +135,8 @@ class Original:
         """Return the first valid user of the queue; None if the agent is shown an empty queue.
 
         The first row is found, its user is validated on the replica, and the row is assigned by its
-        id. A row with an invalid user is put aside, up to ten in all. Raises `RecordNotFound`.
+        id. A row with an invalid user is put aside, up to ten in all. Raises `RecordNotFound` if a
+        rebuild has deleted the row since it was found.
         """
         for _ in range(ATTEMPTS):
             found = self.find(agent)

@@ -89,7 +89,7 @@ def replay(
 
     The temporary databases are dropped afterwards. The database that `server_url` names is neither
     read nor written. `done` is called with each result. Raises `UsageError` if the role may not
-    create databases, and `DatabaseUnavailable`.
+    create databases, and `DatabaseUnavailable` if the server cannot be reached.
     """
     results: list[ReplayResult] = []
     with _scratch(server_url, plan) as copies:
