@@ -23,9 +23,9 @@ def wheel() -> str:
 def untested(version_of: Callable[[str], str] = metadata.version) -> list[str]:
     """Return a line for each installed package whose version is outside the tested range.
 
-    `version_of` returns the installed version of a package. Such versions occur if an installer
-    ignores the ranges. A package that is subclassed, or whose private names are used, has an upper
-    bound, so newer minor versions of it are listed.
+    An installer that ignores the ranges can install such a version. Packages whose classes we
+    subclass, or whose private names we use, have an upper bound, so a newer minor version of them
+    is listed. `version_of` returns the installed version of a package.
     """
     lines = []
     for text in metadata.requires(PACKAGE) or []:

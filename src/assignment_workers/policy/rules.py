@@ -57,9 +57,10 @@ from assignment_workers.schema.tables import (
 NOW = bindparam("now", type_=NaiveInstant)
 
 PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
-"""The names of the calling rules that hold again after some time."""
+"""The names of the calling rules that a user, once refused by one, passes again after some time."""
 FOR_AN_OPERATOR = {"number_unclear", "no_number", "quarantined"}
-"""The names of the rules that hold again only after an operator has acted."""
+"""The names of the rules that a user, once refused by one, passes again only after an operator has
+acted."""
 
 
 class RuleEffect(StrEnum):

@@ -128,7 +128,7 @@ def conninfo(url: URL, **parameters: str) -> str:
 
 
 def connect_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the connection parameters that override those of the address `given`.
+    """Return the connection parameters that replace those of `given`, the query of an address.
 
     They limit the connection attempt, and detect a vanished host.
     """

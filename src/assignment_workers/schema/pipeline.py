@@ -43,9 +43,9 @@ Rows = Sequence[Row[*tuple[Any, ...]]]
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXPRESSIONS_CACHED = 256
-"""The most expressions that one cached function stores.
+"""The `maxsize` of each cache of SQL expressions.
 
-It is several times the number of dialer queues and batch sizes.
+There is an expression for each dialer queue or size of a batch; this is several times as many.
 """
 
 

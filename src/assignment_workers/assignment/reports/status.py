@@ -197,8 +197,9 @@ def status(
     """Read the status of the whole system.
 
     `application`: the configured PostgreSQL application name, by which the sequencers' connections
-    are found. `settings`: those of the environment; the calling rules are those in force. `dialer`:
-    that of this process.
+    are found. `settings`: from the environment; their calling rules are replaced by those in force,
+    which are read from the database. `dialer`: that of this process. `crm`: the external CRM, if
+    any.
     """
     crm_now = crm_status(connection, dialer, crm)
     now = connection.execute(select(func.clock_timestamp())).scalar_one()

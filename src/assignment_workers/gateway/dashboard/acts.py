@@ -65,7 +65,7 @@ class Field:
     text: bool = False
     """True if the field is for a longer text. `digits` is then False."""
     of_lists: bool = False
-    """True if the field names the subject. Only a page with many subjects shows such a field."""
+    """True if the field says on which user, agent or number the form acts; only lists show it."""
     of_user: bool = False
     """True if the field is for the CRM's id of a user."""
 
