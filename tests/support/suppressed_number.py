@@ -15,7 +15,6 @@ from assignment_workers.assignment.answers import Done, Empty, Refused
 from assignment_workers.assignment.claims.reassign import reassign
 from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.jobs import Counts, Job
-from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.suppressions import SuppressionTerms, do_not_contact, lift
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.crm import CrmUser
@@ -58,18 +57,7 @@ def write(world: World, texts: Mapping[int, str | None]) -> None:
 
 
 def why(world: World, user: int) -> str:
-    with world.engine.connect() as connection:
-        found = explain(
-            connection,
-            loaded(),
-            world.external_crm,
-            user,
-            policies=world.policies,
-            settings=world.settings,
-            now=world.now,
-        )
-    assert found is not None
-    return next(each.why for each in found.queues if each.queue == UNSIGNED)
+    return world.explained(user).why
 
 
 def read(world: World, *, batches: int = phones.BATCHES_AT_MOST) -> Counts:

@@ -32,6 +32,8 @@ from assignment_workers.assignment.lifecycle.expire import expire
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete, Move, Owner, Release, Skip
 from assignment_workers.assignment.reports.doctor import examine
+from assignment_workers.assignment.reports.explain import explain
+from assignment_workers.assignment.reports.explanation import QueueVerdict
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.queues import Policy
@@ -348,6 +350,21 @@ class World:
     ) -> ClaimRequest:
         """A request, with an id of its own unless it is given one."""
         return ClaimRequest(agent, request_id or f"request {next(self._requests)}", queue, deadline)
+
+    def explained(self, user: int, queue: str = UNSIGNED) -> QueueVerdict:
+        """What is explained of a known user in this dialer queue."""
+        with self.engine.connect() as connection:
+            found = explain(
+                connection,
+                loaded(),
+                self.external_crm,
+                user,
+                policies=self.policies,
+                settings=self.settings,
+                now=self.now,
+            )
+        assert found is not None
+        return next(each for each in found.queues if each.queue == queue)
 
     def answer(self, *requests: ClaimRequest) -> list[RequestAnswer]:
         """The answers, in as few turns as it takes."""

@@ -9,7 +9,7 @@ import pytest
 from assignment_workers.assignment.answers import Assigned, Empty
 from assignment_workers.assignment.generations import entries
 from assignment_workers.assignment.generations.eligibility_status import meanings
-from assignment_workers.assignment.reports.explain import explain, funnel
+from assignment_workers.assignment.reports.explain import funnel
 from assignment_workers.assignment.reports.status import status
 from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import HOUR, OUTSTANDING, SECOND, UNSIGNED, User, World, outstanding
@@ -21,18 +21,7 @@ HALF_PAST_NINE = MONDAY_NOON - 2.5 * HOUR
 
 
 def why(world: World, user: int, queue: str = UNSIGNED) -> tuple[str, datetime | None]:
-    with world.engine.connect() as connection:
-        found = explain(
-            connection,
-            loaded(),
-            world.external_crm,
-            user,
-            policies=world.policies,
-            settings=world.settings,
-            now=world.now,
-        )
-    assert found is not None
-    (verdict,) = [each for each in found.queues if each.queue == queue]
+    verdict = world.explained(user, queue)
     return verdict.why, verdict.free_at
 
 
@@ -166,18 +155,7 @@ def test_who_is_put_off_for_hours_does_not_fill_a_limited_generation(crowded: Wo
 
 def test_the_explanation_promises_no_place_in_a_limited_generation(crowded: World) -> None:
     def means(user: int) -> str:
-        with crowded.engine.connect() as connection:
-            found = explain(
-                connection,
-                loaded(),
-                crowded.external_crm,
-                user,
-                policies=crowded.policies,
-                settings=crowded.settings,
-                now=crowded.now,
-            )
-        assert found is not None
-        (verdict,) = [each for each in found.queues if each.queue == UNSIGNED]
+        verdict = crowded.explained(user)
         assert verdict.why == "not_in_generation"
         return verdict.means
 

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from assignment_workers.assignment.answers import Code, Done, Empty, Refused
-from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.suppressions import do_not_contact, lift, suppressions
 from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader
-from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import SuppressionKind
 from tests.support.world import DAY, HOUR, OUTSTANDING, UNSIGNED, User, World, outstanding
 
@@ -38,18 +36,7 @@ def standing(
 
 
 def why(world: World, user: int, queue: str) -> str:
-    with world.engine.connect() as connection:
-        found = explain(
-            connection,
-            loaded(),
-            world.external_crm,
-            user,
-            policies=world.policies,
-            settings=world.settings,
-            now=world.now,
-        )
-    assert found is not None
-    return next(each.why for each in found.queues if each.queue == queue)
+    return world.explained(user, queue).why
 
 
 def test_a_user_on_the_list_is_offered_to_nobody_and_again_once_off_it(ranked: World) -> None:

@@ -10,10 +10,8 @@ import pytest
 from assignment_workers.assignment.answers import Code, Done, Finished, Held, Refused
 from assignment_workers.assignment.lifecycle.moves import Accept, Close, Defer, Owner
 from assignment_workers.assignment.reports import details
-from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.suppressions import lift, suppressions
 from assignment_workers.phones import Reader
-from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import SuppressionKind
 from tests.integration.assignment.lifecycle.test_offers import breaches
 from tests.support.world import (
@@ -50,18 +48,7 @@ def passed_on(world: World, agent: int) -> Held:
 
 
 def why(world: World, user: int, queue: str = UNSIGNED) -> str:
-    with world.engine.connect() as connection:
-        found = explain(
-            connection,
-            loaded(),
-            world.external_crm,
-            user,
-            policies=world.policies,
-            settings=world.settings,
-            now=world.now,
-        )
-    assert found is not None
-    return next(each.why for each in found.queues if each.queue == queue)
+    return world.explained(user, queue).why
 
 
 def missed(world: World, user: int) -> None:
