@@ -5,6 +5,13 @@ The message is a sentence for the person who can act on it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def no_queue(queue: str | None, queues: Iterable[str]) -> str:
+    """Return the reason for refusing `queue`, which is none of the dialer's `queues`."""
+    return f"no dialer queue {queue!r}; there are {', '.join(queues)}"
+
 
 def plain(message: str) -> str:
     """Return a validation message without the prefix that Pydantic adds."""

@@ -34,6 +34,7 @@ from assignment_workers.assignment.lifecycle.moves import Complete, Move, Owner,
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.assignment.reports.explain import explain
 from assignment_workers.assignment.reports.explanation import QueueVerdict
+from assignment_workers.assignment.reports.status import Status, status
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.queues import Policy
@@ -350,6 +351,17 @@ class World:
     ) -> ClaimRequest:
         """A request, with an id of its own unless it is given one."""
         return ClaimRequest(agent, request_id or f"request {next(self._requests)}", queue, deadline)
+
+    def status(self, application: str = "test") -> Status:
+        """What `status` says; sequencers are looked for under the application's name."""
+        with self.engine.connect() as connection:
+            return status(
+                connection,
+                loaded(),
+                self.external_crm,
+                application=application,
+                settings=self.settings,
+            )
 
     def explained(self, user: int, queue: str = UNSIGNED) -> QueueVerdict:
         """What is explained of a known user in this dialer queue."""

@@ -34,6 +34,7 @@ CALLS_AT_MOST = 1_000
 SECONDS_AT_MOST = 10 * 365 * 86_400
 
 
+@lru_cache(maxsize=16)
 def policies_of(dialer: Dialer, settings: Settings) -> Mapping[str, Policy]:
     """Return the policy of each dialer queue by name, under the calling rules of `settings`.
 
@@ -41,11 +42,6 @@ def policies_of(dialer: Dialer, settings: Settings) -> Mapping[str, Policy]:
     Raises `UsageError`, one line that names the environment variable, for a value that cannot be
     used.
     """
-    return _policies(dialer, settings)
-
-
-@lru_cache(maxsize=16)
-def _policies(dialer: Dialer, settings: Settings) -> Mapping[str, Policy]:
     queues = dialer.policies
     judging = {queue: settings.of(queue).model_copy(update=NOT_JUDGING) for queue in queues}
     return {queue: _policy(dialer, queue, each) for queue, each in judging.items()}
@@ -100,19 +96,11 @@ def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | N
     return ColumnClause(column, Text(), _selectable=CrmUser.__table__)
 
 
-def calling_rules(settings: Settings, queues: Collection[str]) -> CallingRules:
-    """Return the calling rules of `settings`.
-
-    `queues`: the names of the dialer's queues. Raises `UsageError` for an unusable value, such as
-    one for an unknown dialer queue.
-    """
-    return _rules(settings, queues)
-
-
-def _rules(settings: Settings, queues: Collection[str] | None) -> CallingRules:
+def calling_rules(settings: Settings, queues: Collection[str] | None) -> CallingRules:
     """Return the calling rules of `settings`.
 
     `queues`: the names of the dialer's queues; None: the names in the settings are not checked.
+    Raises `UsageError` for an unusable value, such as one for an unknown dialer queue.
     """
     default, _ = _read("calling_zones", settings.calling_zones, read_zones)
     calendars: tuple[str | None, ...] = (None,)
@@ -162,7 +150,7 @@ def described_for(settings: Settings, queue: str) -> str:
 
 
 def _limits_described(settings: Settings, queue: str) -> str:
-    rules = _rules(settings, None)
+    rules = calling_rules(settings, None)
     most, least = rules.calls_per_day.get(queue), rules.cool_down.get(queue)
     said = [
         *([f"{most} calls in 24 h"] if most else []),

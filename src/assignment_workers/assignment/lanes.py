@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from assignment_workers.errors import UsageError
+from assignment_workers.errors import UsageError, no_queue
 from assignment_workers.schema.states import DEFAULT_LANE
 from assignment_workers.settings import Settings
 
@@ -110,10 +110,7 @@ def checked_lanes(settings: Settings, queues: Collection[str]) -> Lanes:
     lanes = lanes_of(settings)
     for queue in lanes.others:
         if queue not in queues:
-            raise UsageError(
-                f"{VARIABLE}={settings.lanes!r}: no dialer queue {queue!r}; there are"
-                f" {', '.join(queues)}"
-            )
+            raise UsageError(f"{VARIABLE}={settings.lanes!r}: {no_queue(queue, queues)}")
     return lanes
 
 

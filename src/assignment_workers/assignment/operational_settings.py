@@ -152,17 +152,13 @@ def in_force(
     return SettingsInForce.model_construct(**everywhere | {"version": version, "queues": queues})
 
 
+@lru_cache(maxsize=16)
 def before_versions(dialer: Dialer, given: Settings) -> Settings:
     """Return the settings that are in force while no version is stored.
 
     They are the environment's, with the values that the dialer's file gives to single dialer
     queues. The result is cached by dialer and environment.
     """
-    return _before_versions(dialer, given)
-
-
-@lru_cache(maxsize=16)
-def _before_versions(dialer: Dialer, given: Settings) -> Settings:
     if not values_of_queues(dialer):
         return given
     values = {each.key: each.value for each in first_values(dialer, given)}

@@ -45,7 +45,7 @@ from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.generations.entries import OUT, PUBLISHED_STATE
 from assignment_workers.assignment.suppressions import target_of
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
-from assignment_workers.errors import UsageError
+from assignment_workers.errors import UsageError, no_queue
 from assignment_workers.phones import (
     KEYED,
     REACH,
@@ -185,7 +185,7 @@ def stage(
     line, spread over all processors, and a COPY.
     """
     if named.queue is not None and named.queue not in queues:
-        raise UsageError(f"no dialer queue {named.queue!r}; there are {', '.join(queues)}")
+        raise UsageError(no_queue(named.queue, queues))
     done = Staged()
     connection.execute(text("SET LOCAL statement_timeout = 0"))  # a COPY waits for the reading
     connection.execute(

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from assignment_workers.assignment.answers import Code, Done, Held, Refused
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
-from assignment_workers.errors import UsageError
+from assignment_workers.errors import UsageError, no_queue
 from assignment_workers.identity import UserId
 from assignment_workers.phones import KEYED, Reader, plain, reach, tails
 from assignment_workers.policy.queues import suspicious
@@ -151,7 +151,7 @@ def do_not_contact(
         return target
     queues = transaction.dialer.policies
     if entry.queue is not None and entry.queue not in queues:
-        return _malformed(f"no dialer queue {entry.queue!r}; there are {', '.join(queues)}")
+        return _malformed(no_queue(entry.queue, queues))
     if entry.expires_at is not None and entry.expires_at <= transaction.now:
         return _malformed("expires_at: a time that is still to come")
     whom = _whom(SuppressionKind.DO_NOT_CONTACT, user, target, entry.queue)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from assignment_workers.assignment import user_ids
 from assignment_workers.assignment.answers import Done, Refused, Unavailable
+from assignment_workers.assignment.crm import fact_views
 from assignment_workers.assignment.generations.drain import DRAINED_AT_MOST, drainable
 from assignment_workers.assignment.generations.levels import unpublished
 from assignment_workers.assignment.history.history import check
@@ -37,7 +38,6 @@ from assignment_workers.cli.servers import (
     database,
     database_and_crm,
     known,
-    need_crm,
     need_queue,
     settings,
 )
@@ -91,8 +91,9 @@ def regenerate(
     for queue in queues or ():
         need_queue(queue)
     each_queue: list[str | None] = [*queues] if queues else [None]
-    with database() as connection:
-        need_crm(connection)
+    with database_and_crm() as (connection, crm):
+        if crm is None:  # a table that is missing is told here, not by a dead letter
+            connection.execute(fact_views.probe(loaded()))
     with client() as asking:
         asked = [_rebuild(asking, queue, why) for queue in each_queue]
         told = [_built(asking, each) if wait else each for each in asked]

@@ -20,7 +20,7 @@ from assignment_workers.assignment.crm.external_crm import Crm, configured
 from assignment_workers.assignment.crm.reader import use_fact_schema
 from assignment_workers.assignment.lanes import checked_lanes, lanes_of
 from assignment_workers.dialer.loading import load
-from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError
+from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError, no_queue
 from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader
 from assignment_workers.policy.process_dialer import POLICIES, loaded
@@ -56,7 +56,7 @@ def need_queue(queue: str) -> None:
     """Raise `UsageError` unless the dialer has a queue of this name."""
     load(Settings.from_environment(os.environ))
     if queue not in POLICIES:
-        raise UsageError(f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}")
+        raise UsageError(no_queue(queue, POLICIES))
 
 
 def user_id(given: str) -> UserId:
@@ -128,16 +128,6 @@ def client() -> Iterator[Client]:
 
 
 _NOT_THERE = (InvalidSchemaName, UndefinedColumn, UndefinedTable)
-
-
-def need_crm(connection: Connection) -> None:
-    """Read one person of the CRM, so that a missing table is reported early.
-
-    An external CRM is not read.
-    """
-    if settings().crm_database_url is None:
-        connection.execute(fact_views.probe(loaded()))
-        connection.rollback()
 
 
 def _prepare(connection: Connection, given: Settings) -> None:

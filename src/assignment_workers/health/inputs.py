@@ -28,13 +28,13 @@ class Inputs:
     """Reads PostgreSQL, broker, Redis, certificates and an external CRM, all at the same time."""
 
     def __init__(self, settings: Settings) -> None:
-        lanes, dialer_queues = lanes_of(settings), tuple(loaded().policies)
-        crm = configured(loaded(), settings)
+        lanes, dialer = lanes_of(settings), loaded()
+        crm = configured(dialer, settings)
         broker_url = settings.broker_url or settings.redis_url
         is_rabbitmq = broker_url is not None and broker_url.startswith("amqp")
         self.installation = Installation(
             lanes=lanes,
-            queues=dialer_queues,
+            queues=tuple(dialer.policies),
             broker="RabbitMQ" if is_rabbitmq else "Redis",
             external_crm=crm is not None,
             crm_grace=settings.crm_grace,
@@ -42,7 +42,7 @@ class Inputs:
         queues = (*lanes.celery_queues, *OTHER_QUEUES)
         self._database = InputReader(
             "postgresql",
-            database.reader(settings.database, lanes, loaded(), own_crm=crm is None),
+            database.reader(settings.database, lanes, dialer, own_crm=crm is None),
         )
         self._broker = InputReader(
             "broker", servers.broker_reader(broker_url, queues) if broker_url else _not_named

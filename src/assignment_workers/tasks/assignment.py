@@ -46,6 +46,7 @@ from assignment_workers.assignment.suppressions import (
 )
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.client.commands import MAINTENANCE
+from assignment_workers.errors import no_queue
 from assignment_workers.schema.tables import AgentStatus, LaneTerm, SequencerSign, SuppressionKind
 from assignment_workers.sequencer.timekeeping import tell_time
 from assignment_workers.tasks.arguments import (
@@ -178,7 +179,7 @@ def remove_converted(
     if queue not in queues:
         return Refused(
             code=Code.UNKNOWN_QUEUE,
-            reason=f"no dialer queue {queue!r}; there are {', '.join(queues)}",
+            reason=no_queue(queue, queues),
         )
 
     def operation(transaction: FencedTransaction) -> CommandAnswer:

@@ -32,9 +32,11 @@ from assignment_workers.assignment.pools.age import age_scores
 from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.reports import doctor
 from assignment_workers.assignment.settings_versions import current, version_of
+from assignment_workers.errors import no_queue
 from assignment_workers.identity import UserId
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.retry import patiently
+from assignment_workers.settings import Settings
 from assignment_workers.tasks.arguments import MANY, AgentId, Word
 from assignment_workers.tasks.task_handler import App, TaskRun, one_line, task_handler
 
@@ -63,7 +65,7 @@ def regenerate_queue(run: TaskRun, queue: Word | None = None, trigger: Trigger =
     if queue is not None and queue not in queues:
         return Refused(
             code=Code.UNKNOWN_QUEUE,
-            reason=f"no dialer queue {queue!r}; there are {', '.join(queues)}",
+            reason=no_queue(queue, queues),
         )
     names = [queue] if queue else queues
     return {name: _build(run, name, trigger) for name in names}
@@ -73,7 +75,7 @@ def _build(run: TaskRun, queue: str, trigger: Trigger) -> dict[str, Any]:
     engine = run.of.engine
 
     def work(given: Work) -> Counts:
-        settings = current(given.connection, run.of.dialer, run.of.settings)
+        settings = _in_force(run, given)
         number, size = regenerate(
             given,
             run.of.dialer,
@@ -105,7 +107,7 @@ def check_levels(run: TaskRun) -> Any:
     """Rebuild each dialer queue that has too few claimable users and was not built recently."""
 
     def work(given: Work) -> Made[list[str]]:
-        settings = current(given.connection, run.of.dialer, run.of.settings)
+        settings = _in_force(run, given)
         low = levels.low(given.connection, list(run.of.dialer.policies), settings=settings)
         return Made({"low": len(low)}, low)
 
@@ -270,8 +272,12 @@ def _policies(run: TaskRun, given: Work) -> Mapping[str, Policy]:
 
     The settings are read in the job's transaction.
     """
-    dialer = run.of.dialer
-    return policies_of(dialer, current(given.connection, dialer, run.of.settings))
+    return policies_of(run.of.dialer, _in_force(run, given))
+
+
+def _in_force(run: TaskRun, given: Work) -> Settings:
+    """Return the settings in force, as the job's transaction has them."""
+    return current(given.connection, run.of.dialer, run.of.settings)
 
 
 def discover_new(run: TaskRun) -> Any:

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from assignment_workers.assignment.history.history import check
-from assignment_workers.assignment.reports.status import StandbyStatus, status
+from assignment_workers.assignment.reports.status import StandbyStatus
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.devstack import postgres
 from assignment_workers.errors import StaleTerm
@@ -150,14 +150,7 @@ def test_standbys_and_leaders_of_0_1_and_of_this_version_see_each_others_signs(
     sign = candidacy.sign()
     assert sign is not None
     assert sign.silent < 5
-    with world.engine.connect() as connection:
-        found = status(
-            connection,
-            loaded(),
-            world.external_crm,
-            application=APPLICATION,
-            settings=world.settings,
-        )
+    found = world.status(APPLICATION)
     assert found.sequencer.leader is not None
 
 
@@ -179,14 +172,7 @@ def test_status_tells_of_a_standby_that_may_lack_the_last_commits(
 
         def seen() -> list[StandbyStatus]:
             assert receiving.poll() is None
-            with world.engine.connect() as connection:
-                found = status(
-                    connection,
-                    loaded(),
-                    world.external_crm,
-                    application=APPLICATION,
-                    settings=world.settings,
-                )
+            found = world.status(APPLICATION)
             return [each for each in found.standbys if each.name]  # it is listed before it is named
 
         (found,) = wait_until(seen, "the standby to be seen")

@@ -37,7 +37,7 @@ from assignment_workers.assignment.generations import entries
 from assignment_workers.assignment.lifecycle.expire import Lapsed, expire
 from assignment_workers.assignment.suppressions import quarantine
 from assignment_workers.assignment.transaction import ClaimBudgetExceeded, FencedTransaction
-from assignment_workers.errors import CrmUnavailable
+from assignment_workers.errors import CrmUnavailable, no_queue
 from assignment_workers.policy.queues import Policy, suspicious
 from assignment_workers.schema.base import Instant
 from assignment_workers.schema.pipeline import Rows, Statement
@@ -219,7 +219,7 @@ class _Claim:
         if request.queue not in self.policies:
             return Refused(
                 code=Code.UNKNOWN_QUEUE,
-                reason=f"no dialer queue {request.queue!r}; there are {', '.join(self.policies)}",
+                reason=no_queue(request.queue, self.policies),
             )
         if request.queue not in allowed:
             return Refused(

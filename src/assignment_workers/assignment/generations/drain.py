@@ -13,6 +13,7 @@ from assignment_workers.assignment.generations.entries import (
     WAITING,
 )
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.errors import no_queue
 from assignment_workers.schema.base import sql_text
 from assignment_workers.schema.tables import DialerQueue, Entry, Generation
 
@@ -41,7 +42,7 @@ def drain(transaction: FencedTransaction, queue: str, *, by: str) -> Done | Refu
     if queue not in known:
         return Refused(
             code=Code.UNKNOWN_QUEUE,
-            reason=f"no dialer queue {queue!r}; there are {', '.join(sorted(known))}",
+            reason=no_queue(queue, sorted(known)),
         )
     transaction.require_lanes(queue)
     generation = transaction.connection.execute(_PUBLISHED, {"queue": queue}).scalar_one_or_none()

@@ -6,6 +6,7 @@ from sqlalchemy import select, update
 
 from assignment_workers.assignment.answers import Code, Done, Refused
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
+from assignment_workers.errors import no_queue
 from assignment_workers.schema.tables import DialerQueue
 
 
@@ -70,5 +71,5 @@ def _unknown(transaction: FencedTransaction, queue: str) -> Refused:
     ).scalars()
     return Refused(
         code=Code.UNKNOWN_QUEUE,
-        reason=f"no dialer queue {queue!r}; there are {', '.join(known)}",
+        reason=no_queue(queue, known),
     )

@@ -25,7 +25,7 @@ from assignment_workers.assignment.operational_settings import SettingChange, mi
 from assignment_workers.assignment.operator_actions import ASKED, WHY_AT_MOST, RequestedAction
 from assignment_workers.client import AsyncClient, Unavailable, commands
 from assignment_workers.client.commands import CommandCall
-from assignment_workers.errors import NotReplayable, UsageError
+from assignment_workers.errors import NotReplayable, UsageError, no_queue
 from assignment_workers.gateway.operator_actions import recorded
 from assignment_workers.gateway.problems import Problem, refused
 from assignment_workers.identity import UserId
@@ -139,7 +139,7 @@ async def _ask(client: AsyncClient, asked: Asked, command: CommandCall) -> str:
 
 def _queue(asked: Asked) -> str:
     if asked.subject not in POLICIES:
-        raise _malformed(f"no dialer queue {asked.subject!r}; there are {', '.join(POLICIES)}")
+        raise _malformed(no_queue(asked.subject, POLICIES))
     return asked.subject
 
 

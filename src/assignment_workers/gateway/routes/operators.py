@@ -23,6 +23,7 @@ from assignment_workers.assignment.reports.report import report as read_report
 from assignment_workers.assignment.reports.status import QueueStatus, queue_statuses
 from assignment_workers.assignment.settings_versions import current
 from assignment_workers.client import Unavailable, commands
+from assignment_workers.errors import no_queue
 from assignment_workers.gateway.bodies import ActBody, ReportQuery, Sent
 from assignment_workers.gateway.command_dispatcher import response
 from assignment_workers.gateway.dependencies import (
@@ -170,7 +171,7 @@ def _known(queue: str) -> None:
         raise refused(
             HTTPStatus.NOT_FOUND,
             Code.UNKNOWN_QUEUE,
-            f"no dialer queue {queue!r}; there are {', '.join(POLICIES)}",
+            no_queue(queue, POLICIES),
         )
 
 

@@ -10,7 +10,6 @@ from sqlalchemy import event
 from assignment_workers.assignment.answers import Assigned, Empty, Finished, Paused
 from assignment_workers.assignment.claims.claim import claim
 from assignment_workers.assignment.generations.pause import pause
-from assignment_workers.assignment.reports.status import status
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import CallingRules
@@ -319,14 +318,7 @@ def test_an_overdue_callback_is_seen_in_the_status_and_by_the_doctor(world: Worl
     overdue = "no callback is overdue by more than an hour"
 
     def due() -> tuple[int, int]:
-        with world.engine.connect() as connection:
-            found = status(
-                connection,
-                loaded(),
-                world.external_crm,
-                application="test",
-                settings=world.settings,
-            ).due
+        found = world.status().due
         assert (found.oldest_overdue is not None) == (found.callbacks_overdue > 0)
         return found.callbacks_pending, found.callbacks_overdue
 
@@ -368,10 +360,7 @@ def test_a_callback_whose_user_may_not_be_called_is_told_apart_from_one_that_is_
     (told,) = world.events("callback_postponed")
     assert told["details"]["reason"] == why
     assert world.unhealthy() == found
-    with world.engine.connect() as connection:
-        due = status(
-            connection, loaded(), world.external_crm, application="test", settings=world.settings
-        ).due
+    due = world.status().due
     assert (due.callbacks_pending, due.callbacks_overdue) == (1, 0)
     # Nobody asks for longer than an hour after it was tried again.
     world.execute("UPDATE callbacks SET available_from = available_from - interval '2 hours'")

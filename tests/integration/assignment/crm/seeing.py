@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 from assignment_workers.adoption.inspect import inspect
 from assignment_workers.assignment.crm.external_crm import Crm, configured
-from assignment_workers.assignment.reports.status import CrmStatus, status
+from assignment_workers.assignment.reports.status import CrmStatus
 from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import (
     World,
@@ -66,10 +66,7 @@ def silent(url: str) -> Iterator[str]:
 
 
 def crm_told(world: World) -> CrmStatus:
-    with world.engine.connect() as connection:
-        return status(
-            connection, loaded(), world.external_crm, application="nobody", settings=world.settings
-        ).crm
+    return world.status("nobody").crm
 
 
 def verdicts(world: World) -> dict[str, str]:
