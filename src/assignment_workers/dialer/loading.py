@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from importlib import import_module
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 
+from assignment_workers import python_files
 from assignment_workers.dialer.check import problems, unread
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.dialer import Dialer
@@ -77,13 +77,10 @@ def read(path: Path) -> Dialer:
 
     Raises `UsageError`, with one line, if the file cannot be run or defines no such object.
     """
-    spec = spec_from_file_location("dialerconfig", path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    if not path.is_file() or path.suffix != ".py":
         raise UsageError(f"{path}: not a Python file")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # for classes of the file that ask for their module
     try:
-        spec.loader.exec_module(module)
+        module = python_files.run(path, "dialerconfig")
     except Exception as error:
         said = error.msg if isinstance(error, SyntaxError) else error
         reason = " ".join(str(said).split())

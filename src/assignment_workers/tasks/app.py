@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import amqp
 from celery.exceptions import QueueNotFound
 from kombu import Queue
 
+from assignment_workers import python_files
 from assignment_workers.addresses import SENTINEL, SentinelAddress
 from assignment_workers.assignment.lanes import ASSIGNMENT, Lanes, checked_lanes
 from assignment_workers.client.wire.redis_clients import sentinel_options, tls_options
@@ -154,16 +154,13 @@ def _module(settings: Settings) -> ModuleType:
             )
     else:
         path = next((each for each in (here, packaged, in_clone) if each.is_file()), packaged)
-    spec = importlib.util.spec_from_file_location("celeryconfig", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise UsageError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        return python_files.run(path, "celeryconfig")
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: {type(error).__name__}: {reason}") from error
-    return module
 
 
 def _check(app: App, lanes: Lanes) -> None:

@@ -303,6 +303,18 @@ def test_the_packaged_dialer_and_that_of_a_new_file_have_no_mistake(tmp_path: Pa
     assert list(problems(read(file))) == []
 
 
+def test_a_file_saved_twice_within_a_second_is_read_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "dialerconfig.py"
+    for name in ("east", "west"):
+        file.write_text(TEMPLATE.replace('"people"', f'"{name}"'))
+        os.utime(file, (1_800_000_000, 1_800_000_000))
+        assert [queue.name for queue in read(file).queues] == [name]
+    assert [each.name for each in tmp_path.iterdir()] == [file.name]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

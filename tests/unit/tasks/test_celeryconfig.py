@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,18 @@ def app_with(folder: Path, change: str = "") -> App:
 def queue_of(app: App, task: str) -> str:
     """Where a message of this task goes when its sender names no Celery queue."""
     return str(app.amqp.router.route({}, task)["queue"].name)
+
+
+def test_a_file_saved_twice_within_a_second_is_read_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "celeryconfig.py"
+    for seconds in (31, 32):
+        file.write_text(f"{SHIPPED}\nresult_expires = {seconds}\n", encoding="utf-8")
+        os.utime(file, (1_800_000_000, 1_800_000_000))
+        assert create_app(settings(file)).conf.result_expires == seconds
+    assert [each.name for each in tmp_path.iterdir()] == [file.name]
 
 
 def test_the_file_as_shipped_keeps_what_changes_who_is_handed_out_in_one_order(
