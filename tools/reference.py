@@ -30,7 +30,7 @@ from assignment_workers.cli.main import SECTIONS, app
 from assignment_workers.client.core import AgentMethods, OperatorMethods
 from assignment_workers.client.http_core import HttpMethods
 from assignment_workers.dialer.loading import load
-from assignment_workers.policy.process_dialer import ACTIONS, OUTCOMES
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import crm, dialer, tables
 from assignment_workers.schema.base import Base, CrmBase, DialerBase
 from assignment_workers.settings import PREFIX, Settings
@@ -191,7 +191,7 @@ sooner; beside it, each attempt from the 6th on adds 1, from the 11th on 3. The
 delay is until the user may be called again, unless a callback says otherwise.
 `ASSIGNMENT_WORKERS_OUTCOMES` changes score, delay and actions.""",
     ]
-    for each in OUTCOMES.values():
+    for each in loaded().outcomes_by_name.values():
         facts = [f"score +{each.score}", _delay(each.delay, terminal=each.terminal)]
         facts += [
             text
@@ -216,7 +216,7 @@ delay is until the user may be called again, unless a callback says otherwise.
             facts.append("asks for `review` where no callback was promised")
         made += [f"### `{each.name}`", each.meaning, "; ".join(facts).capitalize() + "."]
     made += ["## Actions", "What an outcome asks others to do: the event `completed` names them."]
-    rows = [f"| `{each.name}` | {_cell(each.means)} |" for each in ACTIONS.values()]
+    rows = [f"| `{each.name}` | {_cell(each.means)} |" for each in loaded().actions.values()]
     made.append(_table("| name | meaning |", rows))
     return _page(made)
 

@@ -30,7 +30,7 @@ from assignment_workers.assignment.pools.age import age_scores
 from assignment_workers.assignment.pools.discover import discover, reconcile
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.policy.outcomes import Outcome
-from assignment_workers.policy.process_dialer import OUTCOMES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema import migrate as migrations
 from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.engine import driver_url
@@ -156,7 +156,7 @@ def work(url: str) -> None:
             )
         )
         _promises(world, url, next(agents), next(agents))
-        for number, outcome in enumerate(OUTCOMES.values()):
+        for number, outcome in enumerate(loaded().outcomes_by_name.values()):
             hold = world.held(next(agents), BOTH[number % 2])
             assert isinstance(world.complete(hold, outcome.name, **_said(world, outcome)), Finished)
         for end in (world.skip, world.release):

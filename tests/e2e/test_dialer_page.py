@@ -11,7 +11,7 @@ from subprocess import PIPE, Popen
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from assignment_workers.policy.process_dialer import OUTCOMES
+from assignment_workers.policy.process_dialer import loaded
 from tests.e2e.browser import needs_chromium
 from tests.e2e.node import Node
 from tests.gateway.stage import Gateway
@@ -244,9 +244,9 @@ def test_a_lease_is_counted_down_renewed_and_told_when_it_is_lost(
 
 def test_the_page_offers_every_outcome_there_is(page: Page, gateway: Gateway) -> None:
     sign_in(page, gateway, 66)
-    expect(page.locator("#outcomes button")).to_have_count(len(OUTCOMES))
+    expect(page.locator("#outcomes button")).to_have_count(len(loaded().outcomes_by_name))
     shown = [each.get_attribute("id") for each in page.locator("#outcomes button").all()]
-    assert shown == [*OUTCOMES]
+    assert shown == [*loaded().outcomes_by_name]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -26,7 +26,7 @@ from assignment_workers.assignment.reports.explanation import QueueVerdict
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.errors import StaleTerm
 from assignment_workers.phones import Reader
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import SuppressionKind
 from tests.model.agent_steps import AgentSteps
 from tests.model.choices import (
@@ -164,11 +164,11 @@ class Machine(AgentSteps):
     def clean_conversions(self, queue: str, user: int) -> None:
         """Somebody reaches what the dialer queue is for, while held if anybody is."""
         self.change(min(self.dialer.held(), default=user), self.trade.goals[queue])
-        policy = POLICIES[queue]
+        policy = loaded().policies[queue]
         with self.world.engine.connect() as connection:
             found = convert.converted(connection, policy, after=0, now=self.world.now)
         done = self.world.run(
-            convert.remove_converted, policy, list(self.dialer.users), policies=POLICIES
+            convert.remove_converted, policy, list(self.dialer.users), policies=loaded().policies
         )
         assert found == self.dialer.remove_converted(queue, list(self.dialer.users))
         assert isinstance(done, Done)

@@ -28,7 +28,7 @@ from assignment_workers.lab.incident.load import LoadPlan
 from assignment_workers.lab.incident.original import WAYS, Original
 from assignment_workers.lab.incident.ours import Ours
 from assignment_workers.lab.incident.replay import ReplayResult, replay
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.engine import connect
 from tests.support.processes import wait_until
 from tests.support.sessions import OTHERS
@@ -95,7 +95,7 @@ class Stopped(Ours):
         def ask(transaction: FencedTransaction) -> list[RequestAnswer | None]:
             asked = [ClaimRequest(AGENT, "incident", "unsigned_users")]
             before_its_first_write(transaction, stopped)
-            return claim(transaction, asked, policies=POLICIES, settings=self.settings)
+            return claim(transaction, asked, policies=loaded().policies, settings=self.settings)
 
         claiming = threading.Thread(
             target=lambda: self._answers.extend(self.runner.run(ask)), daemon=True

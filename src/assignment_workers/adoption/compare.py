@@ -41,7 +41,7 @@ from assignment_workers.adoption.sources import found_sources
 from assignment_workers.assignment.crm.external_crm import BATCH_SECONDS, Crm
 from assignment_workers.assignment.crm.reader import over_facts, own_ids
 from assignment_workers.errors import UsageError
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.base import Base, sql_text
 from assignment_workers.schema.crm import CrmUser
@@ -87,9 +87,9 @@ def compare(connection: Connection, crm: Crm | None, *, now: datetime) -> list[C
             name = in_schema(needed, schema_of(connection))
             raise UsageError(f"the table {name} is not there: our rules cannot be asked")
     for source in sources:
-        if source.queue not in POLICIES:
+        if source.queue not in loaded().policies:
             raise UsageError(
-                f"the dialer has no queue {source.queue}: there are {', '.join(POLICIES)}"
+                f"the dialer has no queue {source.queue}: there are {', '.join(loaded().policies)}"
             )
     if crm is not None:
         crm.check()
@@ -98,7 +98,7 @@ def compare(connection: Connection, crm: Crm | None, *, now: datetime) -> list[C
     return [
         each
         for source in sources
-        for each in _compared(connection, POLICIES[source.queue], source.table, now, crm)
+        for each in _compared(connection, loaded().policies[source.queue], source.table, now, crm)
     ]
 
 

@@ -23,7 +23,7 @@ from assignment_workers.dialer.loading import load
 from assignment_workers.errors import DatabaseUnavailable, SchemaMismatch, UsageError, no_queue
 from assignment_workers.identity import UserId
 from assignment_workers.phones import Reader
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.runtime.stack import resolve, running_stack
 from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect
@@ -55,8 +55,8 @@ def settings() -> Settings:
 def need_queue(queue: str) -> None:
     """Raise `UsageError` unless the dialer has a queue of this name."""
     load(Settings.from_environment(os.environ))
-    if queue not in POLICIES:
-        raise UsageError(no_queue(queue, POLICIES))
+    if queue not in loaded().policies:
+        raise UsageError(no_queue(queue, loaded().policies))
 
 
 def user_id(given: str) -> UserId:

@@ -116,7 +116,7 @@ def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
 
 
 def _may(capability: int) -> bool:
-    """Return True if this process has the capability, or if the system has no capabilities."""
+    """Return True if this process has the Linux capability, or if the system knows none."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -52,7 +52,7 @@ class HealthMonitor:
         self._stopped.set()
 
     def sees(self) -> dict[str, SeenState]:
-        """Return the state of each component that is not good, to be stored in signs of life."""
+        """Return the state of each component that is not good, for the row of this process."""
         return {
             name: seen for name, seen in self._since.items() if seen.state is not HealthState.GOOD
         }

@@ -3,17 +3,6 @@
 from __future__ import annotations
 
 from assignment_workers.policy.dialer import Dialer
-from assignment_workers.policy.loaded import Loaded
-from assignment_workers.policy.outcomes import Action, Outcome
-from assignment_workers.policy.queues import Policy
-
-POLICIES = Loaded[Policy]()
-"""The policies of the loaded dialer, by dialer queue name, without the settings' calling rules."""
-
-OUTCOMES = Loaded[Outcome]()
-"""The outcomes of the loaded dialer, by name."""
-ACTIONS = Loaded[Action]()
-"""The actions of the loaded dialer, by name. Every dialer has the action `review`."""
 
 _loaded: list[Dialer] = []
 
@@ -21,9 +10,6 @@ _loaded: list[Dialer] = []
 def use(dialer: Dialer) -> None:
     """Make `dialer` the dialer of this process. SQL statements built before are not changed."""
     _loaded[:] = [dialer]
-    POLICIES.fill(dialer.policies)
-    OUTCOMES.fill(dialer.outcomes_by_name)
-    ACTIONS.fill(dialer.actions)
 
 
 def loaded() -> Dialer:

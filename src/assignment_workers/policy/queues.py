@@ -166,11 +166,11 @@ class Policy:
         return case(*broken, else_=null())
 
     def held_back(self) -> ColumnElement[str | None]:
-        """Return a SQL expression for the first rule against a user's due callback or missed call.
+        """Return a SQL expression for the name of the first rule that forbids a call that is due.
 
-        For users who belong to this dialer queue; null if the user may be called. The wait after
-        the last outcome does not count, because the call is due now. The calling rules, the
-        do-not-contact list and quarantine count.
+        A call is due if a user's callback or missed call is. The expression is null if the user may
+        be called, and is meant for users of this dialer queue. The calling rules, the
+        do-not-contact list and quarantine count; the wait after the last outcome does not.
         """
         facts = {rule.name for rule in self._of_the_facts()}
         others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]

@@ -211,9 +211,10 @@ def connect(
 
 
 def locate_dialer(engine: Engine, database_url: str) -> None:
-    """Make the engine's connections find the dialer's schema, from the address or the database.
+    """Make the engine's connections find the tables of the dialer, whatever schema they are in.
 
-    Raises `UsageError` if the address and the database name different schemas.
+    The schema is the address's parameter `schema`, if it has one, or else is looked up in the
+    database (`dialer_schema.locate`). Raises `UsageError` if the two name different schemas.
     """
     locate(engine, schema_of_dialer(database_url))
 

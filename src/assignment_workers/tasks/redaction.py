@@ -77,7 +77,7 @@ _USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MANY = 4
 """The most items of a list that are shown."""
 _AGENTS = 100
-"""The most agents or users that the summary of a batch message names."""
+"""The greatest number of agents or users that the summary of a batch message names."""
 _REQUESTS = 16
 """The most request ids of a batch message that are shown."""
 _AT_MOST = 240

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from assignment_workers.policy.process_dialer import POLICIES
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 from assignment_workers.tasks.process import PROCESSES
 from tests.support.commands import type_in
@@ -103,10 +103,10 @@ def nobody() -> Iterator[str]:
         (["report", "--since=9999999d"], ["--since", "up to 3650d"]),
         (["explain"], ["a user", "--queue"]),
         (["explain", "26", "--queue=unsigned_users"], ["one of the two"]),
-        (["explain", "--queue=signed_users"], ["'signed_users'", *POLICIES]),
+        (["explain", "--queue=signed_users"], ["'signed_users'", *loaded().policies]),
         (["explain", "nobody"], ["user", "whole number"]),
-        (["drain", "signed_users"], ["'signed_users'", *POLICIES]),
-        (["regenerate", "signed_users"], ["'signed_users'", *POLICIES]),
+        (["drain", "signed_users"], ["'signed_users'", *loaded().policies]),
+        (["regenerate", "signed_users"], ["'signed_users'", *loaded().policies]),
         (["pause", "unsigned_users", "--why="], ["--why", "1 to 500"]),
         (["quarantine", "release", "3", f"--why={'x' * 501}"], ["--why", "1 to 500"]),
         (["dead-letters", "replay", "1", "--why=\udcff"], ["--why", "1 to 500"]),
@@ -303,7 +303,9 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
 
         for words in (["request", "26", "--queue=signed_users"], ["pause", "signed_users"]):
             said = shell.run(*words, **servers)
-            said.check(USED_WRONGLY, "refused (unknown_queue)", "'signed_users'", *POLICIES)
+            said.check(
+                USED_WRONGLY, "refused (unknown_queue)", "'signed_users'", *loaded().policies
+            )
 
         lost = shell.run("release", ID, "--agent=26", **servers)
         lost.check(USED_WRONGLY, "refused (unknown_assignment)", ID)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from sqlalchemy import func, select
 
-from assignment_workers.policy.process_dialer import POLICIES
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.queues import queue_of
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
@@ -173,7 +173,7 @@ def test_both_policies_say_of_every_user_what_section_3_says(world: World) -> No
     world.add_users(users)
     columns = [
         expression
-        for policy in POLICIES.values()
+        for policy in loaded().policies.values()
         for expression in (
             policy.eligible(),
             policy.broken_rule(),
@@ -181,7 +181,7 @@ def test_both_policies_say_of_every_user_what_section_3_says(world: World) -> No
             policy.converted(),
         )
     ]
-    found = judged(world, *columns, queue_of(list(POLICIES.values())))
+    found = judged(world, *columns, queue_of(list(loaded().policies.values())))
     wrong = []
     for user in users:
         expected: list[Any] = []
@@ -213,7 +213,7 @@ def test_hazard_d4_a_terminal_outcome_blocks_a_user_after_the_score_row_has_forg
         "UPDATE user_call_scores SET last_outcome = NULL, next_call_after = NULL, current_score = 0"
     )
     world.now += HOUR
-    found = judged(world, POLICIES[UNSIGNED].broken_rule())
+    found = judged(world, loaded().policies[UNSIGNED].broken_rule())
     assert found == {1: ("opted_out",), 2: ("opted_out",), 3: (None,), 4: (None,)}
 
 
@@ -227,9 +227,9 @@ def test_the_order_is_score_then_newest_then_the_higher_id(world: World) -> None
     rows = (
         select(UserCallScore.user_id)
         .where(UserCallScore.current_queue_type == UNSIGNED)
-        .order_by(*POLICIES[UNSIGNED].order)
+        .order_by(*loaded().policies[UNSIGNED].order)
     )
-    orders = {tuple(map(str, policy.order)) for policy in POLICIES.values()}
+    orders = {tuple(map(str, policy.order)) for policy in loaded().policies.values()}
     assert len(orders) == 1
 
     @settings(max_examples=60, database=None)
@@ -280,7 +280,7 @@ def test_a_user_without_a_score_row_is_judged_by_their_claims(world: World) -> N
             User(2, has_score_row=False, signature="file", claims=wanting),
         ]
     )
-    assert judged(world, *(policy.broken_rule() for policy in POLICIES.values())) == {
+    assert judged(world, *(policy.broken_rule() for policy in loaded().policies.values())) == {
         1: ("all_claims_cancelled", "all_claims_cancelled"),
         2: ("signed", "in_other_queue"),
     }

@@ -58,7 +58,7 @@ from assignment_workers.dialer.template import TEMPLATE
 from assignment_workers.dialers import claims
 from assignment_workers.errors import UsageError
 from assignment_workers.policy.dialer import differences
-from assignment_workers.policy.process_dialer import POLICIES, loaded, use
+from assignment_workers.policy.process_dialer import loaded, use
 from assignment_workers.policy.rules import FIRST, LAST, READY_MADE, completed
 from assignment_workers.settings import Settings
 
@@ -458,7 +458,9 @@ def test_the_packaged_dialer_s_rules_stand_in_this_order() -> None:
     ]
     behind = ["in_other_queue", "inactive", "do_not_contact", "number_unread", "number_unclear"]
     resting = ["cooling_down", "too_new", "promised"]
-    assert {name: [rule.name for rule in each.rules] for name, each in POLICIES.items()} == {
+    assert {
+        name: [rule.name for rule in each.rules] for name, each in loaded().policies.items()
+    } == {
         "unsigned_users": [*person, "signed", *behind, *resting],
         "outstanding_requests": [
             *person,

@@ -8,7 +8,7 @@ import pytest
 
 from assignment_workers.assignment.calling import calling_rules, numbers_of, policies_of
 from assignment_workers.policy.calling import CallingRules
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 from tests.support.root import ROOT
 
@@ -41,6 +41,6 @@ def test_it_names_every_rule_that_they_add() -> None:
         for policy in policies_of(loaded(), Settings.from_environment(ROWS)).values()
         for rule in policy.rules
     }
-    before = {rule.name for policy in POLICIES.values() for rule in policy.rules}
+    before = {rule.name for policy in loaded().policies.values() for rule in policy.rules}
     assert len(rules - before) > 3
     assert {each for each in rules - before if f"`{each}`" not in PAGE} == set()

@@ -19,7 +19,7 @@ from assignment_workers import client, versions
 from assignment_workers.assignment.answers import Code
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.cli.main import COMMANDS, app
-from assignment_workers.policy.process_dialer import ACTIONS, OUTCOMES
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import PREFIX, Settings
 from tests.support.pictures import IMAGES, SHOWS, TAKEN, older_than
 from tests.support.root import ROOT
@@ -64,17 +64,19 @@ def test_each_has_a_sentence(kind: str, path: Path | None) -> None:
 
 
 def test_each_outcome_has_a_sentence_of_its_own() -> None:
-    meanings = [each.meaning for each in OUTCOMES.values()]
+    meanings = [each.meaning for each in loaded().outcomes_by_name.values()]
     assert [each for each in meanings if not SENTENCE.fullmatch(each)] == []
-    assert len(set(meanings)) == len(OUTCOMES)
-    assert [each.means for each in ACTIONS.values() if not SENTENCE.fullmatch(each.means)] == []
+    assert len(set(meanings)) == len(loaded().outcomes_by_name)
+    assert [
+        each.means for each in loaded().actions.values() if not SENTENCE.fullmatch(each.means)
+    ] == []
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("settings", VARIABLES),
-        ("outcomes", {*OUTCOMES, *Code, *ACTIONS}),
+        ("outcomes", {*loaded().outcomes_by_name, *Code, *loaded().actions}),
         ("events", set(EventKind)),
         ("cli", COMMANDS.keys()),
     ],

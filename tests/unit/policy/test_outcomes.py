@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import ColumnElement, Connection, create_engine, literal, select, text
 
 from assignment_workers.policy.outcomes import REVIEW, SCORE_CEILING, attempt_penalty, score_after
-from assignment_workers.policy.process_dialer import OUTCOMES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.dialer import UserCallScore
 
 HOUR = timedelta(hours=1)
@@ -58,9 +58,10 @@ def scores() -> Iterator[Connection]:
 
 def test_there_are_these_outcomes_with_these_scores_and_delays() -> None:
     assert {
-        name: (each.score, each.delay / timedelta(hours=1)) for name, each in OUTCOMES.items()
+        name: (each.score, each.delay / timedelta(hours=1))
+        for name, each in loaded().outcomes_by_name.items()
     } == SECTION_4
-    assert all(name == each.name for name, each in OUTCOMES.items())
+    assert all(name == each.name for name, each in loaded().outcomes_by_name.items())
 
 
 def test_two_outcomes_take_a_user_out_for_good() -> None:
@@ -78,7 +79,9 @@ def test_two_outcomes_take_a_user_out_for_good() -> None:
     ],
 )
 def test_what_is_so_of_some_outcomes_only(what: str, names: set[str]) -> None:
-    assert {name for name, each in OUTCOMES.items() if getattr(each, what)} == names
+    assert {
+        name for name, each in loaded().outcomes_by_name.items() if getattr(each, what)
+    } == names
 
 
 def test_the_penalty_is_each_call_s_own_step_and_never_falls() -> None:
@@ -87,10 +90,14 @@ def test_the_penalty_is_each_call_s_own_step_and_never_falls() -> None:
 
 
 def after(name: str) -> ColumnElement[int]:
-    return score_after(literal(OUTCOMES[name].score), literal(name), OUTCOMES.values())
+    return score_after(
+        literal(loaded().outcomes_by_name[name].score),
+        literal(name),
+        loaded().outcomes_by_name.values(),
+    )
 
 
-@pytest.mark.parametrize("name", OUTCOMES)
+@pytest.mark.parametrize("name", loaded().outcomes_by_name)
 def test_hazard_d5_the_score_grows_by_the_outcome_and_the_penalty_up_to_the_ceiling(
     scores: Connection, name: str
 ) -> None:
@@ -122,7 +129,7 @@ def test_an_outcome_that_is_overridden_keeps_what_is_not_named() -> None:
     assert found["no_answer"].review_after == 2
     assert found["hung_up"].asks_for(earlier=2, promised=False) == ["send_sms"]
     assert {name: each for name, each in found.items() if name not in changes} == {
-        name: each for name, each in OUTCOMES.items() if name not in changes
+        name: each for name, each in loaded().outcomes_by_name.items() if name not in changes
     }
 
 
@@ -158,9 +165,12 @@ What the table names besides, we do: callbacks, removal, opting out, conversions
 """
 
 
-@pytest.mark.parametrize("name", OUTCOMES)
+@pytest.mark.parametrize("name", loaded().outcomes_by_name)
 def test_an_outcome_asks_others_for_what_section_4_names(name: str) -> None:
-    assert OUTCOMES[name].asks_for(earlier=0, promised=False) == SECTION_4_ACTIONS[name]
+    assert (
+        loaded().outcomes_by_name[name].asks_for(earlier=0, promised=False)
+        == SECTION_4_ACTIONS[name]
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,5 +190,5 @@ def test_an_outcome_asks_others_for_what_section_4_names(name: str) -> None:
 def test_a_review_is_asked_for_when_it_is_repeated_or_nothing_was_promised(
     name: str, earlier: int, *, promised: bool, is_reviewed: bool
 ) -> None:
-    asked = OUTCOMES[name].asks_for(earlier=earlier, promised=promised)
+    asked = loaded().outcomes_by_name[name].asks_for(earlier=earlier, promised=promised)
     assert (REVIEW.name in asked) == is_reviewed

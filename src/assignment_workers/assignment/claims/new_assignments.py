@@ -165,7 +165,7 @@ HOLD, PLACE, TELL = (
 KEEP = ANSWER.add_cte(HOLD, PLACE, TELL, nest_here=True)
 """One statement that stores new assignments with their events, and all answers.
 
-For each row of the parameter `granted` it inserts an assignment, an event and an answer, and marks
-the user's entries (positions) in the published generations held. For each row of the parameter
-`answered` it inserts an answer.
+For each row of the parameter `granted` it inserts an assignment, an event and an answer, and sets
+the user's entries (positions) in the published generations to the state `held`. For each row of the
+parameter `answered` it inserts an answer.
 """

@@ -94,11 +94,12 @@ def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
 def _bring_in(
     transaction: FencedTransaction, number: int, row: Row[*tuple[Any, ...]]
 ) -> dict[str, int]:
-    """Apply assignments to the new generation's entries; return the counts of changed entries.
+    """Set the state of the users in the new generation who were assigned since its build began.
 
-    An entry is the position of a user in the generation. The build saw neither the assignments
-    active now nor those that ended since it began. `row`: the generation's row. Counts: `held`,
-    `completed_since`, `skipped_since`.
+    The build did not see these assignments. The entry (position) of a user with an active
+    assignment becomes `held`, that of a completed user `out`, that of a skipped user `waiting`.
+    `row`: the generation's row. Returns the number of changed entries: `held`, `completed_since`
+    and `skipped_since`.
     """
     since = {
         "generation": number,

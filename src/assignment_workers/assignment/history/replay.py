@@ -495,8 +495,8 @@ class Replay:
     def _owned(self, fact: Fact) -> ReplayedAssignment | None:
         """Return the active assignment that the event is about; None if it is not active.
 
-        Checks that the event names the assignment's agent and user, and that it is not too late
-        after the end of the lease.
+        Records a breach if the assignment is not active, if the event names another agent or user
+        than the assignment, or if the event came too long after the end of the lease.
         """
         hold = self._holds.get(fact.assignment_id) if fact.assignment_id else None
         if hold is None:

@@ -1,8 +1,8 @@
 """The verbs of an agent: five that end an assignment, accepting it, and renewing its lease.
 
-Each verb is declared once, by a function of this module, which returns a move: the class with the
-values that `finish` needs. To add a verb, declare it, add it to `AgentVerbs`, and, if it needs a
-new move, extend `finish`.
+Each verb is declared once, by a function of this module. The function returns a move: an object
+with the values that `finish` needs to carry out the verb. To add a verb, declare it, add it to
+`AgentVerbs`, and, if it needs a new move, extend `finish`.
 """
 
 from __future__ import annotations
@@ -330,4 +330,4 @@ class AgentVerbs:
 
 
 VERBS: dict[str, AnyVerb] = {each.name: each for each in verbs_of(AgentVerbs)}
-"""All verbs, by the name that Celery tasks, HTTP routes and CLI commands use."""
+"""All verbs (actions of an agent, such as accept) by their names in tasks, routes and commands."""

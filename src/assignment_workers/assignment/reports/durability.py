@@ -22,7 +22,7 @@ class Commits(StrEnum):
     UNSAFE = "unsafe"
     """Perhaps no server: with `synchronous_commit` off, an answer may precede its commit."""
     UNKNOWN = "unknown"
-    """Unknown: the database role may not see the standbys."""
+    """It is not known, because the database role has no right to see the standbys."""
 
 
 class Durability(BaseModel):

@@ -1,12 +1,13 @@
 """The success rate and the availability of a period, from the records and the counted answers.
 
 The gateway and the clients count each request by the answer that its caller got; the database has a
-record of each answer that was committed. A request that was counted and recorded counts once:
+record of each answer that was committed. Most requests are in both, and are to count once:
 
-- Recorded answers of a kind are taken to be the counted answers of that kind. Only the surplus
-  comes from callers that count nothing, such as other Celery programs.
-- A request that was counted without an answer may have a recorded answer that came later. So a
-  surplus of records is first taken to be such requests, which count as unanswered.
+1. The records of each kind of answer are matched with the counted answers of that kind.
+2. Records that remain are matched with the requests that were counted as unanswered: their answers
+   came too late for their callers. These requests stay unanswered.
+3. Records that then remain are requests of callers that count nothing, such as other Celery
+   programs.
 
 Reads only. Cost: a read of the answers of the period, by the index on their time.
 """

@@ -29,7 +29,7 @@ from assignment_workers.errors import NotReplayable, UsageError, no_queue
 from assignment_workers.gateway.operator_actions import recorded
 from assignment_workers.gateway.problems import Problem, refused
 from assignment_workers.identity import UserId
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import SuppressionKind
 
 TIMEOUT = timedelta(seconds=10)
@@ -37,9 +37,13 @@ TIMEOUT = timedelta(seconds=10)
 
 @dataclass(frozen=True)
 class Asked:
-    """A requested action: its subject, operator and reason, and the fields of its form."""
+    """A requested action with the operator, the reason and the fields of its form."""
 
     subject: str
+    """The id of the user, agent, dialer queue or other object that the action changes.
+
+    Instead of an id, it may be `A_PHONE_NUMBER` or `ALL`.
+    """
     who: str
     why: str
     said: Mapping[str, str]
@@ -51,7 +55,7 @@ class Asked:
 
 
 A_PHONE_NUMBER, ALL = "a phone number", "all"
-"""The subjects to record for actions on a phone number, and for those on no single subject."""
+"""Recorded in place of an id: for an action on a phone number, and for one on no single object."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,14 @@ class Act:
     ...` or `unavailable: ...`.
     """
     where: Callable[[str], str]
-    """A function that returns the path of the page of a subject."""
+    """A function that returns the path of the page about the object with this id."""
     fields: Sequence[Field] = ()
 
 
 async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked) -> int:
     """Carry out the action `name`, recorded before and after; return the number of its record.
 
-    Raises `Problem` 422 for an unknown action, a missing reason or an invalid subject; nothing is
+    Raises `Problem` 422 for an unknown action, a missing reason or an invalid id; nothing is
     done then. Raises `Problem` 503 if the database does not answer; an action that was begun then
     has a record without an outcome.
     """
@@ -138,8 +142,8 @@ async def _ask(client: AsyncClient, asked: Asked, command: CommandCall) -> str:
 
 
 def _queue(asked: Asked) -> str:
-    if asked.subject not in POLICIES:
-        raise _malformed(no_queue(asked.subject, POLICIES))
+    if asked.subject not in loaded().policies:
+        raise _malformed(no_queue(asked.subject, loaded().policies))
     return asked.subject
 
 
@@ -160,13 +164,13 @@ async def _resume(client: AsyncClient, _: Engine, asked: Asked) -> str:
 
 async def _drain(client: AsyncClient, _: Engine, asked: Asked) -> str:
     return await _all(
-        client, asked, [commands.pause(each, asked.who, asked.why) for each in POLICIES]
+        client, asked, [commands.pause(each, asked.who, asked.why) for each in loaded().policies]
     )
 
 
 async def _resume_all(client: AsyncClient, _: Engine, asked: Asked) -> str:
     return await _all(
-        client, asked, [commands.resume(each, asked.who, asked.why) for each in POLICIES]
+        client, asked, [commands.resume(each, asked.who, asked.why) for each in loaded().policies]
     )
 
 
@@ -214,8 +218,8 @@ async def _release(client: AsyncClient, _: Engine, asked: Asked) -> str:
 async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
     user, _phone = _whom(asked)
     queue = asked.said.get("queue", "")
-    if queue not in POLICIES:
-        raise _malformed(f"no dialer queue {queue!r:.50}; there are {', '.join(POLICIES)}")
+    if queue not in loaded().policies:
+        raise _malformed(no_queue(queue[:50], loaded().policies))
     kind = SuppressionKind.CLOSED.value
     return await _ask(
         client, asked, commands.lift(kind, user, None, asked.why, asked.who, queue=queue)
@@ -223,7 +227,7 @@ async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
 
 
 def subject_of(said: Mapping[str, str]) -> str:
-    """Return the subject to record for an action, from the fields of its form.
+    """Return the id to record for the object of an action, from the fields of its form.
 
     A phone number is not recorded here, because the suppression of the number stores it.
     """
@@ -249,7 +253,7 @@ def _whom(asked: Asked) -> tuple[UserId | None, str | None]:
 async def _change_setting(client: AsyncClient, _: Engine, asked: Asked) -> str:
     said = {name: asked.said.get(name, "").strip() or None for name in ("queue", "team", "value")}
     change = SettingChange(name=asked.said.get("name", "").strip(), **said)
-    if wrong := misfit(change, POLICIES):
+    if wrong := misfit(change, loaded().policies):
         raise _malformed(wrong)
     return await _ask(
         client, asked, commands.change_settings([change.model_dump()], asked.who, asked.why)

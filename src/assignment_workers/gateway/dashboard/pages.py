@@ -142,7 +142,7 @@ async def job(request: Request, name: str) -> Response:
 @ROUTES.get("/races")
 @as_page
 async def races(request: Request) -> Response:
-    """Show the recorded races."""
+    """Show the recorded races: conflicts of two writers that were resolved."""
     return await show(request, views.races())
 
 

@@ -25,7 +25,7 @@ from assignment_workers.assignment.settings_versions import current
 from assignment_workers.gateway.dashboard.schedule import Schedule
 from assignment_workers.gateway.read_cache import FRESH_SECONDS, ReadCache
 from assignment_workers.identity import UserId
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.queues import Policy
 from assignment_workers.schema.tables import SuppressionKind
 from assignment_workers.settings import Settings
@@ -241,7 +241,7 @@ def queue(name: str, period: str) -> View:
                 lambda c: details.funnel(c, source.policies(c)[name], now.at),
                 seconds=SLOW_SECONDS,
             )
-            if name in POLICIES and now.crm_up
+            if name in loaded().policies and now.crm_up
             else None,
             "generations": source.read(
                 ("generations", name), lambda c: details.generations(c, name, limit=10)
@@ -263,7 +263,7 @@ def rules(name: str) -> View:
     """Return the page with the number of users whom each rule of a dialer queue excludes."""
 
     def read(source: PageSource) -> Facts | None:
-        if name not in POLICIES:
+        if name not in loaded().policies:
             return None
         if not source.now().crm_up:
             return {"counted": None}
@@ -439,7 +439,7 @@ def job(name: str) -> View:
 
 
 def races() -> View:
-    """Return the page of the recorded races."""
+    """Return the page of the recorded races: conflicts of two writers that were resolved."""
 
     def read(source: PageSource) -> Facts:
         return {

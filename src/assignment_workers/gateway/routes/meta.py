@@ -48,7 +48,7 @@ from assignment_workers.gateway.events.stream import MEDIA_TYPE as EVENTS_TYPE
 from assignment_workers.gateway.events.stream import EventStream
 from assignment_workers.gateway.problems import MEDIA_TYPE, Problem, ProblemDetails, responses
 from assignment_workers.health.model import Health, HealthState
-from assignment_workers.policy.process_dialer import OUTCOMES, POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import TokenRole
 
 ROUTES = routes()
@@ -272,9 +272,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 def _with_names(made: dict[str, Any]) -> dict[str, Any]:
     """Return the document with names of the loaded dialer in place of its placeholders."""
-    outcome = min(OUTCOMES.values(), key=lambda each: not each.retried)
+    outcome = min(loaded().outcomes_by_name.values(), key=lambda each: not each.retried)
     named = (
-        json.dumps(made).replace(A_QUEUE, next(iter(POLICIES))).replace(AN_OUTCOME, outcome.name)
+        json.dumps(made)
+        .replace(A_QUEUE, next(iter(loaded().policies)))
+        .replace(AN_OUTCOME, outcome.name)
     )
     found: dict[str, Any] = json.loads(named)
     return found

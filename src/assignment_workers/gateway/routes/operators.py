@@ -41,7 +41,7 @@ from assignment_workers.gateway.dependencies import (
 )
 from assignment_workers.gateway.operator_actions import outcome_of, recorded
 from assignment_workers.gateway.problems import refused, responses
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 
 DAY = timedelta(days=1)
 ROUTES = routes()
@@ -167,11 +167,11 @@ def _why(body: ActBody | None) -> str | None:
 
 
 def _known(queue: str) -> None:
-    if queue not in POLICIES:
+    if queue not in loaded().policies:
         raise refused(
             HTTPStatus.NOT_FOUND,
             Code.UNKNOWN_QUEUE,
-            no_queue(queue, POLICIES),
+            no_queue(queue, loaded().policies),
         )
 
 

@@ -42,7 +42,7 @@ from assignment_workers.client.wire.redis_clients import redis_client
 from assignment_workers.devstack.temporary import Broker, Disk
 from assignment_workers.lab.call_centre.processes import role
 from assignment_workers.lab.call_centre.recorder import Recorder
-from assignment_workers.policy.process_dialer import POLICIES
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.runtime.stack import Stack
 
 FREEZE_SECONDS = 4.0
@@ -353,7 +353,7 @@ class Faults:
         It is sent once as the same message, and once as a new message with the old pause's number
         in the order of operators' commands. Neither may pause the queue again.
         """
-        queue = self.chance.choice(sorted(POLICIES))
+        queue = self.chance.choice(sorted(loaded().policies))
         with self.engine.begin() as connection:
             first, second = next_position(connection), next_position(connection)
         pause, resume = commands.pause(queue, LAB, "chaos"), commands.resume(queue, LAB, "chaos")

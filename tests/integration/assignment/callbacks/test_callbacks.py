@@ -13,7 +13,7 @@ from assignment_workers.assignment.generations.pause import pause
 from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
 from assignment_workers.policy.calling import CallingRules
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.policy.rules import Numbers
 from tests.integration.assignment.callbacks.promises import (
     MINUTE,
@@ -373,13 +373,13 @@ def test_a_claim_costs_no_statement_more_where_no_callback_is_due(world: World) 
     event.listen(world.engine, "before_cursor_execute", lambda *said: sent.append(said[2]))
     with world.transaction() as transaction:
         sent.clear()
-        claim(transaction, [world.request(2)], policies=POLICIES, settings=world.settings)
+        claim(transaction, [world.request(2)], policies=loaded().policies, settings=world.settings)
         usual = len(sent)
     assert not any("is_there" in each for each in sent)
     world.now += MINUTE
     with world.transaction() as transaction:
         sent.clear()
-        claim(transaction, [world.request(1)], policies=POLICIES, settings=world.settings)
+        claim(transaction, [world.request(1)], policies=loaded().policies, settings=world.settings)
     assert sum("is_there" in each for each in sent) == 1
     assert len(sent) <= usual + 1
 

@@ -20,7 +20,7 @@ from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.errors import StaleTerm
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.engine import connect
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from tests.support.world import (
@@ -187,7 +187,9 @@ def test_hazard_b5_a_long_run_of_ineligible_users_is_taken_out_turn_by_turn(worl
     while answer is None:
         turns += 1
         with world.transaction() as transaction:
-            (answer,) = claim(transaction, [request], policies=POLICIES, settings=world.settings)
+            (answer,) = claim(
+                transaction, [request], policies=loaded().policies, settings=world.settings
+            )
         (out,) = world.column("SELECT count(*) FROM assignment.entries WHERE state = 'out'")
         assert out <= turns * 2 * INELIGIBLE_AT_MOST
     assert turns > 1
@@ -361,7 +363,7 @@ def _claim(
     world: World, asked: Sequence[ClaimRequest], transaction: FencedTransaction
 ) -> list[Assigned]:
     now = replace(transaction, now=world.now)
-    given = claim(now, asked, policies=POLICIES, settings=world.settings)
+    given = claim(now, asked, policies=loaded().policies, settings=world.settings)
     return [each for each in given if isinstance(each, Assigned)]
 
 

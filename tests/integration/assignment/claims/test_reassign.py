@@ -12,7 +12,7 @@ from assignment_workers.assignment.claims.reassign import reassign, take_back
 from assignment_workers.assignment.generations.pause import pause
 from assignment_workers.assignment.history.history import check
 from assignment_workers.identity import new_id
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import SECOND, UNSIGNED, User, World
 
 SAID = {"by": "token 1f", "why": "the agent went home"}
@@ -30,7 +30,9 @@ def desk(world: World) -> World:
 
 
 def give(world: World, hold: Held, agent: int) -> Any:
-    return world.run(reassign, hold.id, agent, **SAID, policies=POLICIES, settings=world.settings)
+    return world.run(
+        reassign, hold.id, agent, **SAID, policies=loaded().policies, settings=world.settings
+    )
 
 
 def assert_sound(world: World) -> None:

@@ -16,7 +16,7 @@ from assignment_workers.assignment.generations import levels
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.assignment.pools import age, convert
 from assignment_workers.assignment.pools.age import age_scores
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.processes import wait_until
 from tests.support.sessions import WAITING
 from tests.support.world import (
@@ -38,12 +38,14 @@ SIGN = "UPDATE crm.users SET current_signature_file_id = 'file' WHERE id = ANY(:
 
 def converted(world: World, queue: str, *, after: int = 0) -> list[int]:
     with world.engine.connect() as connection:
-        return convert.converted(connection, POLICIES[queue], after=after, now=world.now)
+        return convert.converted(connection, loaded().policies[queue], after=after, now=world.now)
 
 
 def remove(world: World, queue: str, *users: int) -> int:
     """How many of these users were taken out."""
-    done = world.run(convert.remove_converted, POLICIES[queue], users, policies=POLICIES)
+    done = world.run(
+        convert.remove_converted, loaded().policies[queue], users, policies=loaded().policies
+    )
     assert isinstance(done, Done)
     return done.counts["converted"]
 

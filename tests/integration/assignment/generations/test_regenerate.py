@@ -19,7 +19,7 @@ from assignment_workers.assignment.generations.regenerate import regenerate
 from assignment_workers.assignment.jobs import Counts, Job, Ran, Work
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete, Skip
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.sessions import END
 from tests.support.world import (
     HOUR,
@@ -350,7 +350,7 @@ def test_a_build_says_what_it_did(ranked: World) -> None:
                 replace(given, now=ranked.now),
                 loaded(),
                 None,
-                POLICIES[UNSIGNED],
+                loaded().policies[UNSIGNED],
                 trigger="level",
             )
         )

@@ -31,7 +31,7 @@ from assignment_workers.assignment.suppression_lists import Named, flip, stage
 from assignment_workers.assignment.suppressions import do_not_contact, lift
 from assignment_workers.assignment.transaction import EventKind
 from assignment_workers.phones import Reader
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.tables import AgentStatus, SuppressionKind
 from tests.integration.assignment.history.forgeries import (
     EVENTS,
@@ -122,8 +122,8 @@ def work(run: Run, database_url: str) -> None:
     run.publish(old)
     run.execute("UPDATE crm.users SET is_enabled = false WHERE id = 4")
     run.execute("UPDATE crm.users SET current_signature_file_id = 'file' WHERE id IN (5, 6)")
-    policy = POLICIES[UNSIGNED]
-    assert run.run(convert.remove_converted, policy, [5], policies=POLICIES) == Done(
+    policy = loaded().policies[UNSIGNED]
+    assert run.run(convert.remove_converted, policy, [5], policies=loaded().policies) == Done(
         counts={"converted": 1}
     )
     let_lapse(run)
@@ -134,7 +134,7 @@ def work(run: Run, database_url: str) -> None:
     run.release(run.held(7, None))
     keep_promises(run)
     run.add_users([User(33, has_score_row=False), User(34, queue="manual_call")])
-    run.run(discover.assign_to_queue, [33, 34], POLICIES)
+    run.run(discover.assign_to_queue, [33, 34], loaded().policies)
     suppress_some(run)
     rests = (run.now + HOUR).replace(tzinfo=None)
     run.execute("UPDATE user_call_scores SET next_call_after = :at WHERE user_id = 32", at=rests)

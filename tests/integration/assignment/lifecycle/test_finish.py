@@ -23,7 +23,7 @@ from assignment_workers.assignment.lifecycle.moves import (
     Skip,
 )
 from assignment_workers.policy.outcomes import LARGEST
-from assignment_workers.policy.process_dialer import OUTCOMES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import DAY, HOUR, SECOND, UNSIGNED, User, World, owner
 
 # Section 4 of original-dialer: what an outcome adds to the score, hours until the next call, and
@@ -88,7 +88,7 @@ def refused(answer: FinishAnswer) -> Code:
     return answer.code
 
 
-@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize("outcome", loaded().outcomes_by_name)
 def test_an_outcome_has_the_effects_of_section_4(world: World, hold: Held, outcome: str) -> None:
     score, hours, success = SECTION_4[outcome]
     callback_at = world.now + 2 * DAY if outcome in NEED_A_CALLBACK else None

@@ -12,7 +12,7 @@ from assignment_workers.assignment.generations.pause import pause, resume
 from assignment_workers.assignment.lifecycle.moves import Close
 from assignment_workers.assignment.reports.explain import explain, funnel
 from assignment_workers.assignment.reports.explanation import Explanation, Funnel
-from assignment_workers.policy.process_dialer import POLICIES, loaded
+from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import (
     HOUR,
     OUTSTANDING,
@@ -33,7 +33,7 @@ def explained(world: World, user: int) -> Explanation:
             loaded(),
             world.external_crm,
             user,
-            policies=POLICIES,
+            policies=loaded().policies,
             settings=world.settings,
             now=world.now,
         )
@@ -48,7 +48,7 @@ def why(world: World, user: int, queue: str = UNSIGNED) -> str:
 
 def counted(world: World, queue: str = UNSIGNED) -> Funnel:
     with world.engine.connect() as connection:
-        return funnel(connection, POLICIES[queue], settings=world.settings, now=world.now)
+        return funnel(connection, loaded().policies[queue], settings=world.settings, now=world.now)
 
 
 def steps(found: Funnel) -> dict[str, int]:
@@ -230,7 +230,7 @@ def test_nobody_is_explained_who_is_not_known(world: World) -> None:
             loaded(),
             world.external_crm,
             1,
-            policies=POLICIES,
+            policies=loaded().policies,
             settings=world.settings,
             now=world.now,
         )
@@ -242,7 +242,7 @@ def test_nobody_is_explained_who_is_not_known(world: World) -> None:
 
 def test_a_large_pool_is_counted_by_its_best_and_the_funnel_says_so(pool: World) -> None:
     with pool.engine.connect() as connection:
-        policy = POLICIES[UNSIGNED]
+        policy = loaded().policies[UNSIGNED]
         found = funnel(connection, policy, settings=pool.settings, now=pool.now, at_most=4)
         whole = funnel(connection, policy, settings=pool.settings, now=pool.now, at_most=None)
     assert (found.pool, found.complete) == (4, False)
