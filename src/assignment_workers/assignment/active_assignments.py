@@ -72,8 +72,8 @@ NAMED = (
 )
 """Select the assignments with the ids in the SQL parameter `named`, and lock their rows.
 
-The lock is against transactions of other lanes. The column `earlier` has the outcomes of all
-completed calls of the assignment's user, which are found by the index on the user.
+The locks keep transactions of other lanes from changing these rows. The column `earlier` has the
+outcomes of all completed calls of the assignment's user, which are found by the index on the user.
 """
 
 _changed = rows(

@@ -1,9 +1,9 @@
 """Counts of answers as callers get them, for the service levels.
 
-The database has every answer that was committed. It lacks the requests without an answer: those
-that were answered `unavailable`, that timed out, or whose caller left. Therefore the gateway and
-the clients count every request by its answer, in memory, and store the sums later. A row of
-`answer_counts` has the counts of one hour, one number for each minute.
+The database has every answer that was committed. It may have nothing about a request that was
+answered `unavailable`, that timed out, or whose caller left. Therefore the gateway and the clients
+count every request by its answer, in memory, and store the sums later. A row of `answer_counts` has
+the counts of one hour, one number for each minute.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class AnswerTally:
     def has_lost(self) -> bool:
         """Return True if a request without a usable answer was counted since the last `take`.
 
-        Only such counts are urgent to store, because the database has all answers anyway.
+        Only such counts are urgent to store, because the database records most other answers
+        itself.
         """
         with self._lock:
             return any(kind in LOST for _, kind in self._sums)

@@ -88,7 +88,7 @@ class Code(StrEnum):
     STALE_VERSION = "stale_version"
     """The command names a version of the assignment other than the present one."""
     SUPERSEDED = "superseded"
-    """A command that was sent later has set the same state already."""
+    """A command that was sent later was carried out first; this one would undo its effect."""
     UNKNOWN_OUTCOME = "unknown_outcome"
     """No outcome has this name."""
     UNKNOWN_GENERATION = "unknown_generation"
@@ -233,5 +233,8 @@ _ADAPTER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminato
 
 
 def from_json(value: object) -> Answer:
-    """Return the answer in a decoded JSON value; raises `pydantic.ValidationError` for others."""
+    """Return the answer in a decoded JSON value.
+
+    Raises `pydantic.ValidationError` for a value that is not an answer.
+    """
     return _ADAPTER.validate_python(value)

@@ -7,9 +7,10 @@ A digest is SHA-256 over the previous digest, the lane, the position, the event'
 without the texts that people typed. Those texts are in `event_texts`, so that erasing a text
 changes no digest.
 
-A job computes the digests in batches, seconds after the commit; a fenced transaction writes none.
-The digests use no key. Someone with write access who changes an event and recomputes every later
-digest is detected by comparison with an earlier export (`audit_check.compare`).
+A job computes the digests in batches, seconds after the commit of the events; the transactions of
+the sequencer write none. The digests use no key. Someone with write access who changes an event and
+recomputes every later digest is detected by comparison with an earlier export
+(`audit_check.compare`).
 """
 
 from __future__ import annotations

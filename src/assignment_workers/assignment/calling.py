@@ -57,7 +57,8 @@ NOT_JUDGING = {
 }
 """The operational settings that do not decide who may be called, with their defaults.
 
-A change of such a setting changes no rule of a dialer queue, so cached statements stay valid.
+A policy is made with these defaults, whatever the values in force are. So a change of such a
+setting makes no new policy, and the cached policies and SQL statements stay in use.
 """
 
 

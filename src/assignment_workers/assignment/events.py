@@ -77,9 +77,9 @@ def writers(connection: Connection) -> frozenset[str]:
     """Return the ids of the open transactions that may have written events.
 
     They are the holders of a table lock, which a transaction takes before the id of its first event
-    and releases when it ends. Ids are taken in order, but commits are not. Once all these
-    transactions have ended, a missing event id that is smaller than one seen before this call is
-    never used.
+    and releases when it ends. Ids are taken in order, but the transactions may commit in another
+    order. Once all these transactions have ended, a missing event id that is smaller than one seen
+    before this call will never appear.
     """
     return frozenset(connection.execute(_WRITERS).scalars())
 

@@ -1,9 +1,9 @@
 """The lane of each dialer queue, as configured in the settings.
 
 A lane is a set of dialer queues. Each lane has a separate assignment queue, sequencer, term and
-lock. The fenced transactions of one lane follow one another; those of two lanes run side by side.
-So a fenced transaction writes only the data of lanes whose rows it has locked: see
-`FencedTransaction.require_lanes`.
+lock. A fenced transaction is one of a sequencer, which proves its term first. Those of one lane
+follow one another; those of two lanes run side by side. So a fenced transaction writes only the
+data of lanes whose rows it has locked: see `FencedTransaction.require_lanes`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Lanes:
     """The lanes of this installation.
 
     `others`: the lane of each dialer queue that is not in the default lane. Every process must have
-    the same lanes: sequencers with different lanes do not run side by side.
+    the same lanes: a sequencer does not begin to lead while another one leads with different lanes.
     """
 
     others: Mapping[str, str] = field(default_factory=dict)
@@ -115,7 +115,10 @@ def checked_lanes(settings: Settings, queues: Collection[str]) -> Lanes:
 
 
 def _pairs(parts: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield each named dialer queue with its lane; raises `ValueError` for an invalid part."""
+    """Yield each named dialer queue with its lane; raises `ValueError` for an invalid part.
+
+    `parts`: the parts of the setting's value, each such as `second=queue_a+queue_b`.
+    """
     seen: dict[str, str] = {}
     for part in parts:
         lane, equals, said = (each.strip() for each in part.partition("="))

@@ -34,7 +34,7 @@ NUMBER_AT_MOST = 10**8
 
 
 class SettingScope(StrEnum):
-    """The kind of subject that may have its own value of a setting: a dialer queue or a team."""
+    """The kind of subject that may have its own value of a setting: dialer queue, team, or none."""
 
     NOTHING = "nothing"
     QUEUE = "queue"
@@ -94,9 +94,10 @@ class SettingValue(BaseModel):
 
 
 class SettingChange(BaseModel):
-    """A new value of an operational setting. `value` None removes the subject's own value.
+    """A new value of an operational setting for all, for a dialer queue, or for a team of agents.
 
-    The value for all, or else the default, then counts.
+    `value` None removes the present value. For a dialer queue or a team, the value for all then
+    counts. If that is missing too, the default counts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -180,7 +181,8 @@ OF_QUEUES = {
     "calling_holidays": "holidays",
     "queue_limit": "size_limit",
 }
-"""By operational setting: the field of a queue in the dialer's file that gives its first value."""
+"""By operational setting: the field of a queue in the dialer's file with the setting's first value.
+"""
 
 
 def first_values(dialer: Dialer, given: Settings) -> list[SettingValue]:

@@ -64,10 +64,10 @@ class Person:
 
     @property
     def patterns(self) -> list[str]:
-        """Patterns for SQL's LIKE that match the digits of a text with one of the numbers.
+        """Patterns for SQL's LIKE, one for each number, to be compared with the digits of a text.
 
-        A number of fewer digits than `_ENDS` may be a part of another number, so it must equal the
-        text's digits.
+        A number of `_ENDS` digits may be anywhere in the text's digits. A number of fewer digits
+        may be a part of another number, so it must equal the text's digits.
         """
         return [f"%{each}%" if len(each) == _ENDS else each for each in self.numbers]
 

@@ -39,10 +39,11 @@ OWN_WHY = "first values of dialer queues, from the dialer's file"
 
 
 def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | None:
-    """Store the operational settings of the environment as the first version, if there is none.
+    """Store the first version of the operational settings, if there is none.
 
-    Returns the stored version; None if a version existed. From then on the environment's
-    operational variables are ignored.
+    Its values are those of the environment and of the dialer's file. From then on the environment's
+    operational variables are ignored. `given`: the settings of the environment. Returns the stored
+    version; None if a version existed.
     """
     if transaction.settings_id is not None:
         return None
@@ -106,13 +107,14 @@ def change(
 ) -> Done | Refused:
     """Make these changes one new version, in force from this commit on in every process.
 
-    `by`: the operator; `why`: the reason; `given`: the settings of the environment, which become
-    the first version if there is none. Refused, with nothing changed: an unknown setting, a value
-    that is not accepted, and a value for a dialer queue or a team if the setting has none. Changes
-    to the present values make no version. If a changed setting decides who may be called, users who
-    wait because of a rule are made claimable, up to `entries.PROMOTED_AT_MOST` in each dialer
-    queue, and judged by the next claim; the next build includes the rest. The count `version` of
-    the answer is the version in force.
+    `by`: the operator; `why`: the reason; `given`: the settings of the environment, from which the
+    first version is stored if there is none. Refused, with nothing changed: an unknown setting, a
+    value that is not accepted, a value for a dialer queue or a team if the setting cannot have one,
+    two changes of the same value, and values that cannot be used together. Changes to the present
+    values make no version. If a changed setting decides who may be called, users who wait because
+    of a rule are made claimable, up to `entries.PROMOTED_AT_MOST` in each dialer queue, and judged
+    by the next claim; the next build includes the rest. The count `version` of the answer is the
+    version in force.
     """
     wrong = [said for each in changes if (said := misfit(each, transaction.dialer.policies))]
     named = [each.key for each in changes]

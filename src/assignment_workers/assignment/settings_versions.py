@@ -1,8 +1,8 @@
 """The versions of the operational settings, as every process reads them.
 
-A change writes the id of its version into the rows of all lanes (`settings_changes`). A fenced
-transaction reads its lane's row when it proves the term, so it uses the version in force without a
-further round trip. Any other transaction reads the latest version.
+A change writes the id of its version into the rows of all lanes (`settings_changes`). A transaction
+of the sequencer reads its lane's row when it checks the term, so it uses the version in force
+without a further round trip. Any other transaction reads the latest version.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ KNOWN_AT_MOST = 16
 
 
 class AppliedChange(BaseModel):
-    """A changed value of an operational setting; None: it had, or has, no value of its own."""
+    """A changed value of an operational setting, for a dialer queue, for a team, or for all.
+
+    `before`, `after`: the old and the new value; None: there was, or is, no such value, and the
+    value for all or the default counts.
+    """
 
     name: str
     queue: str | None = None
@@ -151,7 +155,7 @@ class ValueInForce(BaseModel):
 class SettingInForce(BaseModel):
     """An operational setting: its values in force, its default, and what is accepted.
 
-    `default` and a value `none`: it is switched off.
+    The text `none`, as `default` or as a value, means that the setting is switched off.
     """
 
     name: str
@@ -164,8 +168,9 @@ class SettingInForce(BaseModel):
 class InForce(BaseModel):
     """The operational settings in force.
 
-    `version` None: no version is stored yet, and the values are those of this process's
-    environment. `since`, `who`, `why`: of the version.
+    `version` None: no version is stored yet, and the values are those of this process's environment
+    and of the dialer's file. `since`, `who`, `why`: the time at which the version was made, by
+    whom, and the reason.
     """
 
     version: int | None

@@ -123,7 +123,7 @@ class Staged:
     queues: dict[str, int] = field(default_factory=dict)
     """By dialer queue: number of users with one of these numbers in the published generation."""
     waiting: int = 0
-    """Number of users who are not offered until an operator decides.
+    """Number of users who, once the list is in force, are not offered until an operator decides.
 
     Their phone number is unclear and has the same last digits as a number in the file.
     """
@@ -277,7 +277,7 @@ def _affected(connection: Connection) -> tuple[int, dict[str, int], int, dict[st
 
     The numbers are in the temporary table `incoming`. The first two values count users who have one
     of the numbers. The last two count users whose own number is unclear and has the same last
-    digits; they are not offered until an operator decides.
+    digits; once the list is in force, they are not offered until an operator decides.
     """
     connection.execute(_MATCHED_BY_INCOMING)
     connection.execute(_WAITING_BY_INCOMING, {"reach": REACH})
@@ -444,10 +444,10 @@ class Matched(BaseModel):
     users: int
     queues: dict[str, int]
     waiting: int
-    """Number of users who are not offered until an operator decides, or would not be.
+    """Number of users whom a suppression of this number makes wait for an operator's decision.
 
-    Their phone number and this one have the same last digits, and one of the two is unclear. The
-    second case applies if this number is not suppressed.
+    Their phone number and this one have the same last digits, and one of the two is unclear. If
+    this number is not suppressed, users are counted who would wait if it were.
     """
     waiting_queues: dict[str, int]
 

@@ -44,9 +44,9 @@ from assignment_workers.schema.tables import Event, Forgotten, Suppression, Supp
 FORGOTTEN = "(forgotten)"
 """The text that replaces the reason of a suppression (ban on calls) of an erased person."""
 COUNTED = timedelta(days=1)
-"""Period within which a user's removals at claims count towards a quarantine of the user.
+"""Period within which removals of a user by claims count towards a quarantine of the user.
 
-A removal counts if the user broke a rule that the build of the dialer queue checks, too.
+A removal counts only if the user broke a rule that the build of the dialer queue checks, too.
 """
 LISTED_AT_MOST = 1_000
 COUNTED_AT_MOST = 10_000
@@ -315,9 +315,9 @@ def check_key(connection: Connection, reader: Reader) -> None:
 def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after: int) -> None:
     """Quarantine users whom claims have removed too often: an operator must release them.
 
-    A build of a dialer queue includes only users who meet the rules `suspicious`. If a claim soon
-    after finds that a user breaks one, it removes the user. That should be rare, so a user to whom
-    it happens repeatedly is not offered any more.
+    A build of a dialer queue includes only users who meet the rules that are marked `suspicious`.
+    If a claim soon after finds that a user breaks such a rule, the claim removes the user. That
+    should be rare, so a user to whom it happens repeatedly is not offered any more.
 
     `failed`: the users whom this transaction has removed for such a rule. `after`: the number of
     such removals within the period `COUNTED` from which on a user is quarantined. Removals before
@@ -352,10 +352,10 @@ class SuppressionTerms:
 
 @dataclass(frozen=True)
 class Target:
-    """The phone number, or the text, to which a suppression applies; empty if it is of a user.
+    """The phone number, or the text, to which a suppression applies.
 
-    `number`: in E.164. `plain`: the normalized text. `tail`: the last digits. `unsure`: True if the
-    number is unclear.
+    If the suppression is one of a single user instead, no field is set. `number`: in E.164.
+    `plain`: the normalized text. `tail`: the last digits. `unsure`: True if the number is unclear.
     """
 
     number: str | None = None

@@ -43,7 +43,7 @@ class EventKind(StrEnum):
     RENEWED = "renewed"
     """The agent renewed the lease."""
     EXPIRED = "expired"
-    """An accepted assignment ended because its lease expired without a sign of life."""
+    """An accepted assignment ended because its lease expired without a heartbeat or a renewal."""
     OFFER_LAPSED = "offer_lapsed"
     """An offer ended because its agent did not accept it in time."""
     AGENT_STATE = "agent_state"
@@ -52,7 +52,10 @@ class EventKind(StrEnum):
     If a command about an assignment changes the state, only the command's event records the change.
     """
     TAKEN_OUT = "taken_out"
-    """A user was removed from the published generation; the event names the broken rule."""
+    """A user was removed from the published generation; the event's `reason` says why.
+
+    The reason is the name of the broken rule, or `drained` if an operator drained the queue.
+    """
     PUT_OFF = "put_off"
     """A user waits, at the same position, until a time; the event names the rule."""
     SUPPRESSED = "suppressed"
@@ -104,7 +107,10 @@ class EventKind(StrEnum):
     CLOCK_STEPPED = "clock_stepped"
     """The database's clock jumped forward or back by `seconds`."""
     RACE = "ASSIGNMENT_RACE_CONDITION"
-    """A race was detected and resolved; `kind` names it, and `done` names the resolution."""
+    """A conflict between two writers (a race) was detected and resolved.
+
+    `kind` names the race, and `done` says how it was resolved.
+    """
 
 
 class OtherLanes(Exception):
@@ -132,10 +138,13 @@ class FencedTransaction:
     now: datetime
     term: int
     dialer: Dialer
-    """The dialer of this process. Its policies have no calling rules of the settings."""
+    """The dialer of this process. Its policies lack the calling rules that are in the settings."""
     randomness: Random = field(default_factory=Random)
     races: list[dict[str, Any]] = field(default_factory=list)
-    """The events of races recorded in this transaction; they are logged after the commit."""
+    """The events of races (conflicts between two writers) that this transaction recorded.
+
+    They are logged after the commit.
+    """
     crm: Crm | None = None
     """The external CRM; None if the CRM is in our own database."""
     lanes: Lanes = ONE_LANE
@@ -217,7 +226,7 @@ class FencedTransaction:
     def dated(self, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the events with this transaction's time and term, for the statement `RECORD`.
 
-        Events of races are also added to `races`.
+        Events of races (conflicts between two writers) are also added to the field `races`.
         """
         self.races.extend(event for event in events if event["kind"] == EventKind.RACE)
         return [{"details": {}, **event, "at": self.now, "term": self.term} for event in events]

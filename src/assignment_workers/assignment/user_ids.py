@@ -1,8 +1,9 @@
 """The CRM's own ids of users at every interface, where those ids are no integers.
 
-Inside, users have integer numbers, from `assignment.user_ids`. An interface converts the id that a
-caller names to the number by `number_of`, and the numbers in a result to the CRM's ids by `shown`.
-Where the CRM's ids are integers, both functions return their input and read nothing.
+Inside the workers, users have integer numbers, from `assignment.user_ids`. An interface converts
+the id that a caller names to the number by `number_of`, and the numbers in a result to the CRM's
+ids by `shown`. Where the CRM's ids are integers, both functions return their input and read
+nothing.
 """
 
 from __future__ import annotations
@@ -159,10 +160,11 @@ def _fits(dialer: Dialer, user: str) -> bool:
 def number_new(
     dialer: Dialer, connection: Connection, rows: str, since: datetime | None = None
 ) -> int:
-    """Assign a number to each user of the CRM without one, among these rows; return their count.
+    """Assign numbers to those users of a SQL query who have none; return the count of new numbers.
 
-    `rows`: a SQL query of the CRM's ids as `id`, and of times as `created_at`, in whose order users
-    get numbers. `since`: only rows created at this time, in UTC, or later. The caller commits.
+    `rows`: the query of the CRM's ids as `id`, and of times as `created_at`, in whose order users
+    get numbers. `since`: only rows created at this time, in UTC, or later. Ids that `read` refuses
+    get no number. The caller commits.
     """
     kind = dialer.numbered
     fits = _FITS if kind == "text" else "n.id IS NOT NULL"
@@ -233,8 +235,8 @@ def _connected(at: Connection | Engine) -> Iterator[Connection]:
 def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
     """Return a copy of `facts` with the CRM's ids in place of the numbers of `assignment.user_ids`.
 
-    `at`: the connection or engine with which the ids are read. Replaced are the fields `user_id`
-    and `user_ids`, and `user` with a number in the text of a refusal or of a doctor's finding.
+    `at`: the connection or engine with which the ids are read. Numbers are replaced in the fields
+    `user_id` and `user_ids`, and after the word `user` in the texts of refusals and of the doctor.
     Mappings, lists, dataclasses and models are copied. Texts that people typed are left alone.
     """
     if dialer.numbered is None:

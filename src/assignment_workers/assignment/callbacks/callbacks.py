@@ -235,10 +235,11 @@ _CALL_OFF = (
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
     """Cancel or postpone due callbacks of users who may not be called.
 
-    `unfit`: the callbacks, each with the rule against the call. Callbacks of users who opted out or
-    converted are cancelled. All others are postponed by the setting `callback_retry`. If a calling
-    rule excludes the user, this repeats without limit; otherwise (the user is disabled, inactive or
-    not in the CRM) the callback is cancelled `GIVEN_UP_AFTER` the due time.
+    `unfit`: the callbacks, each with the name of the rule that forbids the call. Callbacks of users
+    who opted out or converted are cancelled. All others are postponed by the setting
+    `callback_retry`. If a calling rule excludes the user, this repeats without limit. Otherwise
+    (the user is disabled, inactive or not in the CRM) the callback is cancelled once the time
+    `GIVEN_UP_AFTER` has passed since the due time.
     """
     policies, settled = transaction.dialer.policies.values(), []
     for row in unfit:

@@ -83,7 +83,8 @@ class DueKind:
     Both are SQL parameters: the due time and the key of the last call that was read.
     """
     statement: Callable[[tuple[Policy, ...]], Select[*tuple[Any, ...]]]
-    """Function that returns the query for due calls, with users judged by these queues' rules."""
+    """Function that returns the query for due calls, with users judged by the policies it is given.
+    """
     before: object
     """The value of `after_key` for the first read: it sorts before every key."""
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]
@@ -202,13 +203,14 @@ def judged(
     *,
     broken: ColumnElement[str | None] | None = None,
 ) -> Select[*tuple[Any, ...]]:
-    """Select due calls, each with the user's dialer queue and the rule against the call, if any.
+    """Select due calls, each with the user's dialer queue and the first rule that forbids the call.
 
-    All rules apply except those about the time of the next call, because the calls are due now.
-    `head` has the calls, with the columns `id`, `user_id`, `due_at`, `key`, `queue_type` and
-    `preferred_agent_id`. `broken`: a SQL expression for a further reason against a call, which
-    takes precedence. The result's column `put_off` is true for a user who was skipped or deferred
-    and may not be called yet.
+    The column `place` has the queue; the column `broken` has the rule's name, or null. All rules
+    apply except those about the time of the next call, because the calls are due now. `head` has
+    the calls, with the columns `id`, `user_id`, `due_at`, `key`, `queue_type` and
+    `preferred_agent_id`. The parameter `broken`: a SQL expression for a further reason against a
+    call, which takes precedence. The column `put_off` is true for a user who was skipped or
+    deferred and may not be called yet.
     """
     place = queue_of(policies)
     out = case(

@@ -107,17 +107,20 @@ def follow_up(
 
 
 def wait(transaction: FencedTransaction, skipped: Sequence[dict[str, Any]]) -> None:
-    """Postpone missed calls of users who were skipped; each has its `id` and the time `until`."""
+    """Postpone missed calls, for example because their users were skipped.
+
+    `skipped`: by missed call, its `id`, and the time `until`, before which nobody calls back.
+    """
     transaction.connection.execute(_WAIT, {"calls": list(skipped), "now": transaction.now})
 
 
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
     """Cancel, postpone, or leave to an operator the missed calls of users who may not be called.
 
-    `unfit`: the missed calls, each with the rule against calling the user. Missed calls of users
-    who opted out or converted are cancelled, and so are missed calls that were reported twice. If a
-    calling rule excludes the user for a time, the missed call is postponed. All others are left to
-    an operator, because the user called and expects an answer.
+    `unfit`: the missed calls, each with the name of the rule that forbids the call. Missed calls of
+    users who opted out or converted are cancelled. So is a second report of a call that was
+    followed up already. If a calling rule excludes the user for a time, the missed call is
+    postponed. All others are left to an operator, because the user called and expects an answer.
     """
     until = transaction.now + settings.callback_retry
     if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
@@ -223,9 +226,9 @@ def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 
 
 def _repeated(head: CTE) -> ColumnElement[str | None]:
-    """Return a SQL expression: `followed_up` if another row of the same call is marked so.
+    """Return a SQL expression: `followed_up` if another row of the same call is marked so, or null.
 
-    Otherwise null. The dialer's webhook may report one call twice (hazard C11).
+    The dialer's webhook may report one call twice (hazard C11).
     """
     again = aliased(MissedCall, name="again")
     repeated = exists(

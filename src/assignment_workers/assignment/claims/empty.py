@@ -32,7 +32,10 @@ The users are those whose score row names the dialer queue. Cost: one or two mil
 
 
 class QueueState(Protocol):
-    """A dialer queue as the claim read it: if it is paused, its published generation's number."""
+    """A dialer queue as the claim read it.
+
+    `paused`: True if the queue is paused. `generation`: the number of its published generation.
+    """
 
     @property
     def paused(self) -> bool: ...
@@ -62,12 +65,12 @@ class Why:
         `skipped_by_agent` (this agent skipped users lately, and no other user is claimable);
         `rebuild_stale` (a user is eligible who is missing from the published generation: the next
         build includes them, or others before them if it has a size limit); `drained` (an operator
-        drained it); the name of the resting rule that holds most users back, such as
-        `cooling_down`; `all_held`; `waiting` (skipped lately); `none_in_pool` (no user's score row
-        names the dialer queue); `none_eligible` (all these users have converted or are blocked).
-        Only `LOOKED_AT` users, those with the best scores, are judged: `explain --queue` judges
-        all. Cost: two index reads for all of the dialer queues, and for each one read of
-        `LOOKED_AT` users per transaction.
+        drained it); the name of the rule that excludes most users for a time, such as
+        `cooling_down`; `all_held`; `waiting` (the users wait, for example after a skip);
+        `none_in_pool` (no user's score row names the dialer queue); `none_eligible` (all these
+        users have converted or are blocked). Only `LOOKED_AT` users, those with the best scores,
+        are judged: `explain --queue` judges all. Cost: two index reads for all of the dialer
+        queues, and for each one read of `LOOKED_AT` users per transaction.
         """
         generations = [each.generation for each in places.values() if each.generation is not None]
         waiting = _times(self.transaction, _WAITING, generations=generations)

@@ -91,8 +91,8 @@ def next_position(connection: Connection) -> int:
 def looking_for(command: CommandIdentity) -> Statement:
     """Return the query whose rows the function `once` needs as its parameter `found`.
 
-    The query selects the command's stored answer, and the latest position of a command that set the
-    same state.
+    The query selects the command's stored answer. It also selects the latest position among the
+    carried-out commands with the same `subject`, which is the state that they set.
     """
     return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
 
@@ -106,9 +106,9 @@ def once(
     """Return the stored answer of the command; without one, run the operation and store its answer.
 
     `found`: the rows of the query `looking_for(command)`, read in this transaction. A command is
-    refused as superseded, and recorded as a race, if a command that sets the same state and has a
-    later position was carried out. A command whose id another task used is refused too. Cost: one
-    row, written with the commit.
+    refused as superseded if a command with the same `subject` (the state that they set) and a later
+    position was carried out; this is recorded as a conflict (race). A command whose id another task
+    used is refused too. Cost: one row, written with the commit.
     """
     ((task, stored, latest),) = found
     if task is not None:

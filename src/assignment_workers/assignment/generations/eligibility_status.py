@@ -162,8 +162,8 @@ def eligibility_status(
 def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
     """Select the ids of all users whose score row names the dialer queue of `policy`.
 
-    `policy`: the rules of the dialer queue.     `at_most`: only this number of users, those with
-    the best scores; None: all of them.
+    `policy`: the rules of the dialer queue. `at_most`: only this number of users, those with the
+    best scores; None: all of them.
     """
     found = select(UserCallScore.user_id).where(
         UserCallScore.current_queue_type == sql_text(policy.queue)
@@ -175,12 +175,12 @@ def members(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
 
 @expression_cache
 def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
-    """Count the users of the dialer queue of `policy` by eligibility status.
+    """Count the users whose score row names the dialer queue of `policy`, by eligibility status.
 
-    `policy`: the rules of the dialer queue.     `free_at` is the earliest time at which the status
-    ends for one of these users. Counted are users whose score row names the queue. `at_most`: only
-    this number of users, those with the best scores, by the index on queue and score; None: all.
-    SQL parameters: those of `eligibility_status`.
+    `policy`: the rules of the dialer queue. `at_most`: only this number of users, those with the
+    best scores, by the index on queue and score; None: all. The column `free_at` is the earliest
+    time at which the status ends for one of these users. SQL parameters: those of
+    `eligibility_status`.
     """
     pool = members(policy, at_most).cte("pool").prefix_with("MATERIALIZED")
     each = eligibility_status(policy, pool).subquery("each")

@@ -43,10 +43,10 @@ def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
     """Make claims take users from this generation, and retire the previous generation.
 
     Users whom an agent holds are marked held in the new generation and keep their positions. Users
-    whose call was completed since the build began are out. Users who were skipped or deferred since
-    then wait (guarantee 2). Publishing again changes nothing. Refused: an unknown number, and a
-    generation that is not built or has failed. A generation that is older than the published one is
-    marked failed, because the newer build wins.
+    whose call was completed since the build began are removed from the new generation. Users who
+    were skipped or deferred since then wait (guarantee 2). Publishing again changes nothing.
+    Refused: an unknown number, and a generation that is not built or has failed. A generation that
+    is older than the published one is marked failed, because the newer build wins.
     """
     # All lanes, because a transaction of another lane may be ending holds of users with entries
     # here.
@@ -96,10 +96,10 @@ def _bring_in(
 ) -> dict[str, int]:
     """Set the state of the users in the new generation who were assigned since its build began.
 
-    The build did not see these assignments. The entry (position) of a user with an active
-    assignment becomes `held`, that of a completed user `out`, that of a skipped user `waiting`.
-    `row`: the generation's row. Returns the number of changed entries: `held`, `completed_since`
-    and `skipped_since`.
+    The build did not see these assignments. The state of a user's entry (position) becomes `held`
+    if the user has an active assignment, `out` (removed) if the user's call was completed, and
+    `waiting` if the user was skipped or deferred. `row`: the generation's row. Returns the number
+    of changed entries: `held`, `completed_since` and `skipped_since`.
     """
     since = {
         "generation": number,

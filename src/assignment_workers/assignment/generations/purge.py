@@ -97,7 +97,7 @@ def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
 
 @contextmanager
 def _waiting_briefly(connection: Connection) -> Iterator[None]:
-    """Limit every wait for a lock inside the block to `LOCK_WAIT`; not on pooled connections."""
+    """Limit every wait for a lock inside the block to `LOCK_WAIT`, except on pooled connections."""
     if connection.info.get(POOLED):  # a pooled session serves another client a moment later
         yield
         return

@@ -60,12 +60,12 @@ def regenerate(
 ) -> tuple[int, int]:
     """Build a generation of the dialer queue of `policy`; return its number and its size.
 
-    `policy`: the rules of the dialer queue.     `trigger`: the cause of the build;
-    `settings_version`: the version of the settings that the policy was made from; both are only
-    recorded. The generation has all users who meet the rules now, ranked, including users whom an
-    agent holds; users who were skipped lately or deferred wait. With a size limit, users who can be
-    called before the next build are chosen first, by rank, then others, by rank; the chosen users
-    are ranked together by the queue's order.
+    `policy`: the rules of the dialer queue. `trigger`: the cause of the build. `settings_version`:
+    the version of the settings that the policy was made from. Both are only recorded. The
+    generation has all users who meet the rules now, ranked, including users whom an agent holds;
+    users who were skipped lately or deferred wait. With a size limit, users who can be called
+    before the next build are chosen first, by rank, then others, by rank; the chosen users are
+    ranked together by the queue's order.
 
     A failure leaves the published generation unchanged and marks the new one failed; if the process
     dies, the next build marks it. Cost: one statement over all users of the dialer queue, in the

@@ -60,9 +60,10 @@ from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
 
 OVERLAP = timedelta(minutes=10)
-"""Time before the last known CRM row that is read again, because rows may be committed late.
+"""Period before the last known CRM row; the rows created in it are read again.
 
-The job `reconcile` finds rows that were committed even later.
+The reason is that rows may be committed late. The job `reconcile` finds rows that were committed
+even later.
 """
 AT_A_TIME = 1_000
 """Maximum number of CRM rows or users that one transaction handles."""
