@@ -15,7 +15,9 @@ from assignment_workers.schema.tables import Generation
 
 TRY_SECONDS = 300.0
 Tell = Callable[[str], None]
-"""The type of a function that prints one line, called after a step or a batch has committed."""
+"""The type of a function that prints one line: about a step or a batch that has committed, or about
+a session that the migration waits for.
+"""
 
 
 def backfill(engine: Engine, source: SourceTable, *, tell: Tell, batch: int) -> int:
@@ -73,10 +75,10 @@ def _begun(engine: Engine, source: SourceTable) -> int:
 
 
 def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
-    """Remove users from all dialer queues but one, then number the positions without gaps.
+    """Keep each user in one dialer queue only, then number the positions without gaps.
 
     `numbers` has the generation (build) of each dialer queue. A user who is in both queues stays in
-    the queue that the user's score row names, or else in `unsigned_users`.
+    the queue that the user's row in `user_call_scores` names, or else in `unsigned_users`.
     """
     with engine.begin() as connection:
         if len(numbers) == len(QUEUE_TABLES):

@@ -23,8 +23,8 @@ def blockers(
 ) -> Iterable[Blocker]:
     """Count the rows of the dialer's tables that a migration has to decide about, by kind.
 
-    The count is None for a table that the role may not read. `relations` has all tables by name,
-    and `live` the queue tables among them that no migration has taken over yet.
+    The count is None for a table that the role has no right to read. `relations` has all tables by
+    name, and `live` the queue tables among them that no migration has taken over yet.
     """
     agents = relations.get("agents")
     counts: dict[str, dict[str, str]] = defaultdict(dict)
@@ -72,7 +72,11 @@ def blockers(
 
 
 def _in_rows(connection: Connection, name: str, found: Found) -> Iterable[Blocker]:
-    """Count, in one read of the table `name`, the kinds that concern single rows; omit zeroes."""
+    """Count the rows of the table `name` that are a problem by themselves; omit zeroes.
+
+    These are rows with a time out of range, and rows that meet the table's condition in `STUCK`.
+    The table is read once. The count is None if the role has no right to read the table.
+    """
     columns = found["shape"].columns
     times = [f'"{each}"' for each in columns if columns[each].type.startswith("timestamp")]
     conditions = {}

@@ -18,10 +18,10 @@ from assignment_workers.schema.dialer import Agent
 from assignment_workers.schema.migrate import FIRST_TABLE, VERSION_TABLE
 
 Found = Mapping[str, Any]
-"""A table or view in the catalogue: its `kind` (PostgreSQL's letter), `comment`, `shape`,
-`readable`.
+"""A table or view in PostgreSQL's catalogue, with the keys `kind`, `comment`, `shape`, `readable`.
 
-`readable` is True if the role of the connection may read it.
+`kind` is the letter in `pg_class.relkind`. `readable` is True if the role of the connection has the
+right to read the table or view.
 """
 
 
@@ -68,7 +68,10 @@ def plain_default(expression: str | None) -> str | None:
 
 
 def revision_of(connection: Connection) -> str | None:
-    """Return the revision of the schema `assignment`; None if it is missing or may not be read."""
+    """Return the revision of the schema `assignment`.
+
+    None if there is no such schema, or if the role has no right to read the revision.
+    """
     for table in connection.execute(_REVISIONS, {"tables": [VERSION_TABLE, FIRST_TABLE]}).scalars():
         return str(
             connection.execute(text(f"SELECT version_num FROM assignment.{table}")).scalar_one()

@@ -71,9 +71,9 @@ def end(source: SourceTable) -> Iterator[str]:
 def carry_over(connection: Connection, source: SourceTable, number: int, other: int | None) -> int:
     """Apply at most `AT_A_TIME` recorded changes of `source` to generation (build) `number`.
 
-    Returns the number of changes. A user who no longer waits leaves the generation, a new user
-    comes last, and any other user keeps the position. A user who is in `other`, the generation of
-    the other dialer queue, is not added.
+    Returns the number of changes. A user without a pending or assigned row leaves the generation, a
+    new user comes last, and any other user keeps the position. A user who is in `other`, the
+    generation of the other dialer queue, leaves this one or is not added. None: there is no other.
     """
     placed = (
         ""

@@ -56,8 +56,8 @@ class Compared:
     """A number of users whom only this system or only the dialer would offer, for one reason.
 
     `only` is `ours` or `theirs`. For `theirs`, `rule` is the first of our rules that the users
-    break, or `no_score_row` or `not_in_crm` if no rule can be evaluated. `first` is the lowest user
-    id.
+    break, or `no_score_row` or `not_in_crm` if no rule can be evaluated. For `ours`, it is `meets
+    every rule`. `first` is the lowest user id.
     """
 
     queue: str
@@ -71,9 +71,10 @@ def compare(connection: Connection, crm: Crm | None, *, now: datetime) -> list[C
     """Count the users whom only this system, or only the dialer, would offer at `now`.
 
     A user is offered by the dialer if a row of its queue table is pending or assigned. From an
-    external CRM, the facts of `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if
-    the dialer's queue tables, the score table or the CRM's users do not exist. Raises
-    `CrmUnavailable` if the external CRM cannot be read.
+    external CRM, the facts of `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if no
+    queue table of the dialer exists, if a table that our rules read does not exist, or if the
+    dialer of this process has no such dialer queue. Raises `CrmUnavailable`, `SchemaMismatch` or
+    `UsageError` if the external CRM cannot be read.
     """
     sources = found_sources(connection)
     if not sources:
@@ -126,7 +127,7 @@ def _compared(
 
 
 def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
-    """Yield, in batches, the ids of all users whom this system or the table `name` might offer."""
+    """Yield, in batches, the ids of users who are queued in the table `name` or have a score."""
     rows = connection.execute(
         text(
             f"SELECT user_id FROM public.{name} WHERE status IN ('pending', 'assigned')"

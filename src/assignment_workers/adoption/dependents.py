@@ -45,9 +45,10 @@ def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
 
 
 def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
-    """Recreate these views (see `definitions`) after another relation has taken the table's name.
+    """Recreate the views of others after another relation has taken the name of their table.
 
-    The views then read that relation. Grants and owners are not changed.
+    `found`: the views, as `definitions` returned them before. The views then read that relation.
+    Grants and owners are not changed.
     """
     # Psycopg's own cursor, which does not replace the name `public` in the SQL of others.
     plain = psycopg.Cursor(cast("psycopg.Connection[Any]", connection.connection.driver_connection))

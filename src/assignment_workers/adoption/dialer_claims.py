@@ -3,9 +3,8 @@
 This is the one exception to "everything that changes who may be handed out goes through the
 assignment queue". A trigger inserts the assignment in the statement of the claim, and the unique
 indexes of guarantee 1 (one holder for each user and agent) apply to it. If the user or the agent
-already has an assignment, the trigger skips the row: the dialer's guarded update changes nothing,
-and its code continues as if another agent had been quicker. No statement waits longer than
-`WAITS_AT_MOST`.
+already has an assignment, the trigger skips the row: the dialer's UPDATE changes no row, and its
+code continues as if another agent had been quicker. No statement waits longer than `WAITS_AT_MOST`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ deadlock with such a claim.
 HELD_AT_LEAST = "30 minutes"
 """The shortest lease of an assignment that a claim of the dialer made.
 
-It is long because the dialer's agents send no signs of life.
+It is long, because the dialer's agents send no heartbeats that would extend the lease.
 """
 
 _UUID7 = """encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING
@@ -145,4 +144,4 @@ TRIGGERS: Mapping[tuple[str, str], str] = {
     for table, source in (("callbacks", "callback"), ("missed_calls", "missed_call"))
     for name, words in (("dialer_claims", _CLAIMS), ("dialer_ends", _ENDS))
 }
-"""By table and name of a trigger: the SQL that creates the trigger."""
+"""By table and name of a trigger: the SQL that follows the name in `CREATE TRIGGER`."""

@@ -48,7 +48,7 @@ class Difference:
 class Inspected:
     """A table and its classification.
 
-    `needed`: True if this release runs only if the table has the form that it needs.
+    `needed`: True if this release can run only with its own form of the table.
     """
 
     table: str
@@ -59,9 +59,9 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Blocker:
-    """A number of rows of one kind (`what`) in a table that a migration has to decide about.
+    """A number of rows that a migration has to decide about, of one kind (`what`) in one table.
 
-    `count` is None if the role may not read the table.
+    `count` is None if the role has no right to read the table.
     """
 
     table: str

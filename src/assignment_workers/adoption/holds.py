@@ -24,8 +24,8 @@ def place_holds(
 ) -> None:
     """Read the assigned rows of the dialer's tables, and decide which of them become assignments.
 
-    Their users get the first positions in the generations (builds). `numbers` has the generation of
-    each dialer queue.
+    The users of these assignments get the first positions in the generations (builds). `numbers`
+    has the generation of each dialer queue.
     """
     connection.execute(text(holds_statement(sources)))
     connection.execute(text(JUDGE_HOLDS))

@@ -88,7 +88,7 @@ def _queue_table(name: str, found: Found | None) -> Inspected:
 
 
 def _is_readable(shape: Shape) -> bool:
-    """Return True if the queue table has the columns that are read, in suitable types."""
+    """Return True if the queue table has the columns that a migration reads, in suitable types."""
     return any(name in shape.columns for name in AGENT_COLUMNS) and all(
         (found := shape.columns.get(name)) is not None and is_readable(found.type, wanted.type)
         for name, wanted in READ.items()

@@ -42,8 +42,8 @@ from assignment_workers.settings import Settings
 
 BATCH = 20_000
 LOCK_AT_MOST = timedelta(milliseconds=250)
-"""The longest time that a statement waits for a lock, because statements of the dialer wait behind
-it.
+"""The longest time that a statement waits for a lock. It is short, because statements of the dialer
+wait behind such a statement.
 """
 SWITCH_AT_MOST = timedelta(milliseconds=700)
 """The longest time for which `switch` locks the tables: under a second including the wait for
@@ -207,7 +207,7 @@ def additions(connection: Connection) -> Iterator[str]:
 def _run(engine: Engine, sql: str) -> None:
     """Run a statement outside of a transaction.
 
-    The build of an index may wait for locks without limit.
+    The build of an index waits for locks without a limit.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         is_index = "CONCURRENTLY" in sql
@@ -229,7 +229,7 @@ def _keep_books(engine: Engine) -> None:
 def switch(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], *, settings: Settings
 ) -> None:
-    """Publish the generations, turn holds into assignments, and queue tables into views.
+    """Publish the generations, turn holds into assignments, and replace queue tables by views.
 
     All of that is one transaction. `numbers` has, for each dialer queue, the generation (build)
     that `backfill` filled. After the transaction, users are assigned from these. The transaction

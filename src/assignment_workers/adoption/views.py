@@ -117,7 +117,8 @@ def take_name(table: str) -> str:
 def create_call_queue() -> Sequence[str]:
     """Return the statements that create the view `call_queue`, which shows both dialer queues.
 
-    Only for a database without a table of that name, because call sessions refer to such a table.
+    Run them only in a database without a table of that name. If there is one, the dialer's call
+    sessions refer to it.
     """
     shown = []
     for name, column in LEGACY_CALL_QUEUE.columns.items():

@@ -18,7 +18,7 @@ from assignment_workers.schema.migrate import MIGRATION
 
 LOOK_SECONDS = 0.1
 AGAIN_SECONDS = 5.0
-"""The least seconds between two reports about the same session."""
+"""The shortest time, in seconds, between two reports about the same session."""
 
 
 @contextmanager

@@ -15,11 +15,12 @@ Language = Literal["typescript", "python"]
 
 
 class RuleDescription(BaseModel):
-    """A rule of a dialer queue. `name` is the reason that is reported if it does not hold."""
+    """A rule of a dialer queue. `name` is the reason that is reported if the rule does not hold."""
 
     name: str
     kind: Literal["converted", "blocked", "resting"] = Field(
-        description="What a user who breaks the rule is: done, not callable, or callable later."
+        description="The effect on a user who breaks the rule: done, not callable, or callable "
+        "later."
     )
     means: str
 
@@ -29,7 +30,9 @@ class QueueDescription(BaseModel):
 
     name: str
     title: str
-    conversion: str = Field(description="The type of its conversions.")
+    conversion: str = Field(
+        description="The type under which its conversions (users who reach the goal) are recorded."
+    )
     rules: list[RuleDescription]
 
 
@@ -63,7 +66,7 @@ class DialerDescription(BaseModel):
 def describe(dialer: Dialer, policies: Mapping[str, Policy]) -> DialerDescription:
     """Return the dialer as plain values, for the interfaces.
 
-    `policies`: the policies of its queues.
+    `policies`: the policy (all rules) of each dialer queue, by name.
     """
     return DialerDescription(
         queues=[

@@ -1,6 +1,6 @@
 """The optional calling rules of a call centre: when, and how often, a user may be offered.
 
-Pure: the instant is an argument, and zones are those of the system's database by `zoneinfo`. Every
+The time is always an argument. Time zones come from the system's database, by `zoneinfo`. Every
 rule is off unless it is set.
 """
 
@@ -110,13 +110,14 @@ class CallingRules:
 
     hours: CallingHours | None = None
     calls_per_day: Mapping[str, int] = field(default_factory=dict)
-    """By dialer queue: the most completed calls of a user in 24 hours, calls of all origins
-    together.
+    """By dialer queue: the greatest number of completed calls of a user in 24 hours.
+
+    Calls of all dialer queues, and of callbacks and missed calls, are counted together.
     """
     cool_down: Mapping[str, timedelta] = field(default_factory=dict)
     """By dialer queue: the shortest time from a user's last call to the next."""
     attempts: int | None = None
-    """The most calls of a user, as counted in the user's score row. None: no limit."""
+    """The greatest number of calls of a user, as counted in the score row. None: no limit."""
     between_offers: timedelta | None = None
     """The shortest time from one offer of a user to the next, no matter how the first ended."""
 

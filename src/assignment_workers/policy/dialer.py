@@ -76,7 +76,7 @@ class Queue:
     called.
     """
     size_limit: int | None = None
-    """The most people in one build of this dialer queue."""
+    """The greatest number of people in one build of this dialer queue."""
 
     @property
     def total_order(self) -> tuple[Ordering, ...]:
@@ -100,7 +100,7 @@ class Dialer:
     persons: Persons = field(default_factory=Persons)
     """The CRM's table of persons. The default is `crm.users`, whose ids are integers."""
     mappings: Mapping[str, Mapping[str, Names]] = field(default_factory=dict)
-    """By table: other names that a CRM in another database may use.
+    """By key of a mapping, then by table: other names that a CRM in another database may use.
 
     `ASSIGNMENT_WORKERS_CRM_MAPPING` selects a mapping by its key. A table that the mapping leaves
     out has the names with which it is declared.

@@ -59,7 +59,7 @@ class Policy:
     hours: CallingHours | None = None
     numbers: Numbers = _NUMBERS
     limit: int | None = None
-    """The most users in one build of the queue; None: all eligible users."""
+    """The greatest number of users in one build of the queue; None: all eligible users."""
 
     def at(self, now: datetime, zones: Collection[str] = ()) -> dict[str, Any]:
         """Return the SQL parameters of this policy's rules, for judging users at `now`.
@@ -142,8 +142,8 @@ class Policy:
     def rests_until(self) -> ColumnElement[datetime | None]:
         """Return a SQL expression for the time from which the user breaks no resting rule any more.
 
-        A resting rule holds again after some time. Null if the user breaks none. For users who
-        break no other rule; resting rules are the last of a policy.
+        A resting rule holds again after some time. The expression is null if the user breaks none.
+        Use it only for users who break no other rule; resting rules are the last of a policy.
         """
         resting = [rule for rule in self.rules if rule.until is not None]
         return func.greatest(

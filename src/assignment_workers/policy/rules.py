@@ -69,7 +69,7 @@ class RuleEffect(StrEnum):
     CONVERTED = "converted"
     """The user reached the dialer queue's goal and leaves the queue; a conversion is recorded."""
     BLOCKED = "blocked"
-    """The user may not be called until a fact about the user changes."""
+    """The user must not be called until a fact about the user changes."""
     RESTING = "resting"
     """The user may be called later, without a change of facts."""
 
@@ -177,7 +177,7 @@ class Numbers:
     country: ColumnElement[str | None] | None = None
     time_zone: ColumnElement[str | None] | None = None
     needed: bool = False
-    """True if users are never offered whose phone text has no number that can be parsed."""
+    """True if a user whose phone text has no number that can be parsed is never offered."""
 
     @property
     def is_usual(self) -> bool:
@@ -438,9 +438,9 @@ def in_hours(hours: CallingHours) -> Rule:
 def in_hours_soon(hours: CallingHours) -> ColumnElement[bool]:
     """Return a SQL condition: the user can be called before the next build of the dialer queue.
 
-    That is so if each time zone where the user may be has a calling hour before that build. SQL
-    parameters: for each holiday calendar, the list of such zones, under the name that `soon_zones`
-    returns.
+    That is so if each time zone where the user may be has a calling hour before that build. The
+    list of the zones with such an hour is a SQL parameter, one for each holiday calendar, under the
+    name that `soon_zones` returns.
     """
     return _all_zones_in(hours, soon_zones)
 

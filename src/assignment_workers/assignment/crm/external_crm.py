@@ -61,8 +61,8 @@ class Crm:
 
     Every read has a time limit, whatever the server does: `timeout` for facts by user id, a minute
     per batch when the whole CRM is read. After `FAILURES` failed reads in a row, reads raise at
-    once for `OPEN_SECONDS`; then one read tries the CRM. All reads raise `CrmUnavailable`. `grace`:
-    the age up to which the mirror (our copy of the CRM) may be used in place of the CRM.
+    once for `OPEN_SECONDS`; then one read tries the CRM. A read that fails raises `CrmUnavailable`.
+    `grace`: the age up to which the mirror (our copy of the CRM) may be used in place of the CRM.
     Thread-safe.
     """
 
@@ -321,7 +321,8 @@ def _drop(connection: Connection, _: object = None) -> None:
 def configured(dialer: Dialer, settings: Settings) -> Crm | None:
     """Return the external CRM of `settings`; None if the CRM is in our own database.
 
-    Raises `UsageError` if `settings` name a mapping that the dialer does not have.
+    Raises `UsageError` if `settings` name unusable columns, or a mapping (a set of names of tables
+    and columns) that the dialer does not have.
     """
     declared = declared_facts(dialer, settings)
     if settings.crm_database_url is None:
@@ -332,9 +333,10 @@ def configured(dialer: Dialer, settings: Settings) -> Crm | None:
 
 
 def declared_facts(dialer: Dialer, settings: Settings) -> ExternalFacts:
-    """Return the tables and columns that the loaded dialer reads from an external CRM.
+    """Return the tables and columns that `dialer` reads from an external CRM.
 
-    Raises `UsageError` if `settings` name a mapping that the dialer does not have.
+    Raises `UsageError` if `settings` name unusable columns, or a mapping (a set of names of tables
+    and columns) that the dialer does not have.
     """
     if settings.crm_mapping not in (DECLARED, *dialer.mappings):
         raise UsageError(

@@ -114,7 +114,7 @@ def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
     """Create the views that are missing or differ from these queries; return their names.
 
     `wanted`: the queries by name. The caller commits. Raises `SchemaMismatch`, one line, if the
-    database role may not create the views, or if the CRM lacks a table or column.
+    database role has no right to create the views, or if the CRM lacks a table or column.
     """
     if not wanted:
         return []

@@ -178,9 +178,9 @@ class Queries:
     def since(self, news: News, *, goes_on: bool) -> Select[*tuple[Any, ...]]:
         """Return the query for the rows of a CRM table in the order of `created_at` and id.
 
-        `news`: the table. Rows are read from the SQL parameter `at`, a time, on. With `goes_on`, of
-        the rows of exactly that time only those after the id `key` are read. `most`: the parameter
-        for the maximum number of rows.
+        `news`: the table. The query has the SQL parameters `at`, `most` and, with `goes_on`, `key`.
+        It reads at most `most` rows that were created at the time `at` or later. With `goes_on`, a
+        row that was created exactly at that time is read only if its id is greater than `key`.
         """
         if (news.name, goes_on) not in self._since:
             self._since[news.name, goes_on] = self._made(news, goes_on=goes_on)
@@ -229,8 +229,9 @@ class Queries:
     ) -> CrmFacts:
         """Return the facts in the rows of the query `facts`, without repetitions.
 
-        `numbers`: the number of each user in `assignment.user_ids`, by the CRM's id. Each row has a
-        person, and a row of each table on one path of links.
+        `found`: the rows. Each has a person, and one row of each table on one of the paths that
+        `_joined` describes. `numbers`: the number of each user in `assignment.user_ids`, by the
+        CRM's id.
         """
         plan = []
         begin = 0

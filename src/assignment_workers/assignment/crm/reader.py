@@ -75,7 +75,7 @@ class CrmReader:
         `crm`: the external CRM; None if the CRM is in our own database. `patience`: the maximum
         time in seconds that reads may take; None: the limit of a claim. `run`: the function with
         which a sequencer's transaction runs statements; None: the connection runs them. `stores`:
-        False for a reader that may not write; it does not store the phone numbers that it parses.
+        False for a reader that must not write; it does not store the phone numbers that it parses.
         """
         self._connection = connection
         self._run_in_turn = run
@@ -93,7 +93,7 @@ class CrmReader:
 
     @property
     def is_spent(self) -> bool:
-        """True if this transaction may not wait for the external CRM any longer."""
+        """True if this transaction must not wait for the external CRM any longer."""
         return self._crm is not None and self.waited >= (self._patience or self._crm.timeout)
 
     @property
@@ -133,7 +133,8 @@ class CrmReader:
         `policy`: the rules of a dialer queue. Parameters and errors are those of `judge`. If a
         user's phone number has changed in the CRM, the number is parsed and stored before the
         verdict, for at most `readable` users in the order of the rows. In the rows of further such
-        users, `broken` is the rule `NUMBER_UNREAD`.
+        users, the column `broken` (the name of a broken rule) is `NUMBER_UNREAD`. A reader that
+        must not write parses the numbers of all users, and stores none.
         """
         facts = self._facts_for(users, parameters)
         if not self._stores:
@@ -163,9 +164,9 @@ class CrmReader:
         """Judge as `judge_for_claim` does, but use the mirror if the CRM cannot be read.
 
         Returns the rows, and True if they were judged by facts of the CRM itself. The mirror, our
-        copy of the CRM, is used if it is younger than the setting `crm_grace`; by its facts no user
-        may be removed or reported as ineligible. Raises `CrmUnavailable` if it is older, or if the
-        setting is not set.
+        copy of the CRM, is used if it is younger than the setting `crm_grace`. The caller must not
+        remove a user, or report one as ineligible, because of its facts. Raises `CrmUnavailable` if
+        the mirror is older, or if the setting is not set.
         """
         try:
             found = self.judge_for_claim(statement, parameters, users=users, policy=policy, now=now)

@@ -60,7 +60,8 @@ class ChainFault(StrEnum):
 class ChainFinding(BaseModel):
     """A fault of a lane's hash chain, at `position`.
 
-    `upto`: the last position, if several positions in a row have the fault.
+    `upto`: the last position, if several positions in a row have the fault. `said`: a text with
+    more about the fault; it may be empty.
     """
 
     fault: ChainFault

@@ -11,10 +11,10 @@ from datetime import datetime
 
 @dataclass(slots=True)
 class ClaimableSet:
-    """A published generation: the ranks of users who are not out of it, and the claimable users.
+    """A published generation: the ranks of the users still in it, and the claimable users.
 
-    `heap` (rank, user) and `waiting` may have outdated elements, which are dropped when they reach
-    the front, so that no step costs more than the logarithm of the size.
+    `heap` (rank, user) and `waiting` (time, user) may have outdated elements, which are dropped
+    when they reach the front, so that no step costs more than the logarithm of the size.
     """
 
     generation: int
@@ -51,7 +51,7 @@ class ClaimableSet:
         return cls(generation, ranks, ready, heap, waiting, until)
 
     def make_ready(self, user: int) -> None:
-        """Make the user claimable with the former rank; no effect on a user who is out."""
+        """Make the user claimable with the former rank; no effect on a user who was dropped."""
         self.until.pop(user, None)
         if user in self.ranks and user not in self.ready:
             self.ready.add(user)

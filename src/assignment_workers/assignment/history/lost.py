@@ -18,7 +18,7 @@ from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Event
 
 COMPARED = timedelta(hours=1)
-"""The period before the old server's last event whose events are compared by default."""
+"""By default, only events of this time before the old server's last event are compared."""
 
 
 class LostEvent(BaseModel):

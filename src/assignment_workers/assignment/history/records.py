@@ -1,9 +1,9 @@
 """Queries for rows that disagree with the events, or with other rows.
 
-Each query returns one text column, with a row for each subject that breaks a guarantee. The SQL
-parameter `:since` is the time from which on all events exist, `:answers_since` the time from which
-on all answers exist. Each query is one or two hash joins over the stored records. This process has
-only the breaches in memory.
+Each query returns one text column, with a row for each assignment, request, generation, dialer
+queue or term that breaks a guarantee. The SQL parameter `:since` is the time from which on all
+events exist, `:answers_since` the time from which on all answers exist. Each query is one or two
+hash joins over the stored records. This process has only the breaches in memory.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 
 class Record(NamedTuple):
-    """A check of stored rows: a query that selects the subjects for which a guarantee is broken.
+    """A check of stored rows: a query that names each object that breaks a guarantee.
 
-    `guarantee`: its number. `what` is the predicate of a sentence whose subject the query selects,
-    such as "was made without an event".
+    `guarantee`: its number. Each row of the query begins a sentence, such as "assignment" with an
+    id; `what` is the rest of the sentence, such as "was made without an event".
     """
 
     guarantee: int

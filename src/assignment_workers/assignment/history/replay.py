@@ -26,7 +26,7 @@ class Fact(NamedTuple):
 
     `rank` is set for a new assignment, `lease_expires_at` for a new or renewed one. `until` is the
     time from which a user who has to wait is claimable again. `term` is the term of the sequencer
-    that made the change; None for an event of a transaction that proved no term.
+    that made the change; None for an event that was recorded without a term.
     """
 
     id: int
@@ -209,7 +209,8 @@ class Replay:
     ) -> None:
         """Add a skip of this user by this agent at the time `at`.
 
-        `until`: the time before which no agent is offered the user; None: by the settings.
+        `until`: the time before which no agent is offered the user. None: the time is `at` plus the
+        setting `skip_everyone`.
         """
         self._skipped.setdefault(agent, {})[user] = at
         self._resting[user] = until or at + self._settings.skip_everyone

@@ -46,8 +46,8 @@ def callback_row(
 ) -> dict[str, Any]:
     """Return the parameters with which the statement `PROMISE` stores a promised callback.
 
-    `hold`: the assignment of the call. Its id is stored as the id of the call session, a column
-    that the dialer's table requires.
+    `hold`: the assignment of the call. The assignment's id is stored as the id of the call session,
+    a column that the dialer's table requires.
     """
     return {
         "id": transaction.new_id(),

@@ -46,11 +46,13 @@ from assignment_workers.schema.tables import (
 )
 
 STALE = timedelta(minutes=5)
-"""Time without a sign of life after which an agent counts as stale, whatever the agent's state."""
+"""Time without a heartbeat, a change of state or the end of a call after which an agent counts as
+stale, if the agent has an open session and holds no user.
+"""
 SESSION_ENDS = timedelta(hours=2)
-"""Time without a sign of life of an agent after which the agent's session ends.
+"""Time without a sign of life of an agent, such as a heartbeat, after which the session ends.
 
-Source: original-dialer section 6.
+The function `silent` names all signs of life. Source: original-dialer section 6.
 """
 ENDED_AT_ONCE = 500
 """Maximum number of agents' sessions that one transaction ends."""
@@ -121,10 +123,10 @@ def state(
 def end_sessions(
     transaction: FencedTransaction, agents: Sequence[int], *, silent_at: datetime
 ) -> Done:
-    """Set these agents offline, which ends their sessions, unless they have shown a sign of life.
+    """Set these agents offline, which ends their sessions, unless they are no longer silent.
 
     `agents`: the result of the function `silent`, called at the time `silent_at`. An agent who has
-    made a request, a heartbeat or a command about an assignment since then keeps the session. The
+    sent a request, a heartbeat or a command about an assignment since then keeps the session. The
     count `ended` of the answer is the number of agents set offline.
     """
     transaction.require_all_lanes()

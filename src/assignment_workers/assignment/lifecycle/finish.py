@@ -57,9 +57,9 @@ def finish(
     whose limits replace the limits in the moves; None: the limits in the moves apply.
 
     A move that comes after the assignment has ended, or from another agent, is refused and recorded
-    as a race (guarantee 8). A repeated move gets its earlier answer (5). A refused move changes
-    nothing and does not affect the other moves. Errors of the database propagate; then nothing is
-    committed.
+    as a race (guarantee 8). A repeated move gets its earlier answer (guarantee 5). A refused move
+    changes nothing and does not affect the other moves. Errors of the database propagate; then
+    nothing is committed.
     """
     named = [move.owner.assignment_id for move in moves]
     found: dict[UUID, _Found] = {}
@@ -102,7 +102,7 @@ class _Found:
 class _Finish:
     transaction: FencedTransaction
     found: dict[UUID, _Found]
-    """The named assignments by id, with the changes by the commands carried out so far."""
+    """By id: the assignments that the moves name, as changed by the moves carried out so far."""
     outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
     """The new column values of each changed assignment, by the assignment's id."""
@@ -125,7 +125,7 @@ class _Finish:
     agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
     senders: dict[int, str] = field(default_factory=dict)
-    """By user whose assignment a command changes: the token that sent it for the agent."""
+    """By user whose assignment a command changes: the token that sent that command."""
 
     def carry_out(self, move: Move) -> Finished | Refused:
         """Decide one move (an agent's command about an assignment) and return its answer.

@@ -118,7 +118,7 @@ class Close:
 
 @dataclass(frozen=True)
 class Release:
-    """Release the user without a call: claimable at once, by any agent, at the same position."""
+    """Release the user without a call; any agent can claim the user at once, at the same rank."""
 
     owner: Owner
     by: str | None = None

@@ -29,9 +29,10 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import AgentStatus, Phone
 
 SAMPLED = 20_000
-"""Number of a dialer queue's users who are sampled to estimate how many each rule excludes.
+"""Number of score rows that are sampled to estimate how many users each rule excludes.
 
-All users of a smaller queue are counted.
+The rows of all dialer queues count. If there are fewer, all are read. `longest` reads as many
+claimable users.
 """
 LOOKED_BACK = 20_000
 """Number of newest assignments, of all agents, among which one agent's assignments are searched."""
@@ -182,9 +183,9 @@ def find(
 ) -> list[Row]:
     """Return the users, agents and assignments that a search text names, each as `kind` and `id`.
 
-    `said`: one of the CRM's id of a user, the word `agent` with a number, the id of an assignment,
-    and the id of a request. `numbers`: phone numbers in E.164, by which users are found as well.
-    Cost: a few index probes.
+    `said`: the search text. It is the CRM's id of a user, the number of an agent (with or without
+    the word `agent` before it), the id of an assignment, or the id of a request. `numbers`: phone
+    numbers in E.164, by which users are found as well. Cost: a few index probes.
     """
     word, _, number = said.partition(" ")
     agent = number.strip() if word.lower() == "agent" else said

@@ -37,7 +37,7 @@ NEWEST = 20_000
 At 100 claims a second, this covers the time between two scheduled runs.
 """
 APART = frozenset({2, 9})
-"""The numbers of the guarantees that rebuilds disturb no claim and that there is one writer."""
+"""The numbers of two guarantees: a rebuild disturbs no claim (2), and there is one writer (9)."""
 HEAD = 100
 """Number of best-ranked claimable users of a generation whom a check reads.
 
@@ -65,8 +65,8 @@ class Check:
     """A check of a guarantee: a query that returns a line of text for each breach.
 
     `guarantee`: its number; None: a check of the system's state. `cost` describes the maximum that
-    the query reads, however large the tables are. `repairable`: the function `repair` corrects
-    breaches.
+    the query reads, however large the tables are. `repairable`: True if the function `repair`
+    corrects the breaches.
     """
 
     name: str
@@ -136,10 +136,10 @@ def interleavings(findings: Iterable[CheckResult | Broken]) -> int:
 
 
 def repair(transaction: FencedTransaction) -> Done:
-    """Correct the entries of the published generations by the active assignments.
+    """Correct the entries of the published generations, so that they agree with the assignments.
 
-    An entry is the position of a user in a generation. Entries of users whom an agent holds are
-    marked held; other entries that are marked held become ready. The answer has the counts
+    An entry is the position of a user in a generation. Entries of users with an active assignment
+    are marked held; other entries that are marked held become ready. The answer has the counts
     `marked_held` and `given_back`. No assignment changes.
     """
     transaction.require_all_lanes()

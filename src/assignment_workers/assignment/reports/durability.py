@@ -26,7 +26,7 @@ class Commits(StrEnum):
 
 
 class Durability(BaseModel):
-    """The state of commits, and one sentence for an operator."""
+    """The servers that have a commit when its answer is sent; `meaning` says it in one sentence."""
 
     commits: Commits
     meaning: str

@@ -63,8 +63,9 @@ class PromiseFound(BaseModel):
     """A callback or missed call of the user that is pending.
 
     `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed`, `put_off`, `paused` or
-    the name of a rule. `queue` is the dialer queue of the user by their facts, if any. `kept_for`
-    is the only agent who may have the user for `callback_preferred` from `due_at` on.
+    the name of a rule. `queue` is the dialer queue to which the user belongs by the CRM's facts, if
+    any. `kept_for` is the only agent to whom the user can be assigned until the time
+    `callback_preferred` (a setting) has passed since `due_at`; null: any agent.
     """
 
     source: Source
@@ -123,7 +124,7 @@ class Explanation(BaseModel):
     queues: list[QueueVerdict]
     not_for: list[NotFor]
     suppressions: list[StandingSuppression] = []
-    """The suppressions of the user that were not lifted: closures by agents, too, with the reason.
+    """The suppressions of the user that were not lifted, including closures by agents.
 
     Suppressions of the user's phone number are not among them.
     """

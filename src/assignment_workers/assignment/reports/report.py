@@ -51,19 +51,26 @@ class Consistency(BaseModel):
 
 
 class Report(ServiceLevels):
-    """The measured service levels from `since` to `until`; the incident report set the targets."""
+    """The measured service levels from `since` to `until`.
+
+    The targets are those of the incident report (docs/original-dialer.md).
+    """
 
     since: datetime
     until: datetime
-    assignments: int = Field(description="Holds that began.")
-    ended: dict[str, int] = Field(description="Holds that ended, by how.")
+    assignments: int = Field(description="Assignments that began.")
+    ended: dict[str, int] = Field(description="Assignments that ended, by their last state.")
     answers: dict[str, int] = Field(description="Requests answered, by outcome.")
     failed: int = Field(description="Request messages that could not be handled.")
-    lost: int = Field(description="Assignments that were told and are not there: none, ever.")
-    races: dict[str, int] = Field(description="Races met and resolved, by kind.")
+    lost: int = Field(
+        description="Assignments that an event records but that have no row. It must always be 0."
+    )
+    races: dict[str, int] = Field(
+        description="Races (conflicts between two writers) that were resolved, by kind."
+    )
     interleavings: int = Field(
-        description="Rebuilds and claims that got into each other's way, as the doctor finds them "
-        "now: none, ever."
+        description="Breaches of guarantees 2 and 9 that the doctor finds now, such as a rebuild "
+        "that disturbed a claim. It must always be 0."
     )
     seconds_to_assign: TimeToAssign
     consistency: Consistency

@@ -56,12 +56,12 @@ class Unseen(BaseModel):
         description="Answers whose counts were dropped, because the database was away for days."
     )
     counted_from: datetime | None = Field(
-        description="Since when unanswered requests are counted, where that is after the period "
-        "began. Null: for the whole period."
+        description="The time from which unanswered requests are counted, if the period began "
+        "before it. Null: they are counted for the whole period."
     )
     records_from: datetime | None = Field(
-        description="Since when answers are still stored, where that is after the period began. "
-        "Null: for the whole period."
+        description="The time from which answers are still stored, if the period began before it. "
+        "Null: they are stored for the whole period."
     )
 
 
@@ -70,11 +70,11 @@ class ServiceLevels(BaseModel):
 
     asked: int = Field(description="Requests, without those that were the caller's mistake.")
     useful: int = Field(
-        description="Requests answered with a user, or that there is none, that the dialer queue "
-        "is paused, or that a rule keeps the agent from calling."
+        description="Requests whose answer was a user, or said that there is none, that the dialer "
+        "queue is paused, or that a rule keeps the agent from calling."
     )
     unanswered: dict[str, int] = Field(
-        description="Requests that failed, by how: unavailable or timed out, too late, left by "
+        description="Requests that failed, by kind: unavailable or timed out, too late, left by "
         "their caller, or an internal error."
     )
     mistakes: int = Field(
@@ -82,14 +82,14 @@ class ServiceLevels(BaseModel):
         "They are not in `asked`."
     )
     success_rate: float | None = Field(
-        description="`useful` divided by `asked`; null where nobody asked."
+        description="`useful` divided by `asked`; null if there was no request."
     )
     minutes: int = Field(description="Minutes in which there were requests.")
     minutes_unavailable: int = Field(
         description="Minutes in which less than half of the requests were answered usefully."
     )
     availability: float | None = Field(
-        description="The share of these minutes that were available; null where nobody asked."
+        description="The share of `minutes` that were available; null if there was no request."
     )
     unseen: Unseen
 

@@ -90,9 +90,9 @@ class Leader(BaseModel):
 class SequencerStatus(BaseModel):
     """A lane's sequencer, and the lane's dialer queues.
 
-    `leader` is None while no process leads. A process that leads but has given no sign of life for
-    `SILENT_SECONDS` is the `silent_leader` instead. `probe_seconds` is the time of the last probe
-    on the assignment queue.
+    `leader` is None while no process leads. A process that leads but has made no transaction for
+    `SILENT_SECONDS` is the `silent_leader` instead. A probe is a message that the leader sends to
+    itself; `probe_seconds` is the time from the sending of the last one to its transaction.
     """
 
     lane: str
@@ -109,8 +109,9 @@ class SequencerStatus(BaseModel):
 class CrmStatus(BaseModel):
     """The CRM. `trouble` is the reason why the CRM cannot be read now; None: it answers.
 
-    `mirror_age_seconds` is the age of the facts that are used for whole pools of an external CRM;
-    None: the CRM is in our own database, or was never mirrored.
+    `elsewhere` is True for an external CRM. `mirror_age_seconds` is the age of the mirror, our copy
+    of an external CRM, which jobs that judge all users read. None: the CRM is in our own database,
+    or was never copied.
     """
 
     elsewhere: bool
@@ -119,11 +120,11 @@ class CrmStatus(BaseModel):
 
 
 class DueStatus(BaseModel):
-    """Calls that come before the dialer queues.
+    """Callbacks and missed calls, which come before the dialer queues.
 
-    A callback is overdue ten minutes after its time, when it is no longer reserved for one agent,
-    or after the time to which it was postponed. `oldest_overdue` is the promised time of the
-    callback that is overdue for longest.
+    A callback is overdue if it is still pending ten minutes after its time, or after the later time
+    to which it was postponed. By default, it is then no longer reserved for one agent.
+    `oldest_overdue` is the earliest promised time of an overdue callback.
     """
 
     callbacks_pending: int
@@ -177,7 +178,7 @@ class Status(BaseModel):
     dead_letters: int
     unpublished: int
     standbys: list[StandbyStatus]
-    """The database's standby servers; empty too if the database role may not see them.
+    """The database's standby servers; empty, too, if the database role has no right to see them.
 
     To see them, the role needs `pg_read_all_stats`.
     """
