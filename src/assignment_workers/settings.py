@@ -209,7 +209,8 @@ class Settings(BaseModel):
     crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
     """The names of an external CRM's tables and columns.
 
-    They are `original`, those that the dialer declares, or one of the dialer's `mappings`.
+    `original` stands for the names that the dialer declares; any other value names one of the
+    dialer's `mappings`.
     """
     crm_columns: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_COLUMNS")
     """Optional columns of the CRM's users, `country=country_code, time_zone`; unset: none."""
@@ -218,7 +219,7 @@ class Settings(BaseModel):
     )
     """The time that a claim waits for an answer of an external CRM."""
     crm_grace: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_GRACE_SECONDS")
-    """The age of mirrored facts that still count while an external CRM is away; unset: none."""
+    """The age up to which our copy of an external CRM is used while that is away; unset: never."""
 
     lease: Seconds = Field(timedelta(minutes=5), alias="ASSIGNMENT_WORKERS_LEASE_SECONDS")
     """The time that an accepted assignment lasts without a sign of life."""
@@ -227,7 +228,7 @@ class Settings(BaseModel):
     offers_lapsed: Annotated[int, Field(ge=1)] = Field(
         3, alias="ASSIGNMENT_WORKERS_OFFERS_LAPSED_MAXIMUM"
     )
-    """The lapsed offers in a row after which an agent is set on break."""
+    """The number of lapsed offers in a row after which an agent is set on break."""
     defer_maximum: Seconds = Field(
         timedelta(days=30), alias="ASSIGNMENT_WORKERS_DEFER_MAXIMUM_SECONDS"
     )
@@ -235,7 +236,7 @@ class Settings(BaseModel):
     session_calls: Annotated[str, _parsed_by(by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_SESSION_CALLS"
     )
-    """The most calls in an agent's session, for all or by team: `100, unsigned=80`."""
+    """The greatest number of calls in an agent's session; by team as in `100, unsigned=80`."""
     call_gap: Annotated[str, _parsed_by(by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_CALL_GAP_SECONDS"
     )
@@ -263,7 +264,10 @@ class Settings(BaseModel):
     )
     """The region of phone numbers without a country code: two capital letters."""
     offer_without_number: bool | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_WITHOUT_NUMBER")
-    """True if users without a readable number are offered; unset: if no calling hours are set."""
+    """True if users without a readable phone number are offered.
+
+    Unset: they are offered if no calling hours are set.
+    """
     outcomes: Annotated[str, AfterValidator(_outcomes)] = Field(
         "{}", alias="ASSIGNMENT_WORKERS_OUTCOMES"
     )
@@ -278,27 +282,27 @@ class Settings(BaseModel):
     )
     """The order in which the dialer queues are served: `first, second`, or by team after `;`.
 
-    `sales, renewals; inbound=renewals`: it counts for requests
-    that name no dialer queue. Queues that are not named come last.
+    An example is `sales, renewals; inbound=renewals`. The order counts for requests that name no
+    dialer queue. Dialer queues that are not named come last.
     """
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )
-    """The most users of a generation; unset: all who are eligible.
+    """The greatest number of users in a generation; unset: all who are eligible.
 
-    Users who can be called before the next build come first, then others, each by rank.
+    Users who can be called before the next build come first, by rank. Others follow, by rank.
     """
     level_minimum: Annotated[int, Field(ge=1)] = Field(20, alias="ASSIGNMENT_WORKERS_LEVEL_MINIMUM")
-    """The number of claimable users below which the level check regenerates the dialer queue."""
+    """The number of claimable users below which a periodic check rebuilds the dialer queue."""
     level_interval: Seconds = Field(
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_LEVEL_INTERVAL_SECONDS"
     )
-    """The least time between two regenerations that the level check starts."""
+    """The shortest time from a build of a dialer queue to a rebuild because of `level_minimum`."""
 
     quarantine_after: Annotated[int, Field(ge=1)] = Field(
         3, alias="ASSIGNMENT_WORKERS_QUARANTINE_AFTER"
     )
-    """The failures for an unclear reason within a day after which a user is quarantined."""
+    """The number of failures without a clear reason in a day after which a user is quarantined."""
     calling_hours: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOURS")
     """Calling hours, such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
     calling_zones: str = Field("Europe/London", alias="ASSIGNMENT_WORKERS_CALLING_ZONES")
@@ -310,15 +314,15 @@ class Settings(BaseModel):
     first to all others.
     """
     calls_per_day: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLS_PER_DAY")
-    """The most calls to a user in 24 h, by queue: `sales=3, renewals=2`."""
+    """The greatest number of calls to a user in 24 h, by dialer queue: `sales=3, renewals=2`."""
     call_cooldown: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALL_COOLDOWN_SECONDS")
-    """The least time since a user's last call, by dialer queue: `sales=14400`."""
+    """The shortest time from a user's last call to the next, by dialer queue: `sales=14400`."""
     attempts_maximum: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_ATTEMPTS_MAXIMUM"
     )
-    """The most calls to a user; unset: no limit."""
+    """The greatest number of calls to a user; unset: no limit."""
     offer_gap: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS")
-    """The least time from one offer of a user to the next, a released one too; unset: none."""
+    """The shortest time from one offer of a user to the next, also after a release; unset: none."""
 
     message_maximum: Annotated[int, Field(ge=1_000_000, le=100_000_000)] = Field(
         1_000_000, alias="ASSIGNMENT_WORKERS_MESSAGE_MAXIMUM_BYTES"
@@ -381,11 +385,11 @@ class Settings(BaseModel):
     gateway_agent_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         20.0, alias="ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE"
     )
-    """Calls per second for one agent."""
+    """The calls per second that the gateway accepts for one agent."""
     gateway_token_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         2_000.0, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKEN_RATE"
     )
-    """Calls per second with one token."""
+    """The calls per second that the gateway accepts with one token."""
     gateway_refusal_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         10.0, alias="ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE"
     )
@@ -425,7 +429,7 @@ class Settings(BaseModel):
     )
     """The bearer token that may do everything on the stack; set by `up` from its home."""
     embedded: bool = Field(False, alias="ASSIGNMENT_WORKERS_EMBEDDED")
-    """True if both servers are `up`'s own, on loopback; set by `up`."""
+    """True if `up` runs PostgreSQL and Valkey itself, on loopback; set by `up`."""
     celery_config: Path | None = Field(None, alias="ASSIGNMENT_WORKERS_CELERY_CONFIG")
     """The Celery configuration file.
 
@@ -531,7 +535,7 @@ def _needed(variable: str, value: str | None) -> str:
 def _with_files(environment: Mapping[str, str], known: set[str]) -> Iterator[tuple[str, str]]:
     """Yield the variables and their values.
 
-    A secret's `…_FILE` is replaced by the file's content.
+    For a secret's `…_FILE`, the secret's own variable is yielded, with the content of the file.
     """
     for name, value in environment.items():
         of = name.removesuffix("_FILE")

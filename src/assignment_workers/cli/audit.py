@@ -63,8 +63,9 @@ def verify(
     """Check an export on its own, or the database against its digests; exit code 1 on a finding.
 
     A finding is an event that was changed, deleted, moved to another position or added; a
-    beginning that was cut without the purge; or an end that is missing. Only `--since` finds a
-    past that was rewritten together with all its digests, so store exports on another machine.
+    beginning that is missing, although no purge of old events deleted it; or an end that is
+    missing. Only `--since` finds a past that was rewritten together with all its digests, so store
+    exports on another machine.
     """
     if file is not None:
         if since is not None:
@@ -96,8 +97,8 @@ def lost(
 ) -> int:
     """Name what an old primary has recorded and this database lacks; exit code 1 if anything.
 
-    For the time after a failover or a restore, while the old server can still be read. Nothing
-    is written to either.
+    Use it after a failover or a restore, while the old server can still be read. Nothing is
+    written to either server.
     """
     try:
         check_postgres(old)

@@ -51,7 +51,8 @@ class Run(Protocol[T_co]):
 
 
 CALM_SECONDS = 30.0
-"""The least seconds between two faults of a soak: long enough to measure the system without faults.
+"""The shortest time, in seconds, between two faults of a soak: long enough to measure the system
+without faults.
 """
 FAULTS = 200
 """The approximate number of faults in a long soak.

@@ -52,12 +52,12 @@ def check(
 ) -> int:
     """Check the definition of the dialer, without starting anything.
 
-    Each mistake is one line with file, dialer queue and rule; then the exit code is 2. With a
-    database, that of DATABASE_URL or of the stack that runs here, its tables are asked too: a
-    warning names each rule for which a claim would read a whole table, and each dialer queue that
-    no agent may take from. What the environment and the settings in force name, and the file does
-    not have, is a line too: a mistake where no process would start, else a warning. So is a table
-    or a column that an external CRM lacks.
+    Each mistake is one line with file, dialer queue and rule; then the exit code is 2. If
+    DATABASE_URL is set or a stack runs here, the tables of its database are read too: a warning
+    names each rule for which a claim would read a whole table, and each dialer queue that no agent
+    may take from. A name in the environment or in the settings in force that the file does not
+    have is a mistake if no process would start with it, else a warning. A table or a column that
+    an external CRM lacks is a mistake.
     """
     if file is not None:
         os.environ[VARIABLE] = str(file)
@@ -146,7 +146,8 @@ def _has_database(given: Settings) -> bool:
 def _in_force(given: Settings) -> Settings:
     """Return the settings with the operational settings in force.
 
-    Without a database, or if it is unavailable, those of the environment and the dialer's file.
+    Without a database, or if it is unavailable, return the settings of the environment and of the
+    dialer's file.
     """
     if _has_database(given):
         try:

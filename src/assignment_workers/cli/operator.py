@@ -369,7 +369,7 @@ def _tables(health: Health, runs: Sequence[LastJobRun] = ()) -> Iterator[Table]:
 
 
 def _jobs(jobs: Sequence[JobHealth], runs: Mapping[tuple[str, str | None], LastJobRun]) -> Table:
-    """Return a table of jobs and their last runs: first `jobs`, which were judged, then others."""
+    """Return a table of jobs with their last runs: first those in `jobs`, then others in `runs`."""
     columns = ["job", "queue", "state", "asked for", "last run", "last success", "next", "did"]
     judged = [
         (
@@ -512,8 +512,8 @@ def doctor(
     """Check every guarantee that the database can show.
 
     The components without which agents are not served are checked, too. The exit code is 1 when a
-    guarantee is broken or such a component is down. --history needs the settings of the run:
-    lease, rests and retention.
+    guarantee is broken or such a component is down. --history needs the settings with which the
+    events were recorded: the lease, the pauses after a skip, and the retention.
     """
     health = read_once(known())
     if _is_silent(health):

@@ -53,9 +53,9 @@ class OutcomeRecorder:
         self.outcome: str | None = None
 
     def __call__(self, answer: T, *, done: str = "done") -> T:
-        """Record the outcome in `answer`: `done`, unless it was refused or unavailable.
+        """Record the outcome of the action, and return `answer`.
 
-        Return `answer`.
+        The outcome is the text in `done`, unless `answer` is a refusal or `Unavailable`.
         """
         self.outcome = _line(answer, done)
         return answer

@@ -54,9 +54,9 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
     ) -> None:
         """Prepare the client without contacting a server.
 
-        `together`: the most calls in one message. `under_way`: the most messages of one kind that
-        wait for an answer at once. `orphaned` is called with each answer whose caller was
-        cancelled. `key` signs the commands of operators. `tracing`: see `traces.follow`.
+        `together`: the greatest number of calls in one message. `under_way`: the greatest number of
+        unanswered messages of one kind. `orphaned` is called with a call and its answer if the
+        caller was cancelled. `key` signs the commands of operators. `tracing`: see `traces.follow`.
         """
         check_addresses(redis_url, broker_url)
         randomness = randomness or Random()

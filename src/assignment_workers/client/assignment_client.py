@@ -33,8 +33,8 @@ SOONEST_SECONDS = 0.2
 class AssignmentClient(AgentMethods, ABC):
     """The requests and commands of an agent, over Celery or HTTP.
 
-    Repeating one has no second effect. Each method waits at most `timeout`; `HttpClient` may wait
-    two seconds longer for the response.
+    A repeated command has no second effect. Each method waits at most `timeout`; `HttpClient` may
+    wait two seconds longer for the response.
     """
 
     core: Core
@@ -232,7 +232,7 @@ class Hold:
         )
 
     def close_user(self, why: str) -> FinishAnswer:
-        """Close the user in this dialer queue until an operator lifts the closure."""
+        """Close the user: this dialer queue offers them to nobody until an operator allows it."""
         held = self.assignment
         return self._end(
             self._client.close_user(

@@ -15,7 +15,7 @@ ASSIGNMENT = "assignment"
 MAINTENANCE = "maintenance"
 HEARTBEATS = "heartbeats"
 BY = "by"
-"""The name of the argument that has the operator who sends a command."""
+"""The name of the argument that names the operator who sends a command."""
 OFF_THE_LINE = frozenset({MAINTENANCE, HEARTBEATS})
 """The Celery queues that are not assignment queues. Their messages have no order and no lane."""
 
@@ -151,7 +151,7 @@ def reassign(assignment_id: UUID | str, agent_id: int, by: str, why: str) -> Com
 
 
 def drain(queue: str, by: str) -> CommandCall:
-    """Build the command that removes users whom no agent has from this dialer queue.
+    """Build the command that removes, from this dialer queue, users whom no agent holds.
 
     One command removes a limited number of users; active assignments are not changed.
     """
@@ -169,10 +169,11 @@ def do_not_contact(
     source: str | None = None,
     raw: bool = False,
 ) -> CommandCall:
-    """Build the command that suppresses a user or a phone number in one dialer queue or in all.
+    """Build the command that forbids calls to a user or a phone number.
 
-    `source`: the origin of the suppression, such as a public register. `raw`: True to store a
-    `phone` that cannot be read as a phone number, as text.
+    `queue`: the one dialer queue for which this holds; None: all. `source`: the origin of the
+    entry, such as a public register. `raw`: True to store a `phone` that cannot be read as a phone
+    number, as text.
     """
     arguments = {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
     more = {
@@ -187,12 +188,12 @@ def do_not_contact(
 
 
 def flip_list(list_id: int, why: str, by: str) -> CommandCall:
-    """Build the command that puts a loaded suppression list in force."""
+    """Build the command that puts in force a stored list of numbers that are not to be called."""
     return CommandCall("user.flip_suppression_list", {"list_id": list_id, "why": why, "by": by})
 
 
 def drop_list(name: str, why: str, by: str) -> CommandCall:
-    """Build the command that ends the effect of the suppression list `name`."""
+    """Build the command that ends the effect of the list `name` of numbers not to be called."""
     return CommandCall("user.drop_suppression_list", {"name": name, "why": why, "by": by})
 
 
@@ -242,7 +243,7 @@ def repair() -> CommandCall:
 
 
 def regenerate(queue: str | None) -> CommandCall:
-    """Build the command that requests a build of one dialer queue, or of all."""
+    """Build the command that requests a rebuild of one dialer queue; of all, if `queue` is None."""
     arguments = {"queue": queue, "trigger": "hand"}
     return CommandCall("queue.regenerate", arguments, celery_queue=MAINTENANCE)
 

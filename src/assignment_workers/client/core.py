@@ -123,7 +123,7 @@ class RunsLater(Protocol):
 
 
 class Operation(Generic[P, T]):
-    """A descriptor that makes a client method from `declared`, a generator method of a core.
+    """A descriptor that makes a client method from `declared`, a generator method of a `Core`.
 
     On a client that waits, the method returns the answer; on a client for asyncio, a coroutine for
     the answer. mypy and editors see the signature of `declared`.
@@ -310,7 +310,7 @@ class CeleryCore(Core):
     def built(self, task_id: str, *, timeout: timedelta) -> Steps[Built | Unavailable]:
         """Wait for the build with the task id that `regenerate` returned; return its result.
 
-        `Unavailable` if the build fails, or is not finished within `timeout`.
+        The result is `Unavailable` if the build fails, or is not finished within `timeout`.
         """
         ends = time.monotonic() + timeout.total_seconds()
         while True:
@@ -335,7 +335,7 @@ class CeleryCore(Core):
 class AgentMethods(AgentVerbs):
     """The methods that every client of an agent has. Repeating a command has no second effect.
 
-    Each method waits at most `timeout`; over HTTP two seconds longer for the response.
+    Each method waits at most `timeout`. Over HTTP it may wait two seconds longer for the response.
     """
 
     request_next = Operation(Core.request_next)

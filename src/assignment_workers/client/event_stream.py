@@ -19,7 +19,9 @@ SILENT_SECONDS = 45.0
 comment every 15 seconds.
 """
 AGAIN_SECONDS, AGAIN_AT_MOST = 0.5, 15.0
-"""Seconds before the first attempt to reconnect, and the most seconds before a later attempt."""
+"""Seconds before the first attempt to reconnect, and the most before a later attempt, unless the
+gateway asks for a longer pause.
+"""
 
 
 class StreamedEvent(BaseModel):
@@ -32,7 +34,7 @@ class StreamedEvent(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int
-    """Position of the event: `after` of a later call goes on from it."""
+    """The position of the event. A later call with this value as `after` yields the next events."""
     kind: str
     at: datetime | None = None
     term: int | None = None

@@ -33,7 +33,7 @@ from assignment_workers.client.http_core import (
 from assignment_workers.clock import Clock, system_clock
 
 CONNECTIONS_KEPT = 64
-"""The most connections that are kept open while no call uses them."""
+"""The greatest number of connections that are kept open while no call uses them."""
 
 
 class HttpClient(HttpMethods, AssignmentClient):
@@ -91,9 +91,10 @@ class HttpClient(HttpMethods, AssignmentClient):
     ) -> Iterator[StreamedEvent]:
         """Yield events as they are committed, without end; reconnect after a lost connection.
 
-        `agent_id`: only events of this agent. `after`: the id of an event; later events are yielded
-        first, and none twice. Raises `EventsRefused`, for example if the gateway refuses the token.
-        Leaving the loop closes the connection.
+        `agent_id`: only events of this agent. `after`: the id of an event; the first event yielded
+        is the next after it. None: only events from now on. No event is yielded twice. Raises
+        `EventsRefused`, for example if the gateway refuses the token. Leaving the loop closes the
+        connection.
         """
         position = EventPosition(agent_id, after)
         with httpx.Client(**connection_options(self._gateway, self._token)) as http:

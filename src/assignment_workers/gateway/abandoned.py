@@ -1,7 +1,7 @@
 """Assignments whose caller had disconnected when the answer came.
 
-Each is released after a grace period, unless the agent has shown up meanwhile at any gateway, by
-repeating the request, renewing or finishing. The sequencer decides this in the transaction that
+Each is released after a grace period, unless its agent has meanwhile repeated the request, or has
+renewed or ended the assignment, at any gateway. The sequencer decides this in the transaction that
 releases the assignment.
 """
 

@@ -47,15 +47,15 @@ class RequestBody(_Body):
     agent_id: AgentId
     queue: Word | None = Field(None, description="Only from this dialer queue.", examples=[A_QUEUE])
     request_id: RequestId | None = Field(
-        None, description="The same id gets the same answer; made where it is absent."
+        None, description="The same id gets the same answer. If absent, the gateway makes one."
     )
     timeout_ms: Annotated[int, Field(ge=100, le=TIMEOUT_MS_MOST, strict=True)] = Field(
-        TIMEOUT_MS, description="After it nobody is assigned."
+        TIMEOUT_MS, description="Milliseconds to wait. After that no user is assigned."
     )
 
 
 class OwnerBody(_Body):
-    """The owner of the assignment. `version` as the last answer gave it; absent: any version."""
+    """The agent who holds the assignment, and its `version` in the last answer; absent: any."""
 
     agent_id: AgentId
     version: Version | None = None
@@ -93,7 +93,7 @@ class ActBody(_Body):
 
     why: (
         Annotated[str, Field(min_length=1, max_length=WHY_AT_MOST, pattern=r"^[^\x00]*$")] | None
-    ) = Field(None, description="Kept with who did it.", examples=["the CRM is being mended"])
+    ) = Field(None, description="The recorded reason.", examples=["the CRM is being mended"])
 
 
 class SettingsBody(_Body):
@@ -109,21 +109,21 @@ class ReportQuery(_Body):
     """The period of a report."""
 
     since: AwareDatetime | None = Field(
-        None, ge=EARLIEST, description="With a zone; absent: a day ago."
+        None, ge=EARLIEST, description="The beginning, with a time zone; absent: a day ago."
     )
 
 
 class VersionsQuery(_Body):
     """The query of the versions of the operational settings."""
 
-    most: Annotated[int, Field(ge=1, le=1_000, description="The most versions.")] = 50
+    most: Annotated[int, Field(ge=1, le=1_000, description="The greatest number of versions.")] = 50
 
 
 class EventsQuery(_Body):
     """The selection of events."""
 
     agent_id: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
-        None, description="Only what this agent does."
+        None, description="Only the events of this agent."
     )
 
 
@@ -153,7 +153,7 @@ RequestAnswer = Annotated[
 
 
 class Sent(BaseModel):
-    """The answer to a call that sent a message: a request for a build, or a dead letter again."""
+    """The answer to a call that sent a message: a request for a rebuild, or a dead letter again."""
 
     task_id: str
 
@@ -164,15 +164,15 @@ class LiveDetails(BaseModel):
     rank: int | None = None
     lease_expires_at: AwareDatetime | None = None
     until: AwareDatetime | None = Field(None, description="Before then nobody is offered the user.")
-    state: str | None = Field(None, description="Of an agent.")
+    state: str | None = Field(None, description="The agent's state.")
     outcome: str | None = Field(None, description="How the call ended.")
     actions: list[str] | None = Field(None, description="What others are to do about the call.")
-    reason: str | None = Field(None, description="The rule that took a user out.")
+    reason: str | None = Field(None, description="The reason, such as the rule against a user.")
     scheduled_for: AwareDatetime | None = None
     moved_to: str | None = None
     size: int | None = None
     trigger: str | None = None
-    kind: str | None = Field(None, description="Of a race.")
+    kind: str | None = Field(None, description="The kind of a race: a conflict of two writers.")
     done: str | None = Field(None, description="What was done about a race.")
 
 
@@ -212,7 +212,7 @@ class State(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The readiness of the gateway. The state of the system is told, and does not end readiness."""
+    """The readiness of the gateway, and the state of the system, on which it does not depend."""
 
     status: Literal["ready"]
     state: HealthState

@@ -43,7 +43,7 @@ class CommandDispatcher:
         timeout: timedelta,  # noqa: ASYNC109 - the command's, which ends by itself
         **facts: str,
     ) -> Response:
-        """Send a command and return its answer as an HTTP response, with `facts` added.
+        """Send a command and return its answer as an HTTP response, with `facts` as further fields.
 
         A token that is not the agent's own is recorded with the events of the command. If the
         caller disconnects, a command that has not been sent is dropped. An assignment that was made
@@ -79,7 +79,7 @@ class CommandDispatcher:
 
 
 def response(answer: dict[str, Any], **facts: str) -> Response:
-    """Return an answer and the further `facts` as a JSON response.
+    """Return a JSON response with the fields of `answer`, and `facts` as further fields.
 
     A refused or unavailable answer becomes problem details (RFC 9457).
     """

@@ -26,7 +26,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class FastRoute(APIRoute):
     """A FastAPI route that parses well-formed JSON calls faster than FastAPI does.
 
-    For endpoints that need an `Actor` (a token that may send agents' commands) and take only a body
+    Its endpoint must need an `Actor` (a token that may send agents' commands) and take only a body
     and path parameters. A malformed call is passed to FastAPI, so its error is the usual one.
     """
 

@@ -16,8 +16,8 @@ from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 
 EVERY_SECONDS = 1.0
-"""The least seconds between two writes of heartbeats. After a longer pause, a heartbeat is written
-at once.
+"""The shortest time, in seconds, between two writes of heartbeats. After a longer pause, the next
+heartbeat is written at once.
 """
 
 

@@ -16,8 +16,8 @@ from assignment_workers.origins import Origins
 
 BODY_BYTES = 64 * 1024
 REMEMBERED = 10_000
-"""The most keys whose rate is remembered. The key that was not used for the longest time is
-forgotten first.
+"""The greatest number of keys whose rate is remembered. The key that was not used for the longest
+time is forgotten first.
 """
 
 
@@ -57,7 +57,7 @@ class TokenBucket:
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies above `BODY_BYTES`, whether declared or not."""
+    """ASGI middleware that refuses bodies above `BODY_BYTES`, with or without a Content-Length."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -34,9 +34,9 @@ class Wrong(BaseModel):
 class ProblemDetails(BaseModel):
     """A problem (RFC 9457).
 
-    With `outcome` it is an answer. `refused`: the same call gets the same answer, unless
-    `retry_after` tells when it may succeed; `code` names the reason. `unavailable`: the call may
-    succeed after `retry_after` seconds.
+    `outcome` `refused`: the same call gets the same answer, unless `retry_after` tells when it may
+    succeed; `code` names the reason. `outcome` `unavailable`: the call may succeed after
+    `retry_after` seconds. Other problems, such as an unknown path, have no `outcome`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -47,9 +47,9 @@ class ProblemDetails(BaseModel):
     detail: str = Field(description="For a person: what was wrong and what is accepted.")
     outcome: Literal["refused", "unavailable"] | None = None
     code: Code | None = Field(None, description="Why it was refused, for programs.")
-    request_id: str | None = Field(None, description="As sent or made, where a user was asked for.")
-    retry_after: float | None = Field(None, description="Seconds until it may be worth a try.")
-    errors: list[Wrong] | None = Field(None, description="All that was wrong in what was sent.")
+    request_id: str | None = Field(None, description="The id of a request for a user.")
+    retry_after: float | None = Field(None, description="Seconds after which it may succeed.")
+    errors: list[Wrong] | None = Field(None, description="All errors in the data that was sent.")
 
 
 class Problem(Exception):

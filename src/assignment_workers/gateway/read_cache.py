@@ -29,10 +29,11 @@ T = TypeVar("T")
 FRESH_SECONDS = 0.5
 """Seconds for which a value read from the database is used again."""
 AT_ONCE = 2
-"""The most database connections that reads for viewers use. The others are left for agents' calls.
+"""The greatest number of database connections that reads for viewers use. The others are left for
+agents' calls.
 """
 READS = 200
-"""The most values that are cached. When there are more, all are dropped."""
+"""The greatest number of cached values. When there are more, all are dropped."""
 
 
 @dataclass

@@ -12,13 +12,13 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 32 * 1024
-"""The most bytes of a request's first line and headers together."""
+"""The greatest size, in bytes, of a request's first line and headers together."""
 ARRIVE_SECONDS = 20.0
-"""The most seconds for a request to arrive completely. They begin when the connection opens or, for
-a further request, with its first byte.
+"""The longest time, in seconds, for a request to arrive completely. It begins when the connection
+opens or, for a further request, with its first byte.
 """
 CONNECTIONS = 5_000
-"""The most open connections of a gateway process. A further connection is closed."""
+"""The greatest number of open connections of a gateway process. A further one is closed."""
 
 
 class LimitedProtocol(HttpToolsProtocol):

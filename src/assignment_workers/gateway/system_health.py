@@ -101,7 +101,10 @@ class AnswerWindow:
 
 
 class SystemHealth:
-    """The monitoring of a gateway: health of the system, its own signs of life, `DatabaseGuard`."""
+    """A gateway's monitoring: it reads the health of the system, and controls the `DatabaseGuard`.
+
+    It also stores in Redis, every second, that this gateway is alive.
+    """
 
     def __init__(self, settings: Settings, engine: Engine, gate: ConnectionGate) -> None:
         self._settings = settings
@@ -113,7 +116,7 @@ class SystemHealth:
     def start(self) -> None:
         """Read the health once, then continue in the background.
 
-        Takes seconds if a server is down.
+        The first reading takes seconds if a server is down.
         """
         monitor = HealthMonitor(self._settings, read=self._guard.update)
         self._signs = LifeSigns(
@@ -127,7 +130,7 @@ class SystemHealth:
         self._monitor = monitor
 
     def stop(self) -> None:
-        """Stop reading the health, and report that this gateway stops in order."""
+        """Stop reading the health, and store in Redis that this gateway ended in an orderly way."""
         if self._monitor is not None:
             self._monitor.stop()
         if self._signs is not None:

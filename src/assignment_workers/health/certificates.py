@@ -26,7 +26,7 @@ AGAIN_SECONDS = 30.0
 ANSWER_SECONDS = 1.0
 """The most seconds for a connection, and for each step of its handshake."""
 HANDSHAKES = 4
-"""The most servers from which certificates are read at the same time."""
+"""The greatest number of servers from which certificates are read at the same time."""
 POSTGRES_PORT, REDIS_PORT, AMQPS_PORT, HTTPS_PORT = 5432, 6379, 5671, 443
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 """The message by which a PostgreSQL client requests TLS. The server answers S or N."""

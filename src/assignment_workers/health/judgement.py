@@ -103,7 +103,7 @@ def judge(readings: Readings, installation: Installation) -> Health:
 
 
 def live(signs: Iterable[SeenSign]) -> list[SeenSign]:
-    """Return the signs of the processes that are alive: neither ended nor silent."""
+    """Return the signs of life of the processes that are alive: neither ended nor silent."""
     return [each for each in signs if not each.ended and not _is_silent(each)]
 
 

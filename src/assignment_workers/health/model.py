@@ -16,7 +16,7 @@ RUNBOOKS = "/runbooks"
 
 
 class HealthState(StrEnum):
-    """The state of a component or of the whole.
+    """The state of a component or of the whole system.
 
     `unknown`: the state cannot be read, for example because a server that tells it is down.
     """
@@ -71,7 +71,7 @@ class Component(BaseModel):
     kind: ComponentKind
     state: HealthState
     since: datetime | None = None
-    """The time since when the state has lasted; None: not known."""
+    """The time at which the state began; None: not known."""
     finding: str = ""
     """One line: the observation behind the state."""
     meaning: str = ""
@@ -101,7 +101,7 @@ class Banner(BaseModel):
     headline: str
     """One line: what is wrong."""
     meaning: str
-    """For whom it is wrong: the consequence for agents."""
+    """The consequence for agents."""
     since: datetime | None
     first_step: str
     runbook: str
@@ -139,7 +139,7 @@ class ProcessHealth(BaseModel):
     disk_free_bytes: int | None = None
     """Free bytes of the file system that has the process's files."""
     disk_bytes: int | None = None
-    """The size of that file system."""
+    """The size, in bytes, of the file system that has the process's files."""
 
 
 class CeleryQueueHealth(BaseModel):
@@ -158,13 +158,13 @@ class CeleryQueueHealth(BaseModel):
 
 
 class JobState(StrEnum):
-    """The state of a job. Only `succeeded` says that it is done."""
+    """The state of a job. Only `succeeded` means that the job is done."""
 
     ASKED = "asked"
-    """A message asks for it, and no worker has begun."""
+    """A message asks for the job, and no worker has begun the job."""
     RUNNING = "running"
     LATE = "late"
-    """It was due, or asked for, and has not begun in time, or runs for too long."""
+    """The job was due or asked for and has not begun in time, or the job runs for too long."""
     FAILED = "failed"
     SUCCEEDED = "succeeded"
 
@@ -179,13 +179,13 @@ class JobHealth(BaseModel):
     """The dialer queue; None for a job that has none."""
     state: JobState
     asked_at: datetime | None
-    """The last time at which beat sent it."""
+    """The last time at which beat sent the job."""
     started_at: datetime | None
     """The beginning of the last run."""
     succeeded_at: datetime | None
     """The beginning of the last run that succeeded."""
     due_at: datetime | None
-    """The next time at which beat is to send it."""
+    """The next time at which beat is to send the job."""
     error: str | None
 
 
@@ -220,7 +220,7 @@ class Health(BaseModel):
     @computed_field  # type: ignore[prop-decorator] # pydantic's
     @property
     def state(self) -> HealthState:
-        """The state of the whole."""
+        """The state of the whole system."""
         if any(each.serving and each.state is HealthState.DOWN for each in self.components):
             return HealthState.DOWN
         if any(each.serving and each.state is HealthState.UNKNOWN for each in self.components):

@@ -29,7 +29,8 @@ class HealthMonitor:
     """Reads the health of the system in a background thread, so that no caller waits for a server.
 
     `latest` is at most `EVERY_SECONDS` + 2 * `WITHIN_SECONDS` old. The `since` of each component is
-    the earliest time from which this process or a gateway has seen the component in its state.
+    the earliest known time from which the component has been in its state: known from the reading
+    itself, from this process's earlier readings, or from a gateway.
     """
 
     def __init__(self, settings: Settings, *, read: Callable[[Readings], None]) -> None:
@@ -52,7 +53,10 @@ class HealthMonitor:
         self._stopped.set()
 
     def sees(self) -> dict[str, SeenState]:
-        """Return the state of each component that is not good, for the row of this process."""
+        """Return the state of each component that is not good, by name, as this process sees it.
+
+        A gateway stores it in Redis every second.
+        """
         return {
             name: seen for name, seen in self._since.items() if seen.state is not HealthState.GOOD
         }
@@ -104,8 +108,8 @@ def read_once(settings: Settings) -> Health:
 def read_repeatedly(settings: Settings) -> Generator[Health, None, None]:
     """Yield the health of the system without end. Each value is read when it is requested.
 
-    A reading takes at most `READING_SECONDS`. The `since` of a component is as the gateways have
-    seen it; None if no gateway reports it.
+    A reading takes at most `READING_SECONDS`. The `since` of a component is the earliest time that
+    the reading itself or a gateway gives for its state; None if neither gives one.
     """
     inputs = Inputs(settings)
     try:

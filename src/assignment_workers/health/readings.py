@@ -53,7 +53,7 @@ class InputReader(Generic[T]):
             ).start()
 
     def result(self, until: float) -> InputReading[T]:
-        """Return the result of the started reading; wait until `until` of `time.monotonic`.
+        """Return the result of the started reading; wait until `until`, a time of `time.monotonic`.
 
         A reading that has not ended by then has the trouble `NO_ANSWER`.
         """
@@ -81,7 +81,8 @@ class _Attempt(Generic[T]):
 class CertificateFacts:
     """The title and validity of a TLS certificate.
 
-    `trouble`: the reason for which it cannot be read, as a predicate; then both times are None.
+    `trouble`: the reason for which it cannot be read, such as `is in a file that cannot be read`.
+    Then both times are None.
     """
 
     title: str
@@ -92,9 +93,10 @@ class CertificateFacts:
 
 @dataclass(frozen=True)
 class QueueFacts:
-    """A dialer queue: the time of its pause and of the publication of its build, each None if none.
+    """A dialer queue, the time of its pause, and the time at which its generation was published.
 
-    The build is the one from which users are assigned now.
+    The generation is the one from which users are assigned now. A time is None if the dialer queue
+    is not paused, or has no generation.
     """
 
     queue: str
@@ -162,7 +164,7 @@ class QueuedMessages:
 class BrokerFacts:
     """The Celery queues at the broker.
 
-    `refuses`: the reason for which it accepts no messages now.
+    `refuses`: the reason for which the broker accepts no messages now; None if it accepts them.
     """
 
     queues: list[QueuedMessages]
@@ -180,10 +182,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class ResultsFacts:
-    """The facts read from the Redis of results, signs of life and beat's schedule.
+    """The facts read from the Redis that has task results, signs of life and beat's schedule.
 
-    `now` is a time of the clock of Redis. `refuses`: the reason for which Redis accepts no writes
-    now.
+    `signs`: the last record that each process stored in Redis to show that it is alive. `now` is a
+    time of the clock of Redis. `refuses`: the reason for which Redis accepts no writes now; None if
+    it accepts them.
     """
 
     now: datetime

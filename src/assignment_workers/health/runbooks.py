@@ -31,7 +31,7 @@ class Runbook:
 
     @property
     def name(self) -> str:
-        """The name for commands, and the anchor on the page `/runbooks`: `celery-queues`."""
+        """The name in commands, and the anchor on the page `/runbooks`, such as `celery-queues`."""
         return anchor(self.title)
 
     @property

@@ -44,9 +44,10 @@ UNIX_MILLISECONDS_OF_VERSION = 7
 
 
 def results_reader(redis_url: str) -> Callable[[], ResultsFacts]:
-    """Return a function that reads the Redis of results, signs of life and beat's schedule.
+    """Return a function that reads the processes' signs of life and beat's schedule from Redis.
 
-    The function raises `NotRead` if Redis cannot be read.
+    This Redis also has the task results. The function tests with a write whether Redis accepts
+    writes, and raises `NotRead` if Redis cannot be read.
     """
 
     def read() -> ResultsFacts:
@@ -165,7 +166,7 @@ def _connection_trouble(error: BaseException) -> str:
 
 
 def _refusal(answer: object) -> str | None:
-    """Return the reason for which Redis refused a write, as a predicate; None if it did not."""
+    """Return the reason for which Redis refused a write, given its `answer`; None if it did not."""
     if not isinstance(answer, ResponseError):
         return None
     said = str(answer)

@@ -1,7 +1,7 @@
 """Signs of life: each process stores one in Redis every second, with facts about itself.
 
-The time of a sign is Redis's, so the clocks of hosts do not matter. A process that ends in order
-marks its last sign as such. A process that is killed, frozen or cut off falls silent.
+The time of a sign is Redis's, so the clocks of hosts do not matter. A process that ends in an
+orderly way marks its last sign. A process that is killed, frozen or cut off stores no more signs.
 """
 
 from __future__ import annotations
@@ -197,9 +197,9 @@ class LifeSigns:
 
 
 class ProcessEnd:
-    """The end of a process, as `alive` is to store it in the last sign of life.
+    """A flag by which the block of `alive` tells whether the process ends in an orderly way.
 
-    Set `in_order` to False if the process fails, although no error leaves the block of `alive`.
+    Set `in_order` to False if the process fails, although no error leaves the block.
     """
 
     in_order = True
@@ -216,9 +216,9 @@ def alive(
 ) -> Iterator[ProcessEnd]:
     """Store a sign of this process's life every second while the block runs.
 
-    Without a Redis none are stored. A last sign says that the process ended in order. It is stored
-    if the block ends by `SystemExit` with code 0 or None, or ends without an error and `in_order`
-    of the yielded value is still True.
+    Without a Redis none are stored. A last sign says that the process ended in an orderly way. The
+    last sign is stored if the block ends by `SystemExit` with code 0 or None, or ends without an
+    error and `in_order` of the yielded value is still True.
     """
     end = ProcessEnd()
     if redis_url is None:

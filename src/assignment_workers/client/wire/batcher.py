@@ -3,8 +3,8 @@
 Calls wait while `UNDER_WAY` messages of their kind are unanswered; else they are sent at once. When
 a message is answered, the waiting calls are sent together in order of arrival. A call of a task
 that takes no list never waits. A message to an assignment queue that is not answered in time counts
-as lost, and those of its calls that still wait are sent in a new message. A message to another
-Celery queue is not sent again.
+as lost; its calls whose callers still wait are sent in a new message. A message to another Celery
+queue is not sent again.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from assignment_workers.client.commands import OFF_THE_LINE, CommandCall
 from assignment_workers.traces import CallerSpan
 
 TOGETHER = 128
-"""The most calls that share one message."""
+"""The greatest number of calls that share one message."""
 TEXT_TOGETHER = 40_000
-"""The most characters of text in one message of several calls. Most of the text is agents' notes.
+"""The greatest number of characters of text in a message of several calls.
+
+Most of the text is agents' notes.
 
 A worker reads no message longer than a million bytes. A character may take twelve bytes in JSON,
 and a third more in base64.
 """
 UNDER_WAY = 2
-"""The most unanswered messages of one kind: one that is carried out, and one that waits behind it.
+"""The greatest number of unanswered messages of one kind: one that is carried out, and one that
+waits behind it.
 """
 ASK_AGAIN_SECONDS = 3.0
 """Seconds after which an unanswered message to an assignment queue counts as lost.
@@ -142,7 +145,7 @@ class Batch:
     def answers(self, value: object) -> list[object]:
         """Return the answer to each call of the message. `value` is the result of the task.
 
-        If `value` is not a list of that length, each call gets `value` itself.
+        If `value` is not a list with one answer for each call, each call gets `value` itself.
         """
         if not self.calls[0].command.many:
             return [value]
@@ -155,7 +158,7 @@ class Batch:
 class Batcher:
     """Groups the unanswered calls of one client into messages.
 
-    Opens no connection, reads no clock.
+    It opens no connection and reads no clock.
     """
 
     new_id: Callable[[], str]
@@ -191,7 +194,7 @@ class Batcher:
     def answered(self, batch_id: str, value: object) -> list[tuple[Call, object]]:
         """Return the calls of message `batch_id`, each with its answer.
 
-        `value` is the task's result. An empty list if the message is not known.
+        `value` is the task's result. The list is empty if the message is not known.
         """
         batch = self._batches.pop(batch_id, None)
         if batch is None:

@@ -58,7 +58,7 @@ COUNTED_EVERY = timedelta(minutes=1)
 LAST_COUNTS_SECONDS = 1.0
 """The most seconds for which `close` waits until the last counts of answers are sent."""
 SKEW = timedelta(seconds=5)
-"""The most that the clock of a worker's host may differ from the database's.
+"""The greatest tolerated difference between the clocks of a worker's host and of the database.
 
 Celery drops an expired message by the worker's clock. So a message expires this much later than its
 deadline, and Celery drops no message that the database would still have answered.
@@ -87,9 +87,10 @@ class Dispatcher:
     ) -> None:
         """Prepare the dispatcher without contacting a server.
 
-        `together`: the most calls in one message. `under_way`: the most unanswered messages of one
-        kind. `randomness`: the source of message ids. `orphaned` is called with a call and its
-        answer if the caller was cancelled before. `key` signs the commands that name an operator.
+        `together`: the greatest number of calls in one message. `under_way`: the greatest number of
+        unanswered messages of one kind. `randomness`: the source of message ids. `orphaned` is
+        called with a call and its answer if the caller was cancelled before. `key` signs the
+        commands that name an operator.
         """
         self._key = key
         self._tracing = tracing
@@ -207,8 +208,8 @@ class Dispatcher:
     async def close(self) -> None:
         """Answer the waiting calls with `Unavailable`, and close the connections.
 
-        If a request that got no usable answer is counted and not yet reported to the workers, the
-        counts are sent first.
+        First, the counts of answers that were not sent yet are sent to the workers, if they include
+        a request without a usable answer.
         """
         if self._tasks and self._counts.has_lost():
             with contextlib.suppress(TimeoutError):

@@ -13,8 +13,8 @@ from assignment_workers.assignment.lanes import ASSIGNMENT, ONE_LANE, Lanes
 from assignment_workers.client.commands import OFF_THE_LINE, CommandCall
 
 REMEMBERED_AT_MOST = 100_000
-"""The most agents whose last dialer queue is remembered. The agent whose last assignment is the
-oldest is forgotten first.
+"""The greatest number of agents whose last dialer queue is remembered. The agent whose last
+assignment is the oldest is forgotten first.
 """
 
 

@@ -15,7 +15,9 @@ SOCKET_SECONDS = 5.0
 
 
 def unreachable(server: str, error: BaseException) -> BrokerUnavailable:
-    """Return a `BrokerUnavailable` of one line for a server that fails or refuses writes.
+    """Return a `BrokerUnavailable`, with a message of one line, for a server that fails.
+
+    A server that refuses writes fails, too.
 
     `server` is the server's name for people; `error` is the error of the client library.
     """

@@ -27,14 +27,14 @@ log = structlog.get_logger()
 EVERY_SECONDS = 10.0
 """Seconds between two writes of the counts to the access log."""
 ADDRESSES = 1_000
-"""The most different counts in memory. Further ones are counted together, with `others` as their
-address or agent.
+"""The greatest number of different counts in memory. Further ones are counted together, with
+`others` as their address or agent.
 """
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
-"""The most pairs of token and agent for which a gateway remembers the last record."""
+"""The greatest number of pairs of token and agent whose last record a gateway remembers."""
 USE_SECONDS = 60
-"""The least seconds between two writes of a token's last use."""
+"""The shortest time, in seconds, between two writes of a token's last use."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class AccessLog:
 
         Refusals are counted by minute. `whole`: True to write those of past minutes only, so that
         each minute is written once; False to write the current minute as well. If the database
-        cannot be written, the next write includes them.
+        cannot be written, all of this stays in memory for the next write.
         """
         minute = self.clock().replace(second=0, microsecond=0)
         sums = {

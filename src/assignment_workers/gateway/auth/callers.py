@@ -76,7 +76,7 @@ class Caller:
     """The caller of the gateway, known by a token.
 
     `role` None: everything is allowed, because tokens are off, or because the token is the one that
-    `assignment-workers up` made for this stack.
+    `assignment-workers up` made for the processes that it runs.
     """
 
     token: str | None
@@ -90,7 +90,10 @@ class Caller:
 
     @property
     def sender(self) -> str | None:
-        """The token's name for the records; None for an agent's own token or without a token."""
+        """The name to record with commands for agents, such as `token 0a12`.
+
+        None without a token, or with an agent's own token.
+        """
         return self.name if self.token and self.role != TokenRole.AGENT else None
 
     @property
@@ -111,10 +114,11 @@ class Caller:
             raise _forbidden(f"this token acts for agent {self.agent_id} alone")
 
     def sees(self, agent_id: int | None) -> EventFilter:
-        """Return the filter for the events that the caller may follow. Raises `Problem` 403.
+        """Return the filter for the events that the caller may follow.
 
         `agent_id` limits the filter to one agent. Roles that send commands for agents see the
-        events about agents; supervisors and operators see everything.
+        events about agents; supervisors and operators see everything. Raises `Problem` 403 if the
+        token is that of another agent.
         """
         if agent_id is not None:
             self.must_act_for(agent_id)

@@ -1,8 +1,8 @@
 """Refusals: counted, recorded, and slowed down by address before a token is looked up.
 
-An unknown token costs a look-up, and a call without a token costs a full refusal. Both take time
-from callers with a valid token. An address that is refused often is therefore delayed, and gets a
-short refusal that is made here.
+An unknown token costs a look-up in the database. A call without a token costs a refusal by the
+whole application. Both take time from callers with a valid token. An address that is refused often
+is therefore delayed, and gets a refusal that this middleware makes by itself.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from assignment_workers.schema.tables import AccessKind
 HELD_SECONDS = 1.0
 """Seconds by which the answer is delayed for an address that was refused too often."""
 HELD_AT_MOST = 500
-"""The most answers that are delayed at a time. A further one is sent at once, and its connection
-ends.
+"""The greatest number of answers that are delayed at the same time. A further one is sent at once,
+and its connection ends.
 """
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
 OF_AGENTS = ("/v1/requests", "/v1/assignments/")

@@ -53,14 +53,14 @@ class StoredToken:
     id: str
     hash: bytes
     role: TokenRole | None
-    """The role of the token. None for the token that `up` made for its stack: everything is
-    allowed.
+    """The role of the token. None for the token that `assignment-workers up` made for the processes
+    that it runs: everything is allowed.
     """
     agent_id: int | None
 
 
 def of_stack(token: str | None) -> StoredToken | None:
-    """Return the token that `up` made for its stack in the form of a stored token.
+    """Return `token`, which `assignment-workers up` made for its processes, as a stored token.
 
     None without a token, or for a text of another form. No database stores this token.
     """

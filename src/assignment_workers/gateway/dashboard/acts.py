@@ -69,7 +69,8 @@ class Field:
     text: bool = False
     """True if the field is for a longer text. `digits` is then False."""
     of_lists: bool = False
-    """True if the field says on which user, agent or number the form acts; only lists show it."""
+    """True if the field names the user or number to act on. A page about one user does not show it.
+    """
     of_user: bool = False
     """True if the field is for the CRM's id of a user."""
 
@@ -104,8 +105,8 @@ async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked
     """Carry out the action `name`, recorded before and after; return the number of its record.
 
     Raises `Problem` 422 for an unknown action, a missing reason or an invalid id; nothing is
-    done then. Raises `Problem` 503 if the database does not answer; an action that was begun then
-    has a record without an outcome.
+    done then. Raises `Problem` 503 if the database does not answer; if the action had begun, its
+    record has no outcome.
     """
     act = ACTS.get(name)
     if act is None:
@@ -273,7 +274,8 @@ async def _replay(client: AsyncClient, engine: Engine, asked: Asked) -> str:
 async def send_again(client: AsyncClient, engine: Engine, number: int) -> str | Unavailable:
     """Send the message of dead letter `number` again; return its new id.
 
-    Raises `Problem` if that is impossible.
+    Returns `Unavailable` if the broker is unavailable. Raises `Problem` if there is no such dead
+    letter, or if its message cannot be sent again.
     """
 
     def find() -> Letter | None:
@@ -341,7 +343,7 @@ def _sent(task: str | Unavailable) -> str:
 
 
 def _number(said: str, most: int) -> int | None:
-    """Return the number that the text `said` is; None if it is not a number from 1 to `most`."""
+    """Parse the text `said` as a number; return None if it is not a number from 1 to `most`."""
     is_one = said.isascii() and said.isdigit() and len(said) <= len(str(most))
     return int(said) if is_one and 1 <= int(said) <= most else None
 

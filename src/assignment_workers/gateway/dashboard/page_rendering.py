@@ -1,7 +1,7 @@
 """Rendering of pages for viewers who may see them, and the streams that update the pages.
 
-A page requested as HTML is rendered whole. When the page itself requests `text/event-stream`, it
-gets its regions, each when it has changed.
+A page requested as HTML is rendered whole. Then its script requests `text/event-stream`, and gets
+each region (part of the page) whenever the region has changed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Dashboard:
     """
     templates: Environment
     secret: str | None = None
-    """The secret of the stack of `up`, which signs sign-in links."""
+    """The secret that `assignment-workers up` made. It signs sign-in links."""
     health: HealthSource | None = None
     watchers: int = 0
     threads: ThreadPoolExecutor = field(
@@ -188,8 +188,8 @@ def html(
 async def show(request: Request, view: View) -> Response:
     """Return the page of `view`, or the stream that updates it, if the request asks for a stream.
 
-    Raises `Problem` if the viewer may not see pages, if the subject of the page does not exist, if
-    too many pages are open, or if the database fails.
+    Raises `Problem` if the viewer may not see pages, if the object that the page shows does not
+    exist, if too many pages are open, or if the database fails.
     """
     caller = await looker_of(request)
     here = here_of(request)

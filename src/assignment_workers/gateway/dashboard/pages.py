@@ -71,14 +71,14 @@ async def engine(request: Request) -> Response:
 @ROUTES.get("/holds")
 @as_page
 async def holds(request: Request) -> Response:
-    """Show the users in hand."""
+    """Show the active assignments: the page "In hand"."""
     return await show(request, views.holds())
 
 
 @ROUTES.get("/queues/{name}/rules")
 @as_page
 async def rules(request: Request, name: str) -> Response:
-    """Show how many users of a dialer queue each rule holds back, by an exact count."""
+    """Show how many users each rule of a dialer queue excludes, by an exact count."""
     return await show(request, views.rules(name))
 
 
@@ -156,14 +156,14 @@ async def event(request: Request, number: str) -> Response:
 @ROUTES.get("/quarantine")
 @as_page
 async def quarantine(request: Request) -> Response:
-    """Show the users in quarantine."""
+    """Show the users in quarantine, who are offered to nobody until an operator releases them."""
     return await show(request, views.quarantine())
 
 
 @ROUTES.get("/closed")
 @as_page
 async def closed(request: Request) -> Response:
-    """Show the users who are closed in a dialer queue."""
+    """Show the users whom a dialer queue does not offer, because an agent closed them there."""
     return await show(request, views.closed())
 
 
@@ -208,10 +208,10 @@ async def report(request: Request) -> Response:
 @ROUTES.post("/find")
 @as_page
 async def find(request: Request) -> Response:
-    """Redirect to the page of the subject of a search; with none or several, list them.
+    """Search for a user, an agent or an assignment; redirect to its page.
 
-    A form that is posted, because a phone number does not belong into an address. Only operators
-    search by phone number.
+    If none or several are found, list them. The form is posted, because a phone number must not be
+    in the address of a page. Only operators search by phone number.
     """
     caller = await looker_of(request)
     here = here_of(request)
@@ -274,7 +274,7 @@ async def login(request: Request) -> Response:
 @ROUTES.post("/login")
 @as_page
 async def sign_in(request: Request) -> Response:
-    """Begin a session, if the role of the token may watch."""
+    """Begin a session if the token's role may see pages; otherwise show the sign-in page again."""
     here = here_of(request)
     said = await session.fields(request, proven=False)
     token, onward = said.get("token", ""), said.get("next", "/")
@@ -294,7 +294,7 @@ async def sign_in(request: Request) -> Response:
 @ROUTES.get(links.PATH)
 @as_page
 async def sign_in_by_link(request: Request) -> Response:
-    """Begin a session by a one-time link of `up` or of `env`."""
+    """Begin a session by a one-time link that `assignment-workers up` or `env` printed."""
     here = here_of(request)
     response = RedirectResponse("/", HTTPStatus.SEE_OTHER)
     if not here.callers.required:
@@ -386,7 +386,7 @@ async def sign_out(request: Request) -> Response:
 
 @ROUTES.get("/assets/{name}")
 async def asset(name: str) -> Response:
-    """Serve a static file: style, script, charting library or licence. No sign-in is needed."""
+    """Serve a static file: the style or the script of the pages. No sign-in is needed."""
     if name not in ASSETS:
         return Response(status_code=HTTPStatus.NOT_FOUND)
     return FileResponse(

@@ -63,7 +63,7 @@ class PageSource:
         return current(connection, loaded(), self.settings)
 
     def policies(self, connection: Connection) -> Mapping[str, Policy]:
-        """Return the policies that claims use, by dialer queue, with the calling rules in force."""
+        """Return the policy (the rules) of each dialer queue, with the calling rules in force."""
         return policies_of(loaded(), self.in_force(connection))
 
     def now(self) -> Figures:
@@ -81,7 +81,7 @@ class PageSource:
 class View:
     """A page: its title, its regions (parts, templates `parts/NAME.html`), and its facts.
 
-    `read` returns the facts; None if the subject of the page does not exist.
+    `read` returns the facts; None if the object that the page shows does not exist.
     """
 
     title: str
@@ -330,7 +330,7 @@ def quarantine() -> View:
 
 
 def closed() -> View:
-    """Return the page of users who are closed in a dialer queue until an operator reopens them."""
+    """Return the page of users whom a dialer queue does not offer, because an agent closed them."""
     return _suppressions("Closed", "closed", SuppressionKind.CLOSED, ("lift_closed",))
 
 

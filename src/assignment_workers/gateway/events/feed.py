@@ -31,10 +31,10 @@ T = TypeVar("T")
 AWAY = (DBAPIError, PoolTimeout)
 """The errors that mean that the database is unavailable."""
 PAGE = 500
-"""The most events that one query reads."""
+"""The greatest number of events that one query reads."""
 BEHIND_AT_MOST = 100_000
-"""The most missed events that are sent to a client that reconnects. If it missed more, it gets the
-event `reset`.
+"""The greatest number of missed events that are sent to a client that reconnects. A client that
+missed more gets the event `reset`.
 """
 SILENCE_SECONDS = 15.0
 """Seconds without a notification after which the database is queried for new events, in case a
@@ -62,7 +62,7 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class EventFilter:
-    """The agent and the kinds of events that a client may see and requests. None: all of them."""
+    """The agent and the kinds of events to which a client's stream is limited. None: no limit."""
 
     agent_id: int | None = None
     kinds: frozenset[str] | None = None
@@ -250,9 +250,9 @@ class Feed:
     async def read(
         self, after: int, until: int, event_filter: EventFilter
     ) -> Sequence[StoredEvent]:
-        """Return a page of the events that the filter includes, with ids from `after` to `until`.
+        """Return the first events that the filter includes, with ids from `after` to `until`.
 
-        `after` is excluded, `until` included.
+        There are at most `PAGE`. `after` is excluded, `until` included.
         """
         return await self._ask_for_reader(
             lambda connection: _page(
@@ -268,7 +268,7 @@ class Feed:
     async def can_tell(self, last: int, until: int) -> bool:
         """Return True if all events after id `last` up to id `until` can still be sent.
 
-        They must still be stored, and be at most `BEHIND_AT_MOST`.
+        They must still be stored, and their ids must span at most `BEHIND_AT_MOST`.
         """
         if until - last > BEHIND_AT_MOST:
             return False

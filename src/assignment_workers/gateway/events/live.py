@@ -1,7 +1,7 @@
 """Events as they are committed, for any number of readers, by one listening connection.
 
-Every reader gets each event that it may see once, in the order of ids, and can resume after its
-last id at any gateway. Nothing runs while there are no readers.
+A reader gets each event that it may see, in the order of ids, and none twice. It can resume after
+its last id at any gateway. Nothing runs while there are no readers.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from assignment_workers.gateway.problems import unavailable
 log = structlog.get_logger()
 
 BUFFERED = 8 * PAGE
-"""The most events that are buffered for one client. A slower client is disconnected, and can resume
-after the last event that it got.
+"""The greatest number of events that are buffered for one client. A slower client is disconnected,
+and can resume after the last event that it got.
 """
 READERS = 2_000
 READERS_OF_ONE = 10
-"""The most streams that one agent's token may have open. `READERS` limits all streams together."""
+"""The greatest number of open streams of one agent's token. `READERS` limits all streams together.
+"""
 START_SECONDS = 5.0
 
 RESET = "reset"

@@ -32,7 +32,8 @@ from assignment_workers.gateway.problems import refused, responses
 ROUTES = routes()
 
 NAMED_AT_MOST = 1_000
-"""The most dead letters that one call may name. So many numbers fit into the largest body."""
+"""The greatest number of dead letters that one call may name. So many fit into the largest body.
+"""
 LISTED_AT_MOST = 1_000
 
 Number = Annotated[int, Path(ge=1, le=2**63 - 1, description="The dead letter's number.")]
@@ -84,9 +85,9 @@ class DismissBody(BaseModel):
             Field(min_length=1, max_length=NAMED_AT_MOST),
         ]
         | None
-    ) = Field(None, description="Absent: every one that is to be seen to.", examples=[[7, 8]])
+    ) = Field(None, description="Absent: all neither sent again nor dismissed.", examples=[[7, 8]])
     why: Annotated[str, Field(min_length=1, max_length=WHY_AT_MOST, pattern=r"^[^\x00]*$")] = Field(
-        description="Kept with who did it.", examples=["a probe of the security team"]
+        description="The recorded reason.", examples=["a probe of the security team"]
     )
 
 

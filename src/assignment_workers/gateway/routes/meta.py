@@ -91,7 +91,7 @@ async def events(
             alias="Last-Event-ID",
             ge=0,
             le=2**63 - 1,
-            description="The last id that was read: go on from there.",
+            description="The last id that was read. Later events are sent.",
         ),
     ] = None,
 ) -> Response:
@@ -99,9 +99,10 @@ async def events(
 
     With `Last-Event-ID` no later event is left out or sent twice, at any gateway. An `id` without
     `data` only tells how far the stream has come. Kind `reset` means that the missed events cannot
-    be sent any more: read the current state again. A reader that is too slow is cut off, and may
-    resume after its last id. An agent's token sees the events of that agent and of the agent's
-    assignments, a frontend's those of all agents, a supervisor's and an operator's every event.
+    be sent any more: read the current state again. A reader that is too slow is disconnected, and
+    may resume after its last id. An agent's token sees the events of that agent and of the agent's
+    assignments. A frontend's token sees those of all agents. Supervisors and operators see every
+    event.
     """
     event_filter = who.sees(query.agent_id)
 
@@ -134,7 +135,7 @@ async def index(request: Request, here: Here) -> Response:
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def dialer(here: Here, who: Who) -> DialerDescription:
-    """Return the dialer queues, outcomes and actions as configured, each in its order.
+    """Return the dialer queues, the outcomes and the actions, each in the configured order.
 
     Agents see the outcomes in this order.
     """
@@ -160,8 +161,9 @@ async def alive() -> State:
 async def ready(here: Here) -> Readiness:
     """Report that this gateway can answer callers, and the components that are not good.
 
-    A gateway that can answer `unavailable` stays ready while a server is down or nobody leads, so
-    that a proxy does not take all gateways out. `GET /v1/health` tells whether agents are served.
+    A gateway that can answer `unavailable` stays ready while a server is down or no sequencer
+    leads, so that a proxy still sends calls to the gateways. `GET /v1/health` tells whether agents
+    are served.
     """
     if not here.health.is_current:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", headers={"Retry-After": "1"})
@@ -271,7 +273,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _with_names(made: dict[str, Any]) -> dict[str, Any]:
-    """Return the document with names of the loaded dialer in place of its placeholders."""
+    """Return the document with a configured dialer queue and outcome in place of placeholders."""
     outcome = min(loaded().outcomes_by_name.values(), key=lambda each: not each.retried)
     named = (
         json.dumps(made)

@@ -68,7 +68,7 @@ def queues(here: Here) -> list[QueueStatus]:
     dependencies=[WATCHED],
 )
 def explain_queue(queue: Queue, here: Here) -> Funnel:
-    """Count the users of the pool that each rule holds back, down to the claimable users."""
+    """Count the users of a dialer queue whom each rule excludes, and the claimable users left."""
     _known(queue)
     with reading(here) as connection:
         settings = current(connection, loaded(), here.settings)
@@ -110,7 +110,7 @@ def explain_user(user: UserPath, here: Here) -> Explanation:
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def regenerate(queue: Queue, here: Here, who: Operator, body: Said = None) -> Response:
-    """Build a new generation of a dialer queue now."""
+    """Send a request to build a new generation of a dialer queue now; do not wait for the build."""
 
     async def do(_: int) -> Response:
         sent = await here.dispatcher.client.regenerate(queue)
@@ -183,7 +183,7 @@ def _known(queue: str) -> None:
     dependencies=[WATCHED],
 )
 def report(here: Here, query: Annotated[ReportQuery, Query()]) -> Report:
-    """Return service levels from `since` until now, with the targets of the incident report."""
+    """Return the measured service levels from `since` until now."""
     now = datetime.now(UTC)
     began = query.since.astimezone(UTC) if query.since else now - DAY
     if began > now:

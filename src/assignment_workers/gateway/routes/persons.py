@@ -43,7 +43,7 @@ ROUTES = routes()
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
-    """Return all stored data of a user, by table. Recorded as an operator's action."""
+    """Return all stored data of a user, by table. The call is recorded as an operator's action."""
 
     def read() -> Response:
         with reading(here) as connection:
@@ -64,10 +64,10 @@ async def export_user(user: UserPath, here: Here, who: Operator) -> Response:
 async def forget_user(
     request: Request, user: UserPath, here: Here, who: Operator, body: Said = None
 ) -> Response:
-    """Erase the free text about a user and the user's numbers; never offer the user again.
+    """Erase the free text about a user and the user's phone numbers; never offer the user again.
 
-    Refused with 409 while an agent holds the user. Answered with 503 if a do-not-contact number of
-    the user would have to stay as a keyed hash and no key is set.
+    The call is refused with 409 while an agent holds the user. It is answered with 503 if a number
+    of the user is on the do-not-contact list, and no key is set to keep it there as a keyed hash.
     """
 
     async def do(at: int) -> Response:

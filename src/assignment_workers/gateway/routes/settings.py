@@ -67,7 +67,8 @@ async def change_settings(
 ) -> Response:
     """Change operational settings, all or none. The next claim judges by them, in every process.
 
-    A `value` of null drops a value: that for all, or the default, then counts.
+    With `value` null, a dialer queue or a team has no value of its own any more: the value for all
+    counts. Without a value for all, the default counts.
     """
     for each in body.changes:
         if wrong := misfit(each, loaded().policies):
