@@ -1,7 +1,7 @@
 """Addresses of servers as people write them: checked by their form, and shown without passwords.
 
 A PostgreSQL address is what libpq takes: a URI or `name=value` pairs, with any number of hosts.
-libpq's own parser reads it. Nothing here contacts a server. Also: addresses to listen on.
+libpq's own parser reads it. Nothing here contacts a server. `listen` opens a socket to listen on.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ slash.
 def check_address(value: str, *schemes: str) -> str:
     """Return the address unchanged. Raises ValueError if its scheme or port is not accepted.
 
-    If `schemes` has PostgreSQL's, `name=value` pairs are accepted too; if it has `sentinel`, an
-    address with several Sentinels.
+    If `schemes` has `postgresql`, libpq's `name=value` pairs are accepted too. If it has
+    `sentinel`, the address may name several Sentinels.
     """
     if "postgresql" in schemes and is_postgres(value):
         return check_postgres(value)
@@ -69,8 +69,8 @@ class SentinelAddress:
     """The address, in Celery's form, of a Redis whose primary server is found by Redis Sentinel.
 
     Example: `sentinel://:password@a:26379/0;sentinel://b:26379/0`. User, password and database are
-    those of the Redis, and are written once or with each Sentinel. The query has further options of
-    kombu.
+    those of the Redis, and are written once or with each Sentinel. The query may have
+    `master_name`, the user and the password of the Sentinels, and options for TLS (`ssl_...`).
     """
 
     sentinels: tuple[tuple[str, int], ...]
@@ -200,11 +200,12 @@ def hosts_of(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def with_service(parameters: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters, with those of the service file's `service` added, as libpq does.
+    """Return the parameters, with those that libpq's service file has for the named service added.
 
-    Parameters of the address take precedence. If there is no `service`, or the file or the service
-    is not found, the parameters are returned unchanged; libpq then reports it. Raises ValueError if
-    the numbers of hosts and ports differ.
+    The parameter `service`, or else PGSERVICE in `environment`, names the service. `parameters`
+    take precedence. If no service is named, or the file or the service is not found, they are
+    returned unchanged; libpq then reports a missing one. Raises ValueError if the numbers of hosts
+    and ports differ.
     """
     name = parameters.get("service") or environment.get("PGSERVICE")
     if not name:
@@ -221,7 +222,7 @@ def with_service(parameters: Mapping[str, str], environment: Mapping[str, str]) 
 
 
 def without_password(said: str) -> str:
-    """Return `said` with the password of every address in it hidden."""
+    """Return the text `said` with the password of every address in it hidden."""
     for secret, left in (
         (_USER_INFO, rf"\1{HIDDEN}@"),
         (_IN_QUERY, rf"\1{HIDDEN}"),

@@ -42,7 +42,7 @@ class DatabaseUnavailable(AssignmentWorkersError):
 
 
 class CrmUnavailable(DatabaseUnavailable):
-    """The CRM cannot be read now, so the facts are unknown and no user was judged."""
+    """The CRM cannot be read now, so the users' facts are unknown and no rule was checked."""
 
     general = "the CRM cannot be read"
 

@@ -1,7 +1,7 @@
 """Signed codes that expire and are used once, for sign-in links and signed cookies.
 
 A code is signed with a secret that both sides have, so nothing is stored when a code is made. The
-reader has to enforce that a code is used once: `SignInCode.name` differs in each code.
+program that reads codes has to refuse one that was used before; `SignInCode.name` identifies it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class SignInCode:
-    """A valid code that has not expired. Each code has another `name`."""
+    """A valid code that has not expired. No two codes have the same `name`."""
 
     name: str
     expires_at: datetime

@@ -94,7 +94,7 @@ TRACE = "exception"
 
 
 def escaped(said: str) -> str:
-    """Return `said` with control and direction-changing characters escaped."""
+    """Return the text `said` with control and direction-changing characters escaped."""
     if said.isprintable():
         return said
     return "".join(

@@ -2,8 +2,8 @@
 
 A page of another site can make a browser send a request to any address that the browser reaches,
 with the cookies and logins that the browser has for that address. The rule refuses such a request
-before the caller is authenticated. Programs send none of these headers but Host, and are not
-affected.
+before the caller is authenticated. A program that is not a browser sends only Host of these
+headers, and is refused only if Host does not name this server.
 """
 
 from __future__ import annotations

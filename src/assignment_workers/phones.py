@@ -1,7 +1,7 @@
 """Phone identity: the numbers that a text means, read in the same way everywhere.
 
-Suppressions, calling hours and missed calls compare the identities read here, never the text. Pure:
-the same text, region, country and zone give the same identity for the same `Reader`.
+Suppressions (bans on calls), calling hours and missed calls use the identities read here, never the
+text. The same text, region, country and zone always give the same identity for the same `Reader`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ RULES = 1
 stored normal forms of phone numbers are then made again from the original texts.
 """
 READ_AT_MOST = 250
-"""The most characters of a text that are read, as in the library phonenumbers.
+"""The length, in characters, to which a text is read, as in the library phonenumbers.
 
-Digits after them count as unread.
+Digits after these characters count as unread.
 """
 REACH = 7
 """The number of last digits by which a number that cannot be read is compared with others."""
@@ -48,7 +48,10 @@ _SHORTEST_CODE = 3
 _SHORTEST = 5
 """The least number of digits in a part of a text for the part to be read as a number."""
 _TOKENS_AT_MOST = 8
-"""The most groups of digits whose combinations are tried. A text with more groups is not read."""
+"""The greatest number of groups of digits whose combinations are tried.
+
+A text with more groups is not read.
+"""
 _REMEMBERED = 50_000
 
 KINDS = {
@@ -90,7 +93,8 @@ class Identity:
     """The phone numbers that a text means, and the parts of the text that could not be read.
 
     `unread` has the last `REACH` digits of each part that has enough digits for a number but is
-    none, and of each number that is not sure: both may be another number, mistyped or cut short.
+    none. It also has those of each number that is not `sure`. Either may be another number that was
+    mistyped or cut short.
     `zones` are the time zones where the person may be; calling hours must be open in all of them.
     `country` is the person's, with the part of the country if the CRM has it, as in `AU-WA`.
     """
@@ -190,9 +194,9 @@ class Reader:
         return Identity(numbers, unread, self._zones(numbers, zone), home, short)
 
     def numbers(self, text: str) -> list[str]:
-        """Return the numbers of a text in E.164 if all of the text can be read; else nothing.
+        """Return the numbers of a text in E.164 if all of the text can be read; else an empty list.
 
-        Costs about a third of `read`. For long lists.
+        It is meant for long lists, because it costs about a third of `read`.
         """
         cleaned = _clean(text)
         if len(cleaned) > READ_AT_MOST:
@@ -230,11 +234,11 @@ def read_chunk(
 ) -> Read:
     """Read the phone numbers of some lines of an imported list.
 
-    `forgotten`: the hashes of the numbers of erased users, each with the end of its suppression
-    (None: it does not end). A number is left out if such a suppression lasts as long as the list's
-    would.
-    `expires_at`: the expiry of the list. The function is in this module because a worker process
-    that reads lists loads nothing else.
+    `forgotten`: the hashes of the numbers of erased users, each with the end of the suppression
+    (ban on calls) that it already has; None: it does not end. Such a number is left out if this
+    suppression lasts at least as long as the one by the list would. `expires_at`: the expiry of the
+    list. The function is in this module because a worker process that reads lists loads nothing
+    else.
     """
     made = []
     unread = []
@@ -255,7 +259,8 @@ def read_chunk(
 def _outlasts(forgotten: Mapping[str, datetime | None], keyed: str, ends: datetime | None) -> bool:
     """Return True if the number with the hash `keyed` is suppressed until `ends` or longer.
 
-    `forgotten` has the suppressed numbers of erased users by hash. None stands for no end.
+    `forgotten` has the end of the suppression (ban on calls) of each erased user's number, by the
+    number's hash. An end of None means that the suppression does not end.
     """
     if keyed not in forgotten:
         return False
@@ -283,12 +288,18 @@ def reach(number: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Normalise a text that is no number for comparison: remove spaces and marks, ignore case."""
+    """Return the form of a text for comparison: without spaces, capitals and invisible characters.
+
+    It is meant for a text that is not a phone number.
+    """
     return "".join(_clean(text).casefold().split())
 
 
 def tails(text: str) -> list[str]:
-    """Return the last `REACH` digits of each part of a text that has so many, readable or not."""
+    """Return the last `REACH` digits of each part of a text that has at least so many digits.
+
+    The part need not be readable as a phone number.
+    """
     return sorted(set(_tails(_clean(text))))
 
 
@@ -428,7 +439,7 @@ def _number(number: PhoneNumber) -> Number:
 
 
 def _region(number: PhoneNumber) -> str | None:
-    """Return a number's region; if it is not allocated, the main region of its country code."""
+    """Return the region of a number; if it is not allocated, its country code's main region."""
     found = phonenumbers.region_code_for_number(number)
     if found is None and number.country_code is not None:
         found = phonenumbers.region_code_for_country_code(number.country_code)

@@ -1,10 +1,10 @@
 """The Prometheus metrics of a process, and the HTTP endpoint that serves them.
 
 Names follow the conventions of Prometheus: base units, and `_total` for counters. Labels are
-bounded: names of tasks, outcomes and kinds of races are fixed by this package. Each process has its
-own registry and, if configured, its own address. Processes share nothing, so a killed process
-leaves nothing behind. Metrics of the database's contents are served by the gateway
-(`gateway/metrics.py`), because they are the same for every process.
+bounded: names of tasks, outcomes and kinds of races (conflicts of two writers) are fixed by this
+package. Each process has its own registry and, if configured, its own address. Processes share
+nothing, so a killed process leaves nothing behind. Metrics of the database's contents are served by
+the gateway (`gateway/metrics.py`), because they are the same for every process.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _run(name: str, argv: Sequence[str], account: Account | None, words: str = "
     """Run a program to its end, with `words` on standard input. Ctrl-C does not reach it.
 
     It runs as `account` (None: the account of this process). `name` is for error messages. Raises
-    `StackFailed`.
+    `StackFailed` if the program fails or reports an error.
     """
     done = subprocess.run(
         account.command(argv) if account else argv,

@@ -21,8 +21,8 @@ from assignment_workers.devstack.guardian import Guardian, Ward
 from assignment_workers.devstack.log import Log
 
 LOG_BYTES = 10_000_000
-"""The size in bytes above which a server's log file is renamed at the next start. One renamed file
-is stored.
+"""The size in bytes above which a server's log file is renamed at the next start. Only one renamed
+file is kept.
 """
 LINE_BYTES = 65_536
 LAST_LINES = 8
@@ -151,9 +151,10 @@ class Child:
         return f"exit status {status}"
 
     def last_words(self) -> str:
-        """Return the most serious line that the process wrote to its log file since its start.
+        """Return the last serious line, or else the last line, in the process's own log file.
 
-        Empty if a signal ended the process.
+        Only lines since the start of the process count. Empty if there is no such file or line, or
+        if a signal ended the process.
         """
         if not self.spec.log or (self._process.returncode or 0) < 0:
             return ""

@@ -23,11 +23,11 @@ class StackSecret(BaseModel):
     flower_auth: str
     """User and password for Flower, as `user:password`."""
     number_key: str | None = None
-    """The key for hashes of forgotten phone numbers; null in a home of an earlier release."""
+    """The key for hashes of erased users' phone numbers; null in a file of an earlier release."""
 
 
 def remembered(home: Path) -> StackSecret:
-    """Return the secrets stored in the home (mode 0600); create the missing ones.
+    """Return the secrets stored in `home`, a stack's directory (mode 0600); create missing ones.
 
     To replace the secrets, delete the file while the stack is down.
     """

@@ -89,9 +89,9 @@ class _Service:
 class Supervisor:
     """A context manager that runs the processes passed to `start`, and at the end stops them.
 
-    They are stopped last first. While one of its methods blocks, processes that end are restarted.
-    The method raises `Interrupted` when a signal arrives, and `StackFailed` if a process cannot be
-    kept running.
+    The last started is stopped first, and servers after all others. While one of its methods
+    blocks, processes that end are restarted. The method raises `Interrupted` when a signal arrives,
+    and `StackFailed` if a process cannot be kept running.
     """
 
     def __init__(self, log: Log, guardian: Guardian, signals: Signals) -> None:

@@ -229,7 +229,7 @@ def _can_mount() -> bool:
 
 
 def _mounted(place: Path) -> list[str]:
-    """Return words to put before a command, which then alone sees `place` as a disk in memory."""
+    """Return the words to put before a command that alone is to see a disk in memory at `place`."""
     mount = f'mount -t tmpfs -o size={DISK_SIZE},mode=0700 {DISK} "$0" && exec "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(place)]
 

@@ -66,9 +66,10 @@ class Account(NamedTuple):
 def account_for(program: Path, data: Path) -> Account | None:
     """Return the account that is to run `program` on `data`; None if this process is not root's.
 
-    It is the account that owns the data. Without data it is the system account `ACCOUNT`, which is
-    created if needed. The folder of `data` must exist. Raises `StackFailed`, with one line, if this
-    process may not run the program as that account.
+    It is the account that owns the data, unless that is root. Otherwise it is the system account
+    `ACCOUNT`, which is created if needed, or another account if that fails. The folder of `data`
+    must exist. Raises `StackFailed`, with one line, if this process may not run the program as that
+    account.
     """
     if os.geteuid() != 0:
         return None

@@ -30,9 +30,9 @@ READY_SECONDS = 60.0
 """The most seconds until all processes of the stack work."""
 GATEWAY, FLOWER = "gateway", "flower"
 WORKERS = "workers.json"
-"""The file in the home that has the running workers (`orphans.WorkerRecord`)."""
+"""The file in a stack's home that names its running workers (`orphans.WorkerRecord`)."""
 LOGS = "logs"
-"""The folder in the home that has a rotated log file for each process."""
+"""The folder in a stack's home that has a rotated log file for each process."""
 
 
 @dataclass(frozen=True)

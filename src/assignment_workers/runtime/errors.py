@@ -8,7 +8,7 @@ from assignment_workers.errors import AssignmentWorkersError, UsageError
 
 
 class HomeUnusable(UsageError):
-    """The home directory cannot be created or written."""
+    """The home (the directory of a stack) cannot be created or written."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
@@ -18,7 +18,7 @@ class HomeUnusable(UsageError):
 
 
 class HomeHeld(AssignmentWorkersError):
-    """Another process already runs with this home."""
+    """Another process already runs with this home (the directory of a stack)."""
 
 
 class PortTaken(UsageError):

@@ -29,7 +29,7 @@ That process's guardian keeps the lock until every process of the home has ended
 
 
 class Holder(BaseModel):
-    """The process that holds a home, as written in the home's lock file."""
+    """The process that holds a home (a stack's directory), as written in the home's lock file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,7 +44,7 @@ class Holder(BaseModel):
 
 @dataclass(frozen=True)
 class Home:
-    """A home directory that this process holds."""
+    """A home (the directory of a stack) that this process has locked."""
 
     path: Path
     descriptor: int
@@ -53,11 +53,11 @@ class Home:
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[Home]:
-    """Create the home directory if needed (mode 0700), and lock it while this context lasts.
+    """Create the home of a stack if needed (mode 0700), and lock it while this context lasts.
 
     The lock is the kernel's (flock) and ends with the process, so there is no stale lock. Raises
-    `HomeHeld`, with the process id, host and start time of the holder, if another process holds the
-    home, and `HomeUnusable` if the directory cannot be created or written.
+    `HomeHeld`, with the process id, host and start time of the holder, if another process has
+    locked the directory, and `HomeUnusable` if it cannot be created or written.
     """
     path = path.absolute()
     try:
@@ -81,7 +81,7 @@ def hold(path: Path) -> Iterator[Home]:
 
 
 def holder(path: Path) -> Holder | None:
-    """Return the process that holds the home now; None if none does.
+    """Return the process that has locked the home (a stack's directory) now; None if none has.
 
     Raises `HomeUnusable` if the home belongs to another operating system user.
     """

@@ -33,7 +33,7 @@ class Stack(BaseModel):
     flower_auth: str | None = None
     """User and password for Flower, as `user:password`."""
     number_key: str | None = None
-    """The key for hashes of forgotten phone numbers."""
+    """The key for hashes of erased users' phone numbers."""
     pid: int
     started_at: AwareDatetime
 

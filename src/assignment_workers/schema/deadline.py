@@ -44,7 +44,7 @@ class NoAnswer(psycopg.OperationalError):
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A PostgreSQL connection with a deadline per answer; then it closes and raises `NoAnswer`."""
+    """A database connection that closes and raises `NoAnswer` if an answer misses its deadline."""
 
     exchange_seconds = EXCHANGE_SECONDS
     """The most seconds to wait for one answer of the server."""
@@ -55,11 +55,14 @@ class BoundedConnection(psycopg.Connection[Any]):
     is_at_work: Callable[[BoundedConnection], bool] | None = None
     """For long statements: a function that is called at each deadline; True continues the wait."""
     served: hosts.Served | None = None
-    """The host that this connection leads to, if the address names several hosts for a primary."""
+    """The host of this connection if it was chosen among several of the address; otherwise None."""
 
     @classmethod
     def connect(cls, conninfo: str = "", **given: Any) -> Self:  # noqa: ANN401 - psycopg's
-        """Connect as psycopg does. If the address names several hosts, connect to the primary."""
+        """Connect as psycopg does.
+
+        If the address requests the primary among several hosts, connect to that one (`hosts`).
+        """
         parameters: dict[str, Any] = {**conninfo_to_dict(conninfo), **given}
         several = hosts.among(parameters)
         if several is None:
@@ -82,7 +85,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         return self.served is not None and self.served.has_moved
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait for an answer as psycopg does, for at most `timeout`, or until the deadline."""
+        """Wait for an answer like psycopg, at most `timeout` seconds (None: until the deadline)."""
         if timeout is not None:
             return super().wait(gen, interval=interval, timeout=timeout)
         began = monotonic()

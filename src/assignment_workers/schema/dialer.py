@@ -75,8 +75,9 @@ class UserCallScore(DialerBase):
 class Callback(DialerBase):
     """A promise to call a user at a certain time. A user has at most one pending callback.
 
-    `status` is pending until the promise is kept or cancelled; also while an agent has the user for
-    this callback. The status `assigned`, which the original dialer wrote then, is not written.
+    `status` is pending until the promise is kept or cancelled, even while an agent has the user for
+    this callback. In that case the original dialer wrote the status `assigned`, which this project
+    does not write.
     """
 
     __tablename__ = "callbacks"
@@ -202,7 +203,7 @@ class Conversion(DialerBase):
     signature_obtained: Mapped[bool] = mapped_column(server_default=text("false"))
     episode: Mapped[int | None]
     """A column that this project adds: the number, from 1, of the user's stay in the dialer queue.
-    Each stay has one conversion.
+    Each stay has at most one conversion.
     """
     created_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(NaiveInstant, server_default=NOW)

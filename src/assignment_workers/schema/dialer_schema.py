@@ -76,8 +76,9 @@ def marking(connection: Connection) -> str | None:
 def locate(engine: Engine, named: str | None) -> None:
     """Make each new connection of the engine find the schema of the dialer's tables.
 
-    The first of these that exists: the schema with which the database was taken over; `named`, from
-    the address; the first schema of the search path that has the dialer's tables; `public`. Raises
+    That schema is the first of these that exists: the one recorded when the database was taken
+    over; `named`, from the address; the first schema of the search path that has the dialer's
+    tables; `public`. Raises
     `UsageError` if the address names another schema than the one taken over, or one that does not
     exist.
     """

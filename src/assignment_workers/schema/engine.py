@@ -47,8 +47,8 @@ POOL_SECONDS = 30.0
 precedence.
 """
 LONG_SECONDS = 100.0
-"""Seconds. While a statement with a longer timeout runs, the server is asked if it still executes
-it.
+"""A number of seconds. While a statement with a longer timeout runs, the server is asked at
+intervals if it still executes that statement.
 """
 
 FORMS = {

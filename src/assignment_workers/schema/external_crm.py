@@ -23,10 +23,11 @@ CONNECT_SECONDS = 5.0
 
 
 def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
-    """Return a read-only engine for an external CRM, with sessions in UTC.
+    """Return an engine by which an external CRM is read, with sessions in UTC.
 
-    `seconds`: the approximate limit per statement. `pool`: the number of connections to keep open;
-    None: a connection is opened for each use.
+    PostgreSQL refuses writes in these sessions; MySQL and MariaDB do not. `seconds`: the
+    approximate limit per statement. `pool`: the number of connections to keep open; None: a
+    connection is opened for each use.
     """
     milliseconds = round(seconds * 1000)
     arguments: dict[str, Any]

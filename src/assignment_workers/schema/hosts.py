@@ -1,8 +1,8 @@
 """The primary among the several hosts of a PostgreSQL address.
 
 libpq tries the hosts in their order, each time anew, and takes the first that accepts writes. Two
-things are wrong with that after a failover: a primary that hangs costs every new connection its
-time-out, and an old primary that answers again accepts writes, too. Here all hosts are asked, and
+things are wrong with that after a failover: every new connection first waits for an old primary
+that hangs, and an old primary that answers again accepts writes, too. Here all hosts are asked, and
 the one on the newest timeline is the primary: PostgreSQL begins a timeline with each promotion. The
 result is used for a second, and a host that timed out is not asked for some seconds. All hosts are
 also asked every few seconds, so that sessions on a server that is no longer the primary are given
@@ -61,7 +61,7 @@ class Hosts:
         """A lock that the one thread that watches these hosts acquires and never releases."""
 
     def connect(self, connect: Callable[..., C]) -> C:
-        """Return a connection to the primary, opened by `connect`, a function of a host.
+        """Return a connection to the primary, opened by `connect`, a function that takes a host.
 
         Raises `psycopg.OperationalError`, with the reason of each host in one line, if no host
         serves.

@@ -57,8 +57,9 @@ def upgrade(
     Safe to repeat, and to run in several processes at once: an advisory lock serialises them.
     `lock_timeout` limits each wait for a lock; a longer wait raises SQLAlchemy's
     `OperationalError`. `phone_region` is used to read the phone numbers stored by older releases.
-    Raises `DatabaseUnavailable`, and `SchemaMismatch` if an object that is not ours, such as a view
-    of a table that changes, prevents the change, or if the schema is that of a newer release.
+    Raises `DatabaseUnavailable` if the database does not answer. Raises `SchemaMismatch` if an
+    object that is not ours, such as a view of a table that changes, prevents the change, or if the
+    schema is that of a newer release.
     """
     engine = connect(
         database_url,

@@ -18,7 +18,7 @@ BATCH = 5_000
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Commit each migration statement of this context separately, outside of a transaction."""
+    """Run each migration statement of this context by itself, outside of a transaction."""
     with op.get_context().autocommit_block():
         yield
 

@@ -52,9 +52,10 @@ There is an expression for each dialer queue or size of a batch; this is several
 def expression_cache(make: F) -> F:
     """Cache the SQL expressions that `make` returns, by the arguments of the call.
 
-    For expressions that depend on the rules of the dialer queues (policies), because each change of
-    the settings makes new policies. At most `EXPRESSIONS_CACHED` are stored. The least recently
-    used one is dropped first, together with its compiled form and its prepared statements.
+    It is meant for expressions that depend on the policies (rules of the dialer queues), because
+    each change of the settings makes new policies. At most `EXPRESSIONS_CACHED` are stored. The
+    least recently used one is dropped first, together with its compiled form and its prepared
+    statements.
     """
     return cast("F", lru_cache(maxsize=EXPRESSIONS_CACHED)(make))
 
@@ -304,8 +305,7 @@ class _Known:
     transformer: Transformer
     named: Named
     keeps: bool
-    """True if prepared statements outlast a transaction, that is, unless the connection is pooled.
-    """
+    """True if prepared statements outlast a transaction: the connection leads to no pooler."""
     prepared: dict[bytes, ReferenceType[_CompiledStatement]] = field(default_factory=dict)
     """The prepared statements by name; empty behind a connection pooler."""
 
@@ -342,7 +342,7 @@ class _CompiledStatement:
         """True from the second execution of the statement on."""
 
     def bind(self, said: Mapping[str, Any], to: Transformer) -> list[Any]:
-        """Return the values of `said` as text, in the order of the statement's parameters."""
+        """Return the parameters `said`, a mapping by name, as text in the statement's order."""
         values = (
             dump(said[key] if required else said.get(key, default))
             for key, dump, default, required in self._binds

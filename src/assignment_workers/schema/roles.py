@@ -122,8 +122,8 @@ def apply(database_url: str, *, passwords: Mapping[str, str] | None = None) -> l
     `passwords`: by role; a role with a password may log in from then on. The server receives only
     the encrypted form of a password, and the statement that sets it is not returned. Run as a
     superuser, or as an owner of the schema who may create roles. Raises `DatabaseUnavailable` if no
-    server answers. Raises `SchemaMismatch` if this role lacks a privilege, with the statement that
-    somebody with more privileges must run.
+    server answers. Raises `SchemaMismatch` if the connection's own role lacks a privilege, with the
+    statement that somebody with more privileges must run.
     """
     url = driver_url(database_url)
     engine = create_engine(url, connect_args=connect_arguments(url.query))

@@ -45,7 +45,9 @@ class AnswerKind(StrEnum):
     FAILED = "failed"
     """An internal error."""
     MISTAKE = "mistake"
-    """An error of the caller: malformed, not allowed, or past its deadline when it was sent."""
+    """The caller's error: its request was malformed, not allowed, or past its deadline when it was
+    sent.
+    """
     DROPPED = "dropped"
     """Answers of any kind whose counts were dropped, because the database was unavailable for too
     long.

@@ -142,8 +142,8 @@ class LaneTerm(Base):
     settings_id: Mapped[UUID | None]
     """The id of the version of the operational settings in force; null before the first version.
 
-    A change of the settings locks and writes the rows of all lanes. So each transaction reads this
-    id when it proves its term.
+    Each transaction reads this id when it locks the row to prove its term. A change of the settings
+    locks and writes the rows of all lanes, so no transaction misses it.
     """
     dialer: Mapped[dict[str, str] | None] = mapped_column(JSONB)
     """The digests of the last leader's dialer file, by part of the file.
@@ -1024,7 +1024,7 @@ class OperatorAction(Base):
 FACT_SCHEMA = "crm_facts"
 """The schema of this project's views of the CRM's tables (`assignment.crm.fact_views`)."""
 ID_AT_MOST = 200
-"""The most characters of a person's id in the CRM."""
+"""The greatest length of a person's id in the CRM, in characters."""
 
 
 class UserNumber(Base):

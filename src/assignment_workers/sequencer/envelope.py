@@ -33,7 +33,7 @@ Seconds = Annotated[float, Field(strict=True)]
 _STRICTLY = ConfigDict(strict=True, extra="ignore")
 
 SHOWN_AT_MOST = 1_024
-"""The most characters of the headers `argsrepr` and `kwargsrepr` that are passed on to Celery.
+"""The length in characters to which the headers `argsrepr` and `kwargsrepr` are cut for Celery.
 
 They are the arguments as the sender wrote them for logs.
 """
@@ -161,7 +161,7 @@ class TaskMessage(Message):
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The validated arguments. They have `args`, so Celery uses them instead of the body."""
+        """The validated arguments. Celery uses them, not the body, because they have `args`."""
         return self._payload
 
 

@@ -1,7 +1,8 @@
 """A worker boot step: consume only while leading, put back taken messages, leave in time.
 
-The order when a term begins: the lock, the term, the messages that earlier terms had taken, and
-only then the first new message. The order is the same when Redis returns to a leader.
+A new leader takes the lock, begins its term, and puts back the messages that earlier terms had
+taken. Only then does it take a message. A leader that gets a new connection to Redis also puts
+messages back before it takes one.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ def tell_race(event: Mapping[str, Any], *, term: int) -> None:
 
     A race is a conflict between two writers. The fields are `kind`, the name of the race;
     `error_code`, by default the same; `done`, the way in which the race was resolved; `agent_id`,
-    `user_id` and `queue_entry_id` (generation/user); `term`, the number of the term of the
-    sequencer that recorded the race; and the other details of the event. A field from `done` to
-    `queue_entry_id` is `unknown` if its value is not known. Every log line has its `timestamp`.
+    `user_id`, `queue_entry_id` (generation/user), `assignment_id` and `queue`; `term`, the number
+    of the term of the sequencer that recorded the race; and the other details of the event. A field
+    from `done` to `queue` is `unknown` if its value is not known. Every log line has its
+    `timestamp`.
     """
     details: dict[str, Any] = dict(event.get("details", {}))
     kind = details.pop("kind")

@@ -1,10 +1,12 @@
 """Move messages within a Redis that answers but refuses writes.
 
-At `maxmemory` Redis refuses every command that may grow, including BLMOVE, SADD and SET, and
-accepts the others. A script may continue once it has written something that cannot grow. So a
-script that takes a message out of one list and puts it into another is carried out: the memory
-stays the same. While Redis cannot save to its disk (MISCONF), or has fewer replicas than
-`min-replicas-to-write` (NOREPLICAS), it refuses every write, and all that is left is to wait.
+At `maxmemory` Redis refuses every command that may need more memory, including BLMOVE, SADD and
+SET, and accepts the others. In a script it accepts every command after a first write that needs no
+more memory. So a script that takes a message out of one list and then puts it into another is
+carried out, and the memory in use stays the same.
+
+While Redis cannot save to its disk (MISCONF), or has fewer replicas than `min-replicas-to-write`
+(NOREPLICAS), it refuses every write, and all that is left is to wait.
 """
 
 from __future__ import annotations
@@ -91,11 +93,9 @@ PAUSE_SECONDS = 0.05
 
 
 def refused(error: BaseException) -> RedisRefusal | None:
-    """Return the reason if `error`, or the error in it, is a write that Redis refused.
+    """Return the reason if `error`, or its cause, says that Redis refused a write; otherwise None.
 
     Kombu wraps Redis's errors in its own.
-
-    None for any other error.
     """
     if isinstance(error, OperationalError) and error.__cause__ is not None:
         return refused(error.__cause__)

@@ -74,10 +74,10 @@ class Refusals:
     ) -> int:
         """Store a dead letter and return its number.
 
-        Raises `NotStored` if the database does not accept it now.         `error`: the reason.
-        `task`, `task_id`: the task's name and id, if known. `replayable`: True if an operator may
-        send the message again. `again`: the number of the dead letter from which this message was
-        sent again, if any.
+        `error`: the reason. `task`, `task_id`: the task's name and id, if known. `replayable`: True
+        if an operator may send the message again. `again`: the number of the dead letter from which
+        this message was sent again, if any. Raises `NotStored` if the database does not accept the
+        dead letter now.
         """
         data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
         if len(data) > self.largest:

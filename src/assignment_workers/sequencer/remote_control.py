@@ -88,7 +88,7 @@ def _refusing(command: str) -> Handler:
 def revoke(_: Any, task_id: Any = None, terminate: Any = None, **__: Any) -> dict[str, str]:
     """Flag waiting tasks as revoked, and return a confirmation or an error for the operator.
 
-    The worker that takes such a task later answers the task's caller. Celery would answer at once,
+    The worker that later takes such a task answers the task's caller. Celery would answer at once,
     but another worker may already be carrying out the task. A running task continues, even with
     `terminate`.
     """

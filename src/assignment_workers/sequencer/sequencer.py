@@ -178,7 +178,7 @@ class Sequencer:
         self.lose()
 
     def follows(self, last: str) -> None:
-        """Record a race `term_begun_twice` if the previous term has this term's number or a higher.
+        """Record a race `term_begun_twice` if the previous term's number is not below this term's.
 
         `last` is the mark (number and id) of the previous leader's term, read from Redis. Such a
         number means that the database has moved back to a copy of its past, and lost the terms

@@ -70,9 +70,9 @@ class Suspects:
         """Set `message` as the current one.
 
         If it was delivered before, count the process that handled it. Returns the suspicion with
-        the count. Returns None for a message delivered for the first time, and while the database
-        accepts no rows: such a message is handled without a count, because no user can be assigned
-        then.
+        the count. Returns None for a message delivered for the first time. Also returns None while
+        the database accepts no rows: the message is handled without a count, because no user can be
+        assigned at that time.
         """
         self._in_hand = message
         self.suspicion = None
@@ -116,7 +116,7 @@ class Suspects:
                 raise DatabaseUnavailable("a part of a suspect message is not noted") from error
 
     def parts_are_buried(self) -> None:
-        """Record that each request of the current batch that ended a process has its dead letter.
+        """Record that, in the current batch, each request that ended a process has its dead letter.
 
         If the batch is delivered again, these requests get no second dead letter.
         """

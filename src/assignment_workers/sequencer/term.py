@@ -49,7 +49,7 @@ COMMIT_SECONDS = 2.0
 
 APPLICATION = "assignment-workers sequencer"
 PARTS_AT_MOST = 5
-"""The most differing parts of two dialer files that one log line names.
+"""The greatest number of differing parts of two dialer files that one log line names.
 
 A dialer file defines the dialer queues, their rules and the outcomes.
 """
@@ -112,7 +112,7 @@ class Candidacy:
         """The marks (number and id) of the terms of this lane that preceded this process's term."""
         self.differing: list[str] = []
         """The result of the last call of `compare`: a line for each lane whose last leader had
-        another dialer file, which defines the dialer queues, than this process.
+        another dialer file than this process. A dialer file defines the dialer queues.
         """
         self._make_id = make_id or _random_id
         self.host = socket.gethostname()

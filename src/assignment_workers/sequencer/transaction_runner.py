@@ -143,9 +143,9 @@ class TransactionRunner:
         The transaction first proves this process's term. Raises `StaleTerm` if the term is over.
         `others`: further lanes whose rows are locked, so that none of their transactions runs
         meanwhile. Rows are locked in the order of the lanes' names, so that two such transactions
-        cannot deadlock. Races recorded in the transaction are logged after the commit. `first`:
-        statements that share a round trip with the proof of the term; `FencedTransaction.first` has
-        their rows.
+        cannot deadlock. Races (conflicts of two writers) that the transaction records are logged
+        after the commit. `first`: statements that share a round trip with the proof of the term;
+        `FencedTransaction.first` has their rows.
         """
         self._check()
         began = monotonic()
@@ -297,7 +297,7 @@ class TransactionRunner:
 
 
 def _lock(connection: Connection, lanes: Sequence[str]) -> None:
-    """Lock the rows of these lanes in the given order; first insert the missing rows."""
+    """Lock the rows of these lanes in the order of the names; first insert the missing rows."""
     parameters = {"lanes": list(lanes)}
     if len(connection.execute(_LOCK, parameters).all()) < len(lanes):
         connection.execute(

@@ -584,8 +584,8 @@ class RabbitChannel(pyamqp.Channel):
 def _properties(data: bytes, offset: int) -> tuple[dict[str, Any], int]:
     """Decode the properties of an AMQP message in `data` from `offset`.
 
-    Returns the properties and the offset after them. Of properties that cannot be decoded, the
-    reason is returned in the header `UNREADABLE`.
+    Returns the properties and the offset after them. If they cannot be decoded, they have only the
+    header `UNREADABLE`, with the reason.
     """
     try:
         found: tuple[dict[str, Any], int] = serialization.decode_properties_basic(data, offset)

@@ -17,7 +17,7 @@ WORD_AT_MOST = 200
 Word = Annotated[str, Field(max_length=WORD_AT_MOST, pattern=r"^[^\x00]*$")]
 
 MANY = 1_000
-"""The most requests, commands about assignments, or heartbeats in one message."""
+"""The greatest number of requests, commands about assignments, or heartbeats in one message."""
 
 __all__ = [
     "MANY",

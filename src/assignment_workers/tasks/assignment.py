@@ -68,7 +68,8 @@ log = structlog.get_logger()
 def expire_lapsed(run: TaskRun) -> CommandAnswer:
     """End each offer that was not accepted in time, and each assignment whose lease has ended.
 
-    If the agent of an accepted assignment has sent a heartbeat, its lease is extended instead.
+    The lease of an accepted assignment is extended instead, if a lease that is counted from the
+    agent's last heartbeat has not ended.
     """
 
     def operation(transaction: FencedTransaction) -> Done:
@@ -249,7 +250,7 @@ def suppress(
     source: Word | None = None,
     raw: bool = False,  # noqa: FBT001, FBT002 - named in the message
 ) -> CommandAnswer:
-    """Suppress a user, or every user with a phone number: no agent is offered them."""
+    """Suppress a user, or every user who has the number `phone`: no agent is offered them."""
     entry = SuppressionTerms(queue, expires_at, source, raw)
     reader = numbers_of(run.of.settings).reader
     return run.once(
@@ -283,7 +284,10 @@ def lift_suppression(
     phone: Word | None = None,
     queue: Word | None = None,
 ) -> CommandAnswer:
-    """Lift a suppression of a user: quarantine, do not contact, or closed."""
+    """Lift a suppression (ban on calls) of a user or of a phone number.
+
+    `kind`: quarantine, do_not_contact or closed.
+    """
     reader = numbers_of(run.of.settings).reader
     return run.once(
         lambda transaction: lift(

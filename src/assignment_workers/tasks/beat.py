@@ -38,8 +38,9 @@ def connect_beat(app: Any) -> None:
 class BeatEntry(RedBeatSchedulerEntry):  # type: ignore[misc] # it has no types
     """An entry of RedBeat's schedule with a corrected time of the next run.
 
-    RedBeat adds the time that remains from now to the time of the last run. When a beat starts, the
-    result is too early by the time since the last run, and the task seems to be overdue.
+    RedBeat computes that time as the last run plus the time that remains from now. When a beat
+    process starts, the result is too early by the time since the last run, and the task seems to be
+    overdue.
     """
 
     @property

@@ -3,8 +3,8 @@
 Flower itself asks for its login on every page except `/metrics`, and ignores the Host header. Where
 `up` runs Flower, a one-time link signs a browser in, so that nobody has to type the password.
 
-Flower itself also waits for events without an end. A broker's host that hangs closes no connection,
-and Flower would show nothing new until it is restarted.
+Flower itself also waits for events without a time limit. A broker's host that hangs closes no
+connection, and Flower would show nothing new until it is restarted.
 """
 
 from __future__ import annotations

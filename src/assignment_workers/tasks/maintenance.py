@@ -50,8 +50,8 @@ PATIENCE = timedelta(seconds=30)
 """The time for which a job is retried: longer than a restart of a database server takes."""
 
 DAYS_MADE_UP_FOR = 7
-"""The most days, with today, for which `age` raises scores. A user's score rises on one weekday, so
-a missed day further back has the same weekday as one of these.
+"""The greatest number of days, including today, for which `age` raises scores. A user's score rises
+on one weekday, so a missed day further back has the same weekday as one of these days.
 """
 
 
@@ -120,8 +120,8 @@ def check_levels(run: TaskRun) -> Any:
 def tend(run: TaskRun) -> Any:
     """Send the publish command again for each generation that is built but not published.
 
-    Also drops the rows of failed generations, and of those that were replaced longer ago than
-    the setting `generation_retention`, and the numbers of suppression lists that were retired.
+    Also drops the rows of failed generations, of generations that were replaced longer ago than the
+    setting `generation_retention`, and of retired lists of numbers that must not be called.
     """
 
     def work(given: Work) -> Counts:
@@ -276,7 +276,7 @@ def _policies(run: TaskRun, given: Work) -> Mapping[str, Policy]:
 
 
 def _in_force(run: TaskRun, given: Work) -> Settings:
-    """Return the settings in force, as the job's transaction has them."""
+    """Return the settings in force, as the job's transaction reads them."""
     return current(given.connection, run.of.dialer, run.of.settings)
 
 

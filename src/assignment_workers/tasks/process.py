@@ -63,7 +63,7 @@ Redis has no such heartbeats.
 FLOWER_COLUMNS = "name,state,args,result,received,runtime,worker,uuid"
 """The columns of Flower's task list. The column `worker` distinguishes the processes."""
 FLOWER_TASKS = "5000"
-"""The most tasks that Flower remembers, at about 10 kB each. Flower's default is 100,000."""
+"""The number of tasks that Flower remembers, at about 10 kB each. Flower's default: 100,000."""
 JOB_SECONDS = 1800
 """The most seconds that one statement of a job may take. A build of tens of millions of users takes
 minutes.

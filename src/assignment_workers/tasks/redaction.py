@@ -75,15 +75,15 @@ _FORM = re.compile(
 _USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """The form that a text must have to be shown as a user's id of the CRM."""
 _MANY = 4
-"""The most items of a list that are shown."""
+"""The greatest number of items of a list that are shown."""
 _AGENTS = 100
 """The greatest number of agents or users that the summary of a batch message names."""
 _REQUESTS = 16
-"""The most request ids of a batch message that are shown."""
+"""The greatest number of request ids of a batch message that are shown."""
 _AT_MOST = 240
-"""The most characters of a message or an answer that are shown after its summary."""
+"""The greatest length of a message or an answer as shown after its summary, in characters."""
 _AT_MOST_OF_MANY = 1_000
-"""The most characters of a batch message that are shown after its summary."""
+"""The greatest length of a batch message as shown after its summary, in characters."""
 _SUMMARISED = (
     *(("agent_id", "agent "), ("agent", "agent "), ("user_id", "user "), ("user", "user ")),
     *(("move", ""), ("outcome", ""), ("code", ""), ("state", ""), ("kind", ""), ("queue", "")),
@@ -166,7 +166,11 @@ def shown_answer(answer: object) -> str:
 
 
 def summary_of_message(said: Mapping[str, Any]) -> str:
-    """Return a summary of a message's arguments. For a batch message it begins with the agents."""
+    """Return a summary of a message's arguments.
+
+    For a batch of moves: their number, and a summary of each. For a batch of requests: their
+    number, if above one, then the agents and the dialer queues.
+    """
     many = said.get("requests")
     if not isinstance(many, list):
         return _summary(said)

@@ -1,7 +1,8 @@
 """The common handling of every task: validate arguments, map errors, count answers.
 
-A malformed message gets a `refused` answer and is stored as a dead letter. So is a message that
-fails for a reason that no retry mends. The assignment queue continues in either case.
+A malformed message gets a `refused` answer and is stored as a dead letter. A message that fails for
+a reason that no retry can change is stored as a dead letter, too. The assignment queue continues in
+either case.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 2.0
 REQUESTS_NAMED = 20
-"""The most request ids that one log line names. The line also has the number of all requests."""
+"""The greatest number of request ids in a log line, which also has the number of all requests."""
 UNAUTHENTICATED = "unauthenticated: "
 """The prefix of a sender's name that is not verified: any program with the broker's password could
 have sent it.
@@ -134,7 +135,7 @@ class App(Celery):
 
 
 class HandledTask(Task[..., Any]):
-    """A Celery task that validates its message, calls an operation and maps the operation's errors.
+    """A task that validates its message, calls an operation and handles the operation's errors.
 
     `task_handler` registers such tasks.
     """
@@ -448,9 +449,9 @@ class TaskRun:
     ) -> T:
         """Carry out `operation` in a fenced transaction, once per message.
 
-        A fenced transaction commits only while this process leads its lane.
-        A repeated message gets the first answer. The message's id is its header `command_id`, which
-        stays the same when the message is sent again, or else its task id. `subject` names the
+        A fenced transaction commits only while this process leads its lane. A repeated message gets
+        the first answer. The message's id is its header `command_id`, which stays the same when the
+        message is sent again, or, without that header, its task id. `subject` names the
         state that the operation sets: a command with an older `command_position` than the last one
         for this subject is refused. `part`: the number of this transaction for a message that needs
         several; `self.part`, if set, takes precedence.

@@ -2,11 +2,11 @@
 
 `OTEL_TRACES_EXPORTER` turns traces on; the other standard variables (`OTEL_SERVICE_NAME`,
 `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`, `OTEL_PROPAGATORS`) have the
-meaning that OpenTelemetry documents. A trace begins with a call of the gateway, a message, or an
-ask of the Python client, and continues through the task to each SQL statement.
+meaning that OpenTelemetry documents. A trace begins with a call of the gateway, a message, or a
+request by the Python client (an `ask` span), and continues through the task to each SQL statement.
 
 Callers who share a message have traces of their own. The task's span belongs to the trace of the
-first caller and has a link to each of the others. The ask span of each other caller has a link to
+first caller and has a link to each of the others. The `ask` span of each other caller has a link to
 that of the first.
 
 A span holds no text that people typed: statements have no values, and of an exception only the type
@@ -108,7 +108,7 @@ class Tracing:
         return headers
 
     def link_callers(self, shared: object, facts: Mapping[str, object]) -> None:
-        """Add links to the traces of all callers, and attributes, to the span of the running task.
+        """Add links to the other callers' traces, and attributes, to the running task's span.
 
         `shared` is the value of the header `SHARED`; `facts` become attributes.
         """

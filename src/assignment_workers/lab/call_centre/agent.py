@@ -232,7 +232,10 @@ class SimulatedAgent:
             await asyncio.sleep(min(answer.retry_after, 2.0))
 
     def _agree(self, first: Answer, second: Answer) -> None:
-        """Record a surprise if the answers to one message that was sent twice differ."""
+        """Record a surprise if the two answers to a message that was sent twice differ.
+
+        A surprise is an answer that contradicts a guarantee.
+        """
         self.recorder.counts["said twice"] += 1
         if Unavailable in {type(first), type(second)}:
             return
@@ -241,7 +244,10 @@ class SimulatedAgent:
             self._surprise(f"said the same twice and was told {one} and {other}")
 
     def _refused(self, held: Held, answer: Refused) -> None:
-        """Record a surprise if a message was refused although the lease had not ended."""
+        """Record a refusal: expected if due to the end of the lease, otherwise a surprise.
+
+        A surprise is an answer that contradicts a guarantee.
+        """
         known = self.recorder.assignments[held.id]
         until = known.lease_until
         lapsed = until <= self._now() or self.recorder.has_stepped_since(known.at)

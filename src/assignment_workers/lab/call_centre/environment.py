@@ -68,7 +68,7 @@ class Environment:
         self._to_sign.append(user)
 
     async def users(self) -> None:
-        """Each second let some users sign, and let new requirements appear in the CRM."""
+        """Each second let some users sign, and add new claim requirements to the CRM."""
         chance = Random(f"{self.plan.seed} users")
         while await self._after(1.0):
             many = max(1, round(self.plan.speed / 20))

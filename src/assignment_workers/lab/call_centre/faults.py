@@ -1,13 +1,13 @@
 """The faults of a chaotic day, caused with the servers' own means in one stack of `up`.
 
-Each fault is a context: the fault lasts for the block, and its end puts everything back. Its value
-is False if the fault cannot be caused now, because the process is down for example.
+Each fault is a context manager: the fault lasts for its block, and the end of the block undoes the
+fault. It yields False if the fault cannot be caused now, for example because the process is down.
 
 One machine sets limits. There is no second database server, so while PostgreSQL is frozen no server
 is left to serve, and a recovery is measured from the end of the freeze. Frozen sessions keep their
 locks, as those of a network that drops packets do until the server notices. A killed RabbitMQ,
 which is no process of the stack, is started again at the end of the fault. The database's clock
-steps for SQL alone, by functions before PostgreSQL's own, because the machine has only one clock.
+steps for SQL alone, by functions that hide PostgreSQL's own, because the machine has one clock.
 The disk is full only in a stack of the run's own, whose PostgreSQL then has a file system to
 itself.
 """

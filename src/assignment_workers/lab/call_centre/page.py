@@ -69,7 +69,10 @@ class RunChart:
 
 
 def page(recorder: Recorder, verdict: Verdict, soaked: Soaked | None = None) -> str:
-    """Return the HTML report of a run; of a soak, with the measured figures and what drifted."""
+    """Return the HTML report of a run.
+
+    `soaked`: for a soak (a long run to find drift), its result, which the report then shows too.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -1,8 +1,8 @@
 """A long run with faults, and the search for drift: memory, tables, dead rows, latency.
 
-`trend` judges whether a sampled figure grows on after its warm-up. Tables that grow with the work
-done are weighed once, at the end, beside a rewritten copy. What the run was too short to judge is
-reported apart from what is good.
+`trend` judges whether a sampled figure keeps growing after its warm-up. Of each table that grows
+with the work done, the size is compared once, at the end, with that of a rewritten copy. Figures
+for which the run was too short are reported separately.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 SAMPLES = 2000
-"""The number of samples of a run. Two samples are at least `NEAREST` seconds apart."""
+"""The number of samples of a run, or fewer: two samples are at least `NEAREST` seconds apart."""
 NEAREST = 5.0
 PRUNINGS = 10
 CALM_AFTER = 20.0

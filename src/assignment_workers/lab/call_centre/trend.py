@@ -2,8 +2,8 @@
 
 A process that warms up grows fast at first and then ever less, or in a few steps; a process that
 leaks keeps growing. Therefore the first `WARM_UP` seconds of each life do not count, the rest is
-halved, and the figure grows only as fast as it does in the slower half. The growth of a half is the
-median of the slopes between all pairs of its samples that are at least half of it apart (after
+halved, and the growth of the slower half is taken for the figure's growth. The growth of a half is
+the median of the slopes between all pairs of its samples that are at least half of it apart (after
 Theil and Sen): neither an occasional fault nor a figure that rises and falls in turns changes that
 median.
 

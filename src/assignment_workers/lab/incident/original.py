@@ -311,8 +311,8 @@ class Retried(Original):
 class Optimistic(Original):
     """The incident report's third remedy: optimistic locking.
 
-    The update succeeds only if the row is unchanged since it was read; otherwise a row is found
-    again.
+    The update succeeds only if the row is unchanged since it was read; otherwise the search for a
+    row begins again.
     """
 
     def ask(self, agent: int) -> Given | None:
