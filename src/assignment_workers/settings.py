@@ -455,7 +455,7 @@ class Settings(BaseModel):
 
     @property
     def of_queues(self) -> Mapping[str, Settings]:
-        """By dialer queue: its settings, if they differ from these."""
+        """Maps the name of a dialer queue to its settings, if they differ from these."""
         return {}
 
     def served(self, queues: Collection[str], team: str | None) -> list[str]:

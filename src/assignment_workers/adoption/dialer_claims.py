@@ -21,7 +21,7 @@ It is shorter than PostgreSQL's deadlock timeout, so no transaction of a sequenc
 deadlock with such a claim.
 """
 HELD_AT_LEAST = "30 minutes"
-"""The shortest lease of an assignment that a claim of the dialer made.
+"""The shortest lease of an assignment that records a claim of the dialer's own code.
 
 It is long, because the dialer's agents send no heartbeats that would extend the lease.
 """

@@ -205,9 +205,9 @@ def additions(connection: Connection) -> Iterator[str]:
 
 
 def _run(engine: Engine, sql: str) -> None:
-    """Run a statement outside of a transaction.
+    """Run a statement outside of a transaction, such as the concurrent build of an index.
 
-    The build of an index waits for locks without a limit.
+    The statement may wait for locks without a limit.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         is_index = "CONCURRENTLY" in sql

@@ -101,7 +101,7 @@ def of_transaction(transaction: FencedTransaction, given: Settings) -> Settings:
 
 
 _KNOWN: dict[UUID, tuple[Dialer, Settings, SettingsInForce]] = {}
-"""By version id: cached settings, each with the dialer and the environment they were made for."""
+"""Cached settings by version id, each with the dialer and the environment they were made for."""
 
 
 def _known(connection: Connection, id_: UUID, dialer: Dialer, given: Settings) -> SettingsInForce:

@@ -121,7 +121,7 @@ class Staged:
     users: int = 0
     """Number of users who have one of the file's phone numbers now."""
     queues: dict[str, int] = field(default_factory=dict)
-    """By dialer queue: number of users with one of these numbers in the published generation."""
+    """Number of users with one of these numbers in the published generation, by dialer queue."""
     waiting: int = 0
     """Number of users who, once the list is in force, are not offered until an operator decides.
 

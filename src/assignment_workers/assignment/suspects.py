@@ -80,9 +80,10 @@ def try_part(engine: Engine, digest: str, part: int | None) -> None:
 
 
 def mark_buried(engine: Engine, digest: str, buried: int) -> None:
-    """Store the number of a batch's parts that are stored as dead letters.
+    """Record how many items of a batch message were stored as dead letters.
 
-    They are parts during which a process ended. `digest` identifies the message.
+    Those are the requests or commands during which a process ended. `digest` identifies the
+    message.
     """
     _change(engine, digest, buried=buried)
 

@@ -56,7 +56,8 @@ def verify(
         Path | None, typer.Argument(help="An export, - for standard input; left out: the database.")
     ] = None,
     since: Annotated[
-        Path | None, typer.Option(help="An earlier export, whose ends the database must have.")
+        Path | None,
+        typer.Option(help="An earlier export, whose events the database must still have."),
     ] = None,
     json: AsJson = False,
 ) -> int:

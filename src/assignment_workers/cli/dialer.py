@@ -89,8 +89,8 @@ def check(
 def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
     """Return the query plans of the rules under the settings in force, and warnings.
 
-    Raises `UsageError` if the environment has settings that do not fit the file, so that no process
-    would start.
+    Raises `UsageError` if the environment has settings that do not fit the dialer's file, so that
+    no process would start.
     """
     given = settings()
     try:

@@ -63,7 +63,7 @@ SECTIONS = {
         "soak": ("call_centre", "Simulate a call centre for hours, with faults."),
     },
 }
-"""By section of the help and by command: the module of the command, and its line in the help.
+"""The module of each command and its line in the help, by section of the help and by command.
 
 The module is imported only when the command is used.
 """

@@ -57,7 +57,7 @@ def list_contact(
     lists: Annotated[bool, typer.Option("--lists", help="The imported lists instead.")] = False,
     json: AsJson = False,
 ) -> int:
-    """List the newest thousand entries."""
+    """List the newest thousand entries of the do-not-contact list."""
     if lists:
         return _lists(json=json)
     return _list("Not to be contacted", SuppressionKind.DO_NOT_CONTACT, json=json, by_text=by_text)
@@ -299,10 +299,10 @@ def _id(user: str | None) -> UserId | None:
 
 
 def _subject(user: str | None) -> str:
-    """Return the subject to record for an operator's action on a user or on a phone number.
+    """Return the user's id, or the words "a phone number" if `user` is None.
 
-    `user` is None for an action on a phone number. The record does not contain the number, because
-    the suppression itself does.
+    It is stored in the record of an operator's action. The number itself is stored only with the
+    suppression.
     """
     return "a phone number" if user is None else str(user_id(user))
 

@@ -81,7 +81,7 @@ _HOMES = {
     "HttpClient": ("http", "HttpClient"),
     "StreamedEvent": ("event_stream", "StreamedEvent"),
 }
-"""By public name: the module and the attribute that are imported when the name is first used.
+"""Maps a public name to the module and the attribute that are imported on its first use.
 
 So a program that uses only `HttpClient` does not import the Redis client, nor the reverse.
 """

@@ -1,4 +1,4 @@
-"""The methods of every client without input and output: what to send, and what an answer means.
+"""The methods of every client, without I/O: the messages to send, and the meaning of answers.
 
 A method is a generator of exchanges. It yields each exchange that is to take place, gets its
 result, and returns the answer. `Client` and `HttpClient` carry exchanges out and wait;
@@ -91,14 +91,14 @@ class LookUp:
 
 @dataclass(slots=True)
 class Count:
-    """An exchange: count the answer to a request, for the report of the service levels."""
+    """A step without an exchange: count the answer to a request, for the service levels."""
 
     answer: RequestAnswer
 
 
 @dataclass(slots=True)
 class Pause:
-    """An exchange: wait for some seconds."""
+    """A step without an exchange: wait for some seconds."""
 
     seconds: float
 

@@ -1,4 +1,4 @@
-"""The live events of a gateway, without input and output: the position, and when to go on."""
+"""The protocol of a gateway's live events, without I/O: the position, and the time to reconnect."""
 
 from __future__ import annotations
 

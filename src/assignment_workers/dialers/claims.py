@@ -281,8 +281,9 @@ MAPPINGS = {
         ),
     }
 }
-"""By name of a mapping: the tables and columns of an external CRM that has the same facts under
-other names. The setting `crm_mapping` chooses the mapping.
+"""Tables and columns of external CRMs that have the same facts under other names, by mapping.
+
+The setting `crm_mapping` chooses the mapping.
 """
 
 dialer = Dialer(queues=QUEUES, outcomes=OUTCOMES, news=[REQUIREMENTS], mappings=MAPPINGS)

@@ -153,7 +153,7 @@ RequestAnswer = Annotated[
 
 
 class Sent(BaseModel):
-    """The answer to a call that sent a message: a request for a rebuild, or a dead letter again."""
+    """The answer to a call that sent a Celery message, such as a request for a rebuild."""
 
     task_id: str
 

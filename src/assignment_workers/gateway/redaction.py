@@ -181,7 +181,7 @@ class RedactedRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler, wrapped so that its JSON responses are redacted."""
+        """Return FastAPI's handler, wrapped so that its JSON is redacted for the caller."""
         usual = super().get_route_handler()
 
         async def handle(request: Request) -> Response:

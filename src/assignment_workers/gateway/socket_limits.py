@@ -26,11 +26,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     _arrives: asyncio.TimerHandle | None = None
     _head: int = 0
-    """The bytes of the request's first line and headers that the parser has reported so far."""
+    """The bytes of the request's first line and complete headers that were parsed so far."""
     _unread: int = 0
-    """The bytes of a header that is not complete yet, which the parser has not reported."""
+    """The bytes of a header that is not complete yet."""
     _parsed: int = 0
-    """The number of bytes of the last received data that the parser has reported."""
+    """The number of bytes of the last received data that belong to complete headers."""
     _ended: bool = False
     """True if the last received data contain the end of a request."""
     _is_body: bool = False

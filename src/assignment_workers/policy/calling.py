@@ -110,12 +110,12 @@ class CallingRules:
 
     hours: CallingHours | None = None
     calls_per_day: Mapping[str, int] = field(default_factory=dict)
-    """By dialer queue: the greatest number of completed calls of a user in 24 hours.
+    """The greatest number of completed calls to a user in 24 hours, by dialer queue.
 
     Calls of all dialer queues, and of callbacks and missed calls, are counted together.
     """
     cool_down: Mapping[str, timedelta] = field(default_factory=dict)
-    """By dialer queue: the shortest time from a user's last call to the next."""
+    """The shortest time from a user's last call to the next, by dialer queue."""
     attempts: int | None = None
     """The greatest number of calls of a user, as counted in the score row. None: no limit."""
     between_offers: timedelta | None = None

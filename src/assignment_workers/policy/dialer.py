@@ -100,7 +100,7 @@ class Dialer:
     persons: Persons = field(default_factory=Persons)
     """The CRM's table of persons. The default is `crm.users`, whose ids are integers."""
     mappings: Mapping[str, Mapping[str, Names]] = field(default_factory=dict)
-    """By key of a mapping, then by table: other names that a CRM in another database may use.
+    """Other names that a CRM in another database uses, by the key of a mapping, then by table.
 
     `ASSIGNMENT_WORKERS_CRM_MAPPING` selects a mapping by its key. A table that the mapping leaves
     out has the names with which it is declared.
@@ -108,7 +108,7 @@ class Dialer:
 
     @property
     def actions(self) -> dict[str, Action]:
-        """By name: the actions that the outcomes request from other systems, and `review`."""
+        """The actions that the outcomes request from other systems, and `review`, by name."""
         asked = (action for outcome in self.outcomes for action in outcome.actions)
         return {action.name: action for action in (*asked, REVIEW)}
 

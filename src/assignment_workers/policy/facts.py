@@ -52,7 +52,7 @@ class Persons:
     shows the CRM's id.
     """
     names: Mapping[str, str] = field(default_factory=dict)
-    """By our name of a column: the CRM's name, such as `{"phone_number": "mobile"}`."""
+    """Maps our name of a column to the CRM's name, such as `{"phone_number": "mobile"}`."""
 
     @property
     def numbered(self) -> str | None:
@@ -79,7 +79,7 @@ class Names:
     of: str
     """The name of the table in the CRM, with its schema unless that is the connection's schema."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """By our name of a column: the CRM's name. A column that is left out has the declared name."""
+    """Maps our name of a column to the CRM's name; a column left out has the declared name."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class FactSource:
     The default is `crm` in our own database, and the connection's schema in another database.
     """
     columns: Mapping[str, str]
-    """By our name of a column that is read: the CRM's name."""
+    """Maps our name of each column that is read to the CRM's name."""
     types: Mapping[str, TypeEngine[Any]]
-    """By our name of a column: its type. A column that the CRM lacks is null."""
+    """Maps our name of a column to its type. A column that the CRM lacks is null."""
     person_columns: frozenset[str]
     """The columns, by our names, that contain a person's id."""
     key: tuple[str, ...]
@@ -310,7 +310,7 @@ def fact_table(
     A column of type `PersonId` has the person's id. A table without such a column has a
     `ForeignKey` to a column of another fact table, by which the person is found. A rule reads the
     rows of its person inside of `exists(…)`, by an index on these columns. `of`: the CRM's name of
-    the table, as in `Persons`; `names`: the CRM's names of columns, by ours.
+    the table, if it is not `name`; `names` maps our names of columns to the CRM's.
     """
     info = {_OF: of or name, _NAMES: dict(names or {})}
     return Table(name, MetaData(schema=CrmBase.metadata.schema), *columns, info=info)

@@ -279,9 +279,9 @@ def _unexpired(
 
 
 def _listed(queue: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Return a SQL condition: a number of a suppression list in force meets `condition`.
+    """Return a SQL condition: a phone number of a suppression list in force meets `condition`.
 
-    A suppression list has phone numbers that must not be called. Lists for this dialer queue and
+    The numbers of a suppression list must not be called. Lists for this dialer queue and
     lists for all dialer queues count. Cost: one index read per list.
     """
     return exists(
@@ -682,7 +682,7 @@ A dialer queue that names one of them among its own rules gives it another posit
 """
 
 READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
-"""By name: the rules that every dialer queue has. No other rule may have such a name."""
+"""The rules that every dialer queue has, by name. No other rule may have such a name."""
 
 
 def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:

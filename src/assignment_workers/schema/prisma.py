@@ -20,7 +20,7 @@ ITS_POOLS = frozenset(
 )
 """Parameters of Prisma's own connection pool, which do not concern the database and are dropped."""
 ACCEPTS = {"strict": "verify-full", "accept_invalid_certs": "require"}
-"""By value of Prisma's `sslaccept`: the value of libpq's `sslmode`."""
+"""Maps a value of Prisma's `sslaccept` to the value of libpq's `sslmode`."""
 
 
 def in_words_of_libpq(query: Mapping[str, Any]) -> dict[str, Any]:

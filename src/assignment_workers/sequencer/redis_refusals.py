@@ -77,8 +77,9 @@ BIND = """
 redis.call('DEL', KEYS[2])
 redis.call('SADD', KEYS[1], ARGV[1])
 """
-"""Script: bind a queue to its exchange in kombu's tables. KEYS[2] must be a key that does not
-exist.
+"""Script: add the queue's binding ARGV[1] to KEYS[1], kombu's table of an exchange.
+
+KEYS[2] must be a key that does not exist: its deletion makes the script pass in a full Redis.
 """
 EXCUSE = """
 redis.call('DEL', KEYS[1])

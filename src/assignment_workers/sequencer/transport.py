@@ -107,7 +107,7 @@ class Consumption:
     largest: int = 2**30
     """The size in bytes above which a message is not read."""
     mark: str = "0"
-    """The number and id of this sequencer's term, which are part of the key of its taken messages.
+    """The number and id of this sequencer's term: part of the key of the list of taken messages.
     """
     earlier: set[str] = field(default_factory=set)
     """The marks (number and id) of the known other terms of this lane."""

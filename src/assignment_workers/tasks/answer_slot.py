@@ -1,6 +1,6 @@
-"""The answer of one execution, passed from the task to the worker's request.
+"""The answer of one execution of a task, passed to Celery's `Request` of that execution.
 
-Celery passes its own rendering of a result to the worker's request, and not the result.
+Celery itself passes only a shortened text of the result to its `Request`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NAME = "answer_slot"
 class AnswerSlot:
     """Holds the answer of one run of a task.
 
-    The worker's request creates the slot, the task fills it, and the request shows its content.
+    Celery's `Request` creates the slot, the task fills it, and the `Request` shows its content.
     """
 
     answer: object = None

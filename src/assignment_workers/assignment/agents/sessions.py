@@ -1,7 +1,8 @@
-"""Sessions of agents: the limits that they set, and the effect of moves on them.
+"""The sessions of agents: their limits, and the effect of agents' commands on them.
 
-A move is an agent's command about an assignment. Only fenced transactions, those of the sequencer,
-change an agent's state. Heartbeats have a separate table (`heartbeats`) and change no state.
+A session lasts from an agent's start of work to its end. Only fenced transactions, those of the
+sequencer, change an agent's state. Heartbeats have a separate table (`heartbeats`) and change no
+state.
 """
 
 from __future__ import annotations

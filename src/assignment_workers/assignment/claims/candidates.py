@@ -77,7 +77,7 @@ class Claimable(Protocol):
     def source_id(self) -> UUID | None: ...
     @property
     def details(self) -> Mapping[str, Any]:
-        """Return further details of the event that records the user's assignment."""
+        """Return the values of `details` in the event that records the user's assignment."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Head:
     """Ids of users assigned in this transaction, from any dialer queue, callback or missed call."""
     ineligible: dict[int, str] = field(default_factory=dict)
     resting: dict[int, tuple[str, datetime]] = field(default_factory=dict)
-    """By id of a user whom a rule excludes for a time: the rule's name, and the time's end."""
+    """Maps a user whom a rule excludes for a time to the rule's name and the end of that time."""
     held_elsewhere: list[int] = field(default_factory=list)
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1

@@ -120,7 +120,7 @@ class _Claim:
     holds: dict[int, Held] = field(default_factory=dict)
     """The active assignments of the requests' agents, by agent, including new ones."""
     on_break: dict[int, Session] = field(default_factory=dict)
-    """By agent whom this transaction set on break: the agent's session.
+    """The session of each agent whom this transaction set on break, by agent.
 
     The reason is that the agent did not accept several offers in time.
     """

@@ -116,9 +116,9 @@ class Chain:
     _gaps: list[list[int]] = field(default_factory=list)
     """The first and last position of each run of positions for which no event was added."""
     _unproved: dict[int, tuple[int, bytes, bytes]] = field(default_factory=dict)
-    """By position of an event whose predecessor was not added yet: its id, content and digest."""
+    """Id, content and digest of each event whose predecessor was not added yet, by position."""
     _ends: dict[int, bytes] = field(default_factory=dict)
-    """By position: the digest of each event after which a gap begins."""
+    """The digest of each event after which a gap begins, by the position of the event."""
     _wrong: list[tuple[int, int, bytes, bytes, bytes]] = field(default_factory=list)
     """Events with a wrong digest: position, id, predecessor's digest, content, stored digest."""
 

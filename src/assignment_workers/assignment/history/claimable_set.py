@@ -23,7 +23,7 @@ class ClaimableSet:
     heap: list[tuple[int, int]] = field(default_factory=list)
     waiting: list[tuple[datetime, int]] = field(default_factory=list)
     until: dict[int, datetime] = field(default_factory=dict)
-    """By waiting user: the time from which the user is claimable.
+    """Maps a waiting user to the time from which the user is claimable.
 
     Elements of `waiting` with a different time are outdated.
     """

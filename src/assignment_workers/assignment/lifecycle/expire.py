@@ -31,9 +31,9 @@ class Lapsed:
 
     ended: set[UUID] = field(default_factory=set)
     kept: dict[UUID, datetime] = field(default_factory=dict)
-    """By id of an assignment whose lease a heartbeat extended: the new end of the lease."""
+    """The new end of each lease that a heartbeat extended, by the id of the assignment."""
     on_break: dict[int, sessions.Session] = field(default_factory=dict)
-    """By agent who was set on break, because of offers not accepted in time: the session."""
+    """The session of each agent who was set on break for not accepting offers in time, by agent."""
 
     def still(self, hold: Held) -> Held | None:
         """Return the assignment with its present lease, or None if it has expired."""

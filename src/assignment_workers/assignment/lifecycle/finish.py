@@ -102,7 +102,7 @@ class _Found:
 class _Finish:
     transaction: FencedTransaction
     found: dict[UUID, _Found]
-    """By id: the assignments that the moves name, as changed by the moves carried out so far."""
+    """The assignments that the moves name, by id, as changed by the moves carried out so far."""
     outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
     """The new column values of each changed assignment, by the assignment's id."""
@@ -112,12 +112,12 @@ class _Finish:
     callbacks: list[dict[str, Any]] = field(default_factory=list)
     """Changes of callbacks that were the source of the assignments."""
     followed_up: list[int] = field(default_factory=list)
-    """Ids of users who answered a call and have missed calls."""
+    """Ids of users who answered a call, and whose missed calls are thereby followed up."""
     called_back: list[UUID] = field(default_factory=list)
     skipped_calls: list[dict[str, Any]] = field(default_factory=list)
     """Missed calls whose user was skipped or deferred."""
     perhaps_converted: dict[str, list[int]] = field(default_factory=dict)
-    """By dialer queue: users to check for conversion once their assignments have ended."""
+    """Users to check for conversion once their assignments have ended, by dialer queue."""
     unwilling: list[int] = field(default_factory=list)
     """Ids of users whose call had a terminal outcome: they are never offered again."""
     closed: list[dict[str, Any]] = field(default_factory=list)
@@ -125,7 +125,7 @@ class _Finish:
     agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
     senders: dict[int, str] = field(default_factory=dict)
-    """By user whose assignment a command changes: the token that sent that command."""
+    """Maps a user whose assignment a command changes to the token that sent the command."""
 
     def carry_out(self, move: Move) -> Finished | Refused:
         """Decide one move (an agent's command about an assignment) and return its answer.

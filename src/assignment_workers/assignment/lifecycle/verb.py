@@ -101,7 +101,7 @@ class Argument:
 
 
 class Performs(Protocol[T_co]):
-    """A client that can send the call of a verb; returns the answer or a coroutine for it."""
+    """A client that sends an agent's command; it returns the answer, or a coroutine for it."""
 
     def perform(self, call: VerbCall, /) -> T_co:
         """Send the call of a verb; return the answer, or a coroutine for it."""

@@ -81,7 +81,7 @@ class PoolFunnel(BaseModel):
     """
 
     counts: dict[str, int]
-    """By name of a rule, in the order of the rules: number of users who break it first.
+    """The number of users whose first broken rule it is, by rule name, in the order of the rules.
 
     The key `eligible` has the number of users who break no rule.
     """

@@ -97,7 +97,7 @@ class AccessLog:
     _sums: Counter[_Sum] = field(default_factory=Counter)
     _used: set[str] = field(default_factory=set)
     _acted: dict[tuple[str, int], int] = field(default_factory=dict)
-    """By token name and agent: the hour of the last record, as a number since the epoch."""
+    """Maps a token's name and an agent to the hour of the last record, counted from the epoch."""
     _task: asyncio.Task[None] | None = None
 
     def refused(self, what: AccessKind, *, who: str | None, address: str | None) -> None:

@@ -170,10 +170,10 @@ async def state(
 async def heartbeat(
     request: Request, agent: AgentPath, body: HeartbeatBody, here: Here, who: Actor
 ) -> Response:
-    """Record that the agent is present, which keeps accepted work alive. No state changes.
+    """Record that the agent is present, which keeps accepted work alive.
 
     Heartbeats are written together, about once a second. The first heartbeat that names an offer in
-    `assignment_id` accepts the offer.
+    `assignment_id` accepts the offer. A heartbeat does not change the agent's state otherwise.
     """
     here.callers.let(who, agent)
     offer = body.assignment_id

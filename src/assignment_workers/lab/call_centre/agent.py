@@ -56,7 +56,7 @@ OUTCOMES = {
     "do_not_contact": 1,
     "no_claim": 1,
 }
-"""By outcome of a call: its share of all calls in per cent."""
+"""Maps the outcome of a call to its share of all calls in per cent."""
 
 PATIENCE = 120.0
 """The seconds for which a message is sent again while no answer arrives."""

@@ -59,7 +59,7 @@ class Environment:
     recorder: Recorder
     over: asyncio.Event
     signed_at: dict[int, datetime] = field(default_factory=dict)
-    """By user: a time of the database's clock at which the user had certainly signed."""
+    """Maps a user to a time of the database's clock at which the user had certainly signed."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _to_sign: list[int] = field(default_factory=list)
 

@@ -80,7 +80,7 @@ AND wait_event = 'SyncRep' AND {OWN}
 """  # noqa: S608
 CLOCK = "lab_clock"
 STEPPABLE = {"clock_timestamp": "VOLATILE", "statement_timestamp": "STABLE", "now": "STABLE"}
-"""By name: the volatility of the functions by which SQL reads the clock. `install_clock` shadows
+"""Maps each SQL function that reads the clock to its volatility. `install_clock` shadows
 them.
 """
 

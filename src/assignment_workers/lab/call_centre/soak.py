@@ -69,7 +69,7 @@ OUTLIVED = {
     "entries": "SELECT count(*) FROM assignment.generations"
     " WHERE purged_at IS NULL AND retired_at < now() - :generations",
 }
-"""By table: a query that counts rows older than their retention."""
+"""Maps a table to a query that counts rows older than their retention."""
 
 LIMITS = {
     "memory": Limit("MB", 0.1, 8),
@@ -165,7 +165,7 @@ class Meter:
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     dead: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    """By table: samples of the number of dead rows, as a multiple of autovacuum's threshold."""
+    """Samples of the number of dead rows of each table, as a multiple of autovacuum's threshold."""
     taken: int = 0
     missed: int = 0
 

@@ -416,5 +416,5 @@ WAYS: dict[str, tuple[str, Callable[..., Original]]] = {
     "skip-locked": ("FOR UPDATE SKIP LOCKED", SkipLocked),
     "spared": ("SKIP LOCKED, and a rebuild spares assigned rows", Spared),
 }
-"""By name of a way to hand out users, without ours: what it changes in the original, and its class.
+"""Ways to hand out users other than ours, by name: what each changes in the original, its class.
 """
