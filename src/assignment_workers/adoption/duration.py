@@ -14,7 +14,7 @@ SECONDS_A_MILLION_ROWS = {
     "migrate": 16.0,
     "rollback": 0.9,
 }
-"""By command: the seconds per million rows, measured by `benchmarks.adopt` on two cores.
+"""Maps a command to its seconds per million rows, as measured by `benchmarks.adopt` on two cores.
 
 The measurements are in docs/adopting.md.
 """

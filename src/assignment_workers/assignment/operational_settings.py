@@ -24,7 +24,7 @@ from assignment_workers.policy.dialer import Dialer
 from assignment_workers.settings import Settings, by_team, priorities
 
 NONE = "none"
-"""The value by which a setting is switched off, such as for one dialer queue only."""
+"""The value that switches a setting off, for all or for one dialer queue only."""
 VALUE_AT_MOST = 500
 TEAM_AT_MOST = 100
 CHANGED_AT_MOST = 100
@@ -289,9 +289,9 @@ def _fields(values: Values, queue: str | None, queues: Collection[str]) -> dict[
 def _text(
     setting: OperationalSetting, values: Values, queue: str | None, queues: Collection[str]
 ) -> str | None:
-    """Return the value of a setting as text of an environment variable; None: the default.
+    """Return the value of a setting as the text that its environment variable would have.
 
-    `values`, `queue`, `queues`: as for `_fields`.
+    None: the default applies. `values`, `queue`, `queues`: as for `_fields`.
     """
 
     def own(of: str | None) -> str | None:

@@ -1,8 +1,8 @@
 """The dialer of a claims company: sign people up, then collect what their claims need.
 
 A person without a signature belongs to `unsigned_users`. Once signed, a person belongs to
-`outstanding_requests` while a claim waits for something that a call can obtain. The numbers are
-those of original-dialer sections 3 and 4.
+`outstanding_requests` while a claim waits for something that a call can obtain. Scores, delays and
+limits are those of the original dialer (docs/original-dialer.md, sections 3 and 4).
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ REQUIREMENTS = News(
     Claim.user_id,
     joined=join(ClaimRequirement, Claim, Claim.id == ClaimRequirement.claim_id),
 )
-"""Claim requirements as a CRM table of news: the job that looks for new rows reads it.
+"""The claim requirements, as a CRM table in which a job looks for new rows.
 
 A new requirement may move a person to `outstanding_requests`.
 """

@@ -28,7 +28,7 @@ from assignment_workers.health.model import Health, HealthState, JobState, Proce
 from assignment_workers.telemetry import PREFIX
 
 Labelled = dict[tuple[str, ...], float | None]
-"""The values of a gauge by the values of its labels. None: the value is unknown."""
+"""Maps the values of a gauge's labels to the gauge's value; None: the value is unknown."""
 
 FIGURES_SECONDS = 2.0
 """The most seconds that a scrape waits for figures from the database."""

@@ -45,8 +45,8 @@ SILENT = timedelta(seconds=3.5)
 each second.
 """
 STARTED = timedelta(seconds=0.5)
-"""The tolerance when start times are compared: a replacing process may seem to start this much
-before the last sign of the process that it replaces.
+"""The tolerance for start times: a process can be the replacement of a silent one if it seems to
+have started at most this much before the last sign of the silent one.
 """
 REMEMBERED = timedelta(hours=1)
 """The time for which a silent process is reported as missing while others of its role are alive."""
@@ -408,7 +408,10 @@ class _Judge:
             yield self._role(role, needed=False)
 
     def _overdue(self) -> str | None:
-        """Return the name of a task that beat should have sent `UNSENT` ago, or None."""
+        """Return the name of a task that beat has not sent although it is overdue; or None.
+
+        A task is overdue if it has been due, and beat has been running, for longer than `UNSENT`.
+        """
         if self.results is None:
             return None
         # A job that fell due while nothing ran is late from the start of beat on.

@@ -48,7 +48,10 @@ class Outcome:
     title: str
     """The text on the agent's button."""
     score: int = 0
-    """The number that is added to the user's score. A higher score is called later."""
+    """The number that is added to the user's score.
+
+    Users with a higher score are called later, unless a dialer queue has an order of its own.
+    """
     delay: timedelta = timedelta(0)
     """The time until the user may be called again, unless a callback time is given."""
     terminal: bool = False

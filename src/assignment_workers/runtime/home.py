@@ -20,7 +20,9 @@ from assignment_workers.runtime.errors import HomeHeld, HomeUnusable
 
 LOCK = "lock"
 GRACE_SECONDS = 0.5
-"""The seconds for which `hold` retries to get the lock, because `holder` takes it for a moment."""
+"""The seconds for which `hold` retries to get the lock, because `holder` takes the lock for a
+moment to see if it is free.
+"""
 ENDING_SECONDS = 60.0
 """The seconds for which `hold` retries to get the lock if the process that held it was killed.
 

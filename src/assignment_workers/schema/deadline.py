@@ -85,7 +85,10 @@ class BoundedConnection(psycopg.Connection[Any]):
         return self.served is not None and self.served.has_moved
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait for an answer like psycopg, at most `timeout` seconds (None: until the deadline)."""
+        """Wait for an answer, as psycopg does, for at most `timeout` seconds.
+
+        None: until the deadline.
+        """
         if timeout is not None:
             return super().wait(gen, interval=interval, timeout=timeout)
         began = monotonic()

@@ -47,8 +47,10 @@ POOL_SECONDS = 30.0
 precedence.
 """
 LONG_SECONDS = 100.0
-"""A number of seconds. While a statement with a longer timeout runs, the server is asked at
-intervals if it still executes that statement.
+"""A statement timeout is long if it and `MARGIN_SECONDS` together exceed this number of seconds.
+
+With a long timeout, the server is asked at intervals if it still executes the statement. Behind a
+pooler it is not asked.
 """
 
 FORMS = {
@@ -128,9 +130,10 @@ def conninfo(url: URL, **parameters: str) -> str:
 
 
 def connect_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the connection parameters that replace those of `given`, the query of an address.
+    """Return connection parameters that limit the connection attempt and detect a vanished host.
 
-    They limit the connection attempt, and detect a vanished host.
+    They take precedence over `given`, the parameters of the database's address. If these have a
+    smaller limit for the attempt, that limit is kept.
     """
     said = str(given.get("connect_timeout", ""))
     seconds = min(int(said), CONNECT_SECONDS) if said.isdecimal() and int(said) else CONNECT_SECONDS
@@ -166,10 +169,11 @@ def connect(
     as PgBouncer refuse unknown options. Behind a pooler, each transaction may run in another
     session: the set-up is then repeated in each transaction, and no statement is prepared.
 
-    `index_plans_only`: use an index to look up rows wherever a suitable one exists. A prepared
-    statement keeps its plan; a plan made while a table was small would continue to scan the whole
-    table as it grows, until statistics are gathered again. So a table without a suitable index must
-    stay small, or its query must allow another join itself (`assignment.crm.external_crm.reader`).
+    `index_plans_only`: use an index to look up rows wherever a suitable one exists. The reason: a
+    prepared statement keeps its plan, and a plan made while a table was small would continue to
+    scan the whole table as it grows, until statistics are gathered again. A table without a
+    suitable index must therefore stay small, or its query must itself switch hash and merge joins
+    on again (as in `assignment.crm.reader`).
 
     `gate`: refuses new connections while it is closed; None: none is refused.
 

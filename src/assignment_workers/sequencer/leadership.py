@@ -32,15 +32,16 @@ log = structlog.get_logger()
 TRY_SECONDS = 0.25
 WATCH_SECONDS = 1.0
 LOOKS = 4
-"""The number of consecutive checks, `WATCH_SECONDS` apart, that must find this leader's sign of
-life (the time of its last transaction) too old before the leader gives up. When a stopped process
-continues, or the database does, the sign is too old at first, and one transaction renews it, which
-is faster than a restart. A standby that took the lock in the meantime is found by the check of the
-lock.
+"""The number of consecutive checks, `WATCH_SECONDS` apart, after which the leader gives up.
+
+Each must find that the leader's sign of life (the time of its last transaction) is too old. One is
+not enough: when this process or the database continues after a stop, the sign is too old at first,
+and the next transaction renews it, which is faster than a restart. If a standby has taken the lock
+meanwhile, the check of the lock finds it.
 """
 EXCUSE_SECONDS = 1.0
 """The most seconds by which the exit of this process is delayed to record that the message being
-handled is not the cause.
+handled does not cause the exit.
 """
 TOLD_SECONDS = 10.0
 """The minimum interval in seconds between two log lines that give the same reason.
@@ -135,7 +136,7 @@ class Leadership(bootsteps.StartStopStep):
     def _tell(self, why: str) -> None:
         """Log the reason why this process cannot lead now.
 
-        Repeat a reason after `TOLD_SECONDS` only.
+        The same reason is logged again only after `TOLD_SECONDS`.
         """
         said, at = self._told
         if why != said or monotonic() - at > TOLD_SECONDS:
@@ -236,10 +237,11 @@ class Leadership(bootsteps.StartStopStep):
         return "nothing comes from the broker"
 
     def _is_excused(self, sign: Sign) -> bool:
-        """Return True if a standby could run no transactions either, for the same reason as here.
+        """Return True if this leader is silent for a reason that would silence a standby as well.
 
         The reasons: Redis refuses writes, or COMMITs wait for a synchronous standby of PostgreSQL.
-        While Redis refuses writes, an empty transaction is run here as the leader's sign of life.
+        `sign`: the leader's last sign of life. While Redis refuses writes, an empty transaction is
+        run here to give a new sign.
         """
         limit = SILENCE.total_seconds()
         if sign.silent > limit / 2 and REFUSING.within(limit):

@@ -22,9 +22,10 @@ log = structlog.get_logger()
 
 KEPT = timedelta(days=1)
 QUICK_SECONDS = 0.1
-"""The most seconds that a reading of the database's clock may take to be published for clients.
+"""The most seconds that may pass between the readings of the database's clock and of Redis's clock.
 
-A slower reading is skipped; the next probe reads the clock two seconds later.
+If more pass, their difference is not published for clients. The next probe reads both clocks two
+seconds later.
 """
 
 

@@ -165,9 +165,9 @@ class Channel(redis.Channel):
 
     @staticmethod
     def _refused(error: ResponseError) -> RedisRefusal:
-        """Return the reason for which Redis refused a write, after a short pause.
+        """Wait `PAUSE_SECONDS`, then return the reason for which Redis refused a write.
 
-        Raises `error` itself if it is any other error.
+        Raises `error` at once if it is not a refused write.
         """
         why = refused(error)
         if why is None:
@@ -496,13 +496,16 @@ class OrderedChannel(Channel):
     def put_back(self, queue: str, *, own: bool = False, begins: bool = False) -> int:
         """Put back into `queue` the messages taken, but not acknowledged; return their number.
 
-        They are the next to be delivered, in their old order. The messages are those that earlier
-        terms took; with `begins` (at the start of this term) those of all other terms; with `own`
-        also those of this term, which is correct only while no task runs. Without `begins`, later
-        terms keep theirs, because this term may be over and this process not know it. If a process
-        ended after it had taken a message, the message may be the cause. So with `begins` the
-        messages of other terms are marked as suspects, except those of the term `spared`. Cost:
-        with `own` or `begins` a scan of all keys of Redis, otherwise of about a thousand.
+        They are the next to be delivered, in their old order. By default, the messages that
+        earlier terms took are put back. Those of later terms stay, because this term may be over
+        without this process knowing it. `begins`: True at the start of this term; the messages of
+        all other terms are put back. `own`: True to put back the messages of this term too, which
+        is correct only while no task runs.
+
+        If a process ended after it had taken a message, the message may be the cause. So with
+        `begins` the messages of other terms are marked as suspects, except those of the term
+        `Consumption.spared`. Cost: with `own` or `begins` a scan of all keys of Redis, otherwise
+        of about a thousand.
         """
         self.settle()
         count = 0

@@ -68,8 +68,8 @@ log = structlog.get_logger()
 def expire_lapsed(run: TaskRun) -> CommandAnswer:
     """End each offer that was not accepted in time, and each assignment whose lease has ended.
 
-    The lease of an accepted assignment is extended instead, if a lease that is counted from the
-    agent's last heartbeat has not ended.
+    An accepted assignment continues if the agent's last heartbeat came after the acceptance, and a
+    lease counted from that heartbeat has not ended. Its lease is extended to the end of that one.
     """
 
     def operation(transaction: FencedTransaction) -> Done:

@@ -103,9 +103,9 @@ class _Place:
     paused: bool
     generation: int | None
     waited: bool = False
-    """True if a user's wait in a queue of another lane is over, but the user is not claimable yet.
+    """True if users of the queue have waited long enough, but cannot be made claimable here.
 
-    Only a transaction that has locked that lane may make the user claimable.
+    Only a transaction that has locked the queue's lane may do that.
     """
 
 
@@ -128,9 +128,10 @@ class _Claim:
     due: list[DueKind] = field(default_factory=list)
     """The kinds of calls (callbacks, missed calls) of which at least one is due, by precedence."""
     unfinished: bool = False
-    """True if the wait of more users is over than one transaction may make claimable.
+    """True if this transaction made as many waiting users claimable as one transaction may.
 
-    The transaction then commits, and the next transaction answers the requests.
+    More of them may have waited long enough. So this transaction commits, and the next one answers
+    the requests.
     """
 
     def decide(self, places: Rows) -> dict[ClaimRequest, RequestAnswer]:
@@ -358,8 +359,9 @@ class _Claim:
     def _put_out(self, heads: Mapping[str, Head]) -> None:
         """Remove the ineligible users whom the search found, and make the resting users wait.
 
-        A resting user is one whom a rule excludes for a time. `heads`: by dialer queue, the search.
-        Events record both. These events come before the events of the new assignments.
+        A resting user is one whom a rule excludes for a time. `heads`: the result of the search in
+        each dialer queue. Events record both changes; they come before the events of the new
+        assignments.
         """
         for queue, head in heads.items():
             if head.found_out:

@@ -24,9 +24,9 @@ class Unreadable(Exception):
 
 
 class RowReader:
-    """The conversion of the rows of a CRM table; `columns` has the names in the order of a row.
+    """Converts the rows of a CRM table to types that JSON and COPY accept.
 
-    Values are converted to types that JSON and COPY accept. A person's id stays the CRM's id.
+    `columns` has the names of the columns, in the order of a row. A person's id stays the CRM's id.
     """
 
     def __init__(self, source: FactSource, *, numbered: str | None, folds: bool) -> None:

@@ -51,7 +51,7 @@ DRAINED_REASON = "drained"
 
 
 def _still(state: EntryState) -> ColumnElement[bool]:
-    """Return a SQL condition, true for entries in this state, for which no index can be used.
+    """Return a SQL condition, true for entries in this state, that uses no index on the state.
 
     The planner then finds the entry by its primary key. Otherwise it might scan an index on the
     state once for each user, if few entries had the state when statistics were gathered.
@@ -126,8 +126,8 @@ PROMOTED_AT_MOST = 5_000
 def promotion(at_most: int) -> Update:
     """Build the UPDATE that makes users of a generation ready once their waiting time is over.
 
-    It changes at most `at_most` users, those first whose waiting time ended first. SQL parameters:
-    `generation` and `instant`, the present time.
+    It changes at most `at_most` users, beginning with those whose waiting time ended first. SQL
+    parameters: `generation` and `instant`, the present time.
     """
     due = (
         select(Entry.user_id)
@@ -195,11 +195,11 @@ _JUDGE_ANEW = (
 
 
 def judge_waiting_anew(transaction: FencedTransaction) -> None:
-    """Make users claimable again who wait because of a rule, after the rules have changed.
+    """End the wait of users who wait because of a rule, after a change of the rules.
 
-    The next claim judges them by the new rules. Users whom an agent skipped or deferred continue to
-    wait. At most `PROMOTED_AT_MOST` users of each dialer queue are changed, those first whose
-    waiting time ends first. An event records each.
+    They are claimable again, and the next claim judges them by the new rules. Users whom an agent
+    skipped or deferred continue to wait. At most `PROMOTED_AT_MOST` users of each dialer queue are
+    changed, beginning with those whose waiting time ends first. An event records each.
     """
     transaction.require_all_lanes()
     at = {"now": transaction.now}
@@ -228,8 +228,8 @@ _ALL_PUBLISHED = (
 def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
     """Ensure that this transaction has locked every lane in which these users have entries.
 
-    An entry is the position of a user in a generation. Raises `OtherLanes` if it has not. The
-    caller's transaction is then run again with these lanes locked. No new entries can appear
+    An entry is the position of a user in a generation. Raises `OtherLanes` if a lane is not locked.
+    The caller's transaction is then run again with these lanes locked. No new entries can appear
     meanwhile, because a publication locks every lane. Cost: nothing with one lane; otherwise a
     primary-key probe for each user in each published generation of the lanes that are not locked.
     """
@@ -276,7 +276,7 @@ def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -
 
 
 def promote(transaction: FencedTransaction, generation: int) -> bool:
-    """Make up to `PROMOTED_AT_MOST` users of the generation ready whose waiting time is over.
+    """Make waiting users of the generation ready if their time is over, `PROMOTED_AT_MOST` at most.
 
     Returns True if more such users may remain. The claim should then continue in another
     transaction.
@@ -290,7 +290,7 @@ def take_out(
 ) -> None:
     """Remove ineligible users from this generation, and record an event for each.
 
-    `reasons`: by user, the name of the rule that the user breaks.
+    `reasons` maps a user to the name of the rule that the user breaks.
     """
     if not reasons:
         return
@@ -318,7 +318,7 @@ def put_off(
 ) -> None:
     """Make these users of the generation wait at their positions, and record an event for each.
 
-    `resting`: by user, the rule that the user breaks and the time until which the user waits.
+    `resting` maps a user to the rule that the user breaks and the time until which the user waits.
     Claims do not read waiting users.
     """
     if not resting:

@@ -121,7 +121,7 @@ class _Finish:
     unwilling: list[int] = field(default_factory=list)
     """Ids of users whose call had a terminal outcome: they are never offered again."""
     closed: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of suppressions: each bans a user from the one dialer queue that an agent closed."""
+    """Rows of suppressions: each bans a user from a dialer queue that was closed for the user."""
     agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
     senders: dict[int, str] = field(default_factory=dict)
@@ -429,10 +429,10 @@ class _Finish:
 
 
 def _limited(move: Move, found: _Found | None, given: Settings) -> Move:
-    """Return the move with its limits replaced by those of the settings for the dialer queue.
+    """Return the move with the limits that are in force for the assignment's dialer queue.
 
-    `given`: the settings in force. The dialer queue is that of the assignment `found`; None: the
-    general settings apply.
+    They replace the move's own limits. `given`: the settings in force. `found`: the assignment;
+    None: the limits for all dialer queues apply.
     """
     settings = given if found is None else given.of(found.hold.queue)
     match move:

@@ -64,16 +64,18 @@ class JobFigures(BaseModel):
     overlapping_last_day: int
     """Number of runs of the last day that were skipped because another run was in progress."""
     missed_last_day: int | None
-    """Number of hours (for a daily job: days) of the last day without a run that succeeded.
+    """Number of due times in the last day for which no run succeeded.
 
-    None for a job that is not run once an hour or day.
+    Only those between the first and the last success of the last day are counted. They are an hour
+    apart for `queue.regenerate` and a day apart for other jobs. None if no run has a due time.
     """
 
 
 class RecentTimeToAssign(BaseModel):
     """Seconds from the sending of a request to the commit of its assignment.
 
-    Covers the last five minutes; None if nothing was assigned.
+    `measured` is the number of assignments in the last five minutes; the other values are None if
+    there were none.
     """
 
     measured: int
@@ -279,7 +281,8 @@ JOB_NAMES = """names AS (
     SELECT (SELECT r.job FROM assignment.job_runs r WHERE r.job > n.job ORDER BY r.job LIMIT 1)
     FROM names n WHERE n.job IS NOT NULL
 )"""
-"""SQL of a CTE with the names of all jobs; cost: one probe of the index on (job, id) for each."""
+"""SQL of a CTE with the names of all jobs. Cost: one probe of the index on (job, id) for each job.
+"""
 # A job's newest runs are found by the same index.
 _JOBS = f"""
 WITH RECURSIVE {JOB_NAMES}, runs AS (

@@ -37,10 +37,10 @@ class Contender(Protocol):
         """Record an unanswered call. Return False if the agent's hold no longer existed."""
 
     def check_level(self) -> None:
-        """Run the job of every five minutes: rebuild the queue if few users are left in it."""
+        """Run the five-minute job, which rebuilds the queue if few users are left in it."""
 
     def rebuild(self) -> None:
-        """Run the job of every hour: rebuild the queue."""
+        """Run the hourly job, which rebuilds the queue."""
 
     def rebuilds(self) -> int:
         """Return the number of rebuilds so far."""
