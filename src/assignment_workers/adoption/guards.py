@@ -28,7 +28,7 @@ UNIQUE = {
     "uq_callbacks_pending_user": ("callbacks", "user_id", "created_at DESC, id DESC"),
     "uq_missed_calls_pending_call": ("missed_calls", "twilio_call_sid", "created_at, id"),
 }
-"""By index name: the table, the unique column, and the order of preference.
+"""Maps the name of a unique index to its table, its column, and the order of preference.
 
 If several pending rows have the same value, the first in this order stays pending, and the others
 are cancelled.

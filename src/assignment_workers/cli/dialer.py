@@ -55,9 +55,9 @@ def check(
     Each mistake is one line with file, dialer queue and rule; then the exit code is 2. If
     DATABASE_URL is set or a stack runs here, the tables of its database are read too: a warning
     names each rule for which a claim would read a whole table, and each dialer queue that no agent
-    may take from. A name in the environment or in the settings in force that the file does not
-    have is a mistake if no process would start with it, else a warning. A table or a column that
-    an external CRM lacks is a mistake.
+    may take from. The environment and the settings in force may contain a name, such as that of an
+    outcome, which the file does not have. This is a mistake if it would keep processes from
+    starting, otherwise a warning. A table or a column that an external CRM lacks is a mistake.
     """
     if file is not None:
         os.environ[VARIABLE] = str(file)
@@ -144,7 +144,7 @@ def _has_database(given: Settings) -> bool:
 
 
 def _in_force(given: Settings) -> Settings:
-    """Return the settings with the operational settings in force.
+    """Return the settings, with the values that operators have set.
 
     Without a database, or if it is unavailable, return the settings of the environment and of the
     dialer's file.

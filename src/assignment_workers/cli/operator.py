@@ -217,9 +217,9 @@ def status(
 ) -> int:
     """Show whether agents are served, and the state of everything.
 
-    The verdict is the first line. The exit code is 1 if agents are not served, or if nothing tells
-    whether they are; with --watch, by the last reading. Without a terminal, --watch prints a line
-    for each change.
+    The verdict is the first line. The exit code is 1 if agents are not served, or if that is
+    unknown; with --watch, the last reading decides. Without a terminal, --watch prints a line for
+    each change.
     """
     given = known()
     if watch:
@@ -259,7 +259,8 @@ def _watch(readings: Iterator[Health]) -> int:
 def _noted(readings: Iterator[Health], served: list[bool]) -> Iterator[Health]:
     """Yield each reading, at least `WATCH_SECONDS` apart.
 
-    Before each, the list `served` gets one value: True if agents are served by that reading.
+    Before a reading is yielded, the content of the list `served` is replaced by one value: True if
+    agents are served according to this reading.
     """
     for health in readings:
         served[:] = [health.agents_are_served]

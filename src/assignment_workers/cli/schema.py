@@ -110,7 +110,7 @@ def migrate(
 ) -> int:
     """Bring the database to the schema of this version.
 
-    The dialer's tables that are there are adopted.
+    If the database has the tables of a dialer, they are taken over while the dialer runs.
     """
     url = direct_url(with_database())
     if dry_run:

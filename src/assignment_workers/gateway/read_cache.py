@@ -29,8 +29,8 @@ T = TypeVar("T")
 FRESH_SECONDS = 0.5
 """Seconds for which a value read from the database is used again."""
 AT_ONCE = 2
-"""The greatest number of database connections that reads for viewers use. The others are left for
-agents' calls.
+"""The greatest number of database connections that viewers' reads use at the same time. The others
+are left for agents' calls.
 """
 READS = 200
 """The greatest number of cached values. When there are more, all are dropped."""
@@ -50,7 +50,7 @@ class ReadCache:
     clock: Callable[[], float] = time.monotonic
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
     _age: int = 0
-    """A number that is incremented whenever all cached values are dropped."""
+    """The number of calls of `forget`. A value that is read during such a call is not cached."""
     _locks: dict[object, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.BoundedSemaphore = field(
@@ -74,9 +74,9 @@ class ReadCache:
     ) -> T:
         """Call `what` with a connection and return the result, or the cached result if it is fresh.
 
-        The result, with the CRM's ids of users, is cached under `name` for `seconds`. `what` must
-        not use another connection of this cache. Raises `Problem` 503 if the database cannot
-        answer.
+        The result is cached under `name` for `seconds`. In it, the CRM's ids of users take the
+        place of our numbers. `what` must not use another connection of this cache. Raises `Problem`
+        503 if the database cannot answer.
         """
         return self.once(name, lambda: self._ask(what), seconds=seconds)
 

@@ -62,7 +62,10 @@ def reader(
 
 
 def trouble_of(error: DBAPIError) -> str:
-    """Return a predicate for a database error, such as `refuses our login`, without the address."""
+    """Return a text for a database error, such as `refuses our login`.
+
+    The text is the predicate of a sentence about the server. It does not have the address.
+    """
     code = getattr(error.orig, "sqlstate", None) or ""
     said = str(error.orig)
     for begins, predicate in _BY_CODE.items():

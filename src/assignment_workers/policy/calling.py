@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 AHEAD_AT_MOST = 60
-"""The most days that are searched for the next time at which calling is allowed."""
+"""The greatest number of days that are searched for the next time at which calling is allowed."""
 
 _DAY = timedelta(days=1)
 _END_OF_DAY = timedelta(hours=24)

@@ -30,8 +30,8 @@ from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.dialer import UserCallScore
 
 DECLARED = "original"
-"""The key to select, in place of one of `Dialer.mappings`, if a CRM in another database has the
-names of tables and columns that the dialer's file declares.
+"""A key beside those of `Dialer.mappings`. It stands for the names of tables and columns that the
+dialer's file declares, for a CRM in another database that uses these names.
 """
 
 
@@ -100,15 +100,16 @@ class Dialer:
     persons: Persons = field(default_factory=Persons)
     """The CRM's table of persons. The default is `crm.users`, whose ids are integers."""
     mappings: Mapping[str, Mapping[str, Names]] = field(default_factory=dict)
-    """Other names that a CRM in another database uses, by the key of a mapping, then by table.
+    """Mappings, by key: the names of tables and columns in a CRM in another database.
 
-    `ASSIGNMENT_WORKERS_CRM_MAPPING` selects a mapping by its key. A table that the mapping leaves
-    out has the names with which it is declared.
+    A mapping is needed if that CRM does not use the declared names. It maps the declared name of a
+    table to the CRM's names; a table that it leaves out has the declared names.
+    `ASSIGNMENT_WORKERS_CRM_MAPPING` selects a mapping by its key.
     """
 
     @property
     def actions(self) -> dict[str, Action]:
-        """The actions that the outcomes request from other systems, and `review`, by name."""
+        """The actions by name: those that outcomes request from other systems, and `review`."""
         asked = (action for outcome in self.outcomes for action in outcome.actions)
         return {action.name: action for action in (*asked, REVIEW)}
 
@@ -176,8 +177,8 @@ class Dialer:
     def external_facts(self, mapping: str, optional: Mapping[str, str]) -> ExternalFacts:
         """Return the tables that this dialer reads from a CRM in another database.
 
-        `mapping`: a key of `mappings`, or `DECLARED`. `optional`: by our names of the `OPTIONAL`
-        columns, the names of those that the CRM has. Raises `KeyError` for an unknown mapping.
+        `mapping`: a key of `mappings`, or `DECLARED`. `optional`: maps our name of each `OPTIONAL`
+        column that the CRM has to the CRM's name. Raises `KeyError` for an unknown mapping.
         """
         named = {**self.mappings, DECLARED: {}}[mapping]
         persons, *tables = (each.named(named.get(each.name)) for each in self.sources())

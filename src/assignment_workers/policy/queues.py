@@ -153,7 +153,7 @@ class Policy:
     def belongs(self) -> ColumnElement[bool]:
         """Return a SQL condition: by the CRM facts, the user belongs to this dialer queue.
 
-        A user who may not be called before some time belongs to the queue, too.
+        A user who must not be called before a certain time belongs to the queue, too.
         """
         return and_(*(rule.holds for rule in self._of_the_facts()))
 
@@ -168,9 +168,10 @@ class Policy:
     def held_back(self) -> ColumnElement[str | None]:
         """Return a SQL expression for the name of the first rule that forbids a call that is due.
 
-        A call is due if a user's callback or missed call is. The expression is null if the user may
-        be called, and is meant for users of this dialer queue. The calling rules, the
-        do-not-contact list and quarantine count; the wait after the last outcome does not.
+        A call is due if the user has a callback or a missed call that is due. The expression is
+        null if the user may be called. Use it only for users of this dialer queue. The calling
+        rules, the do-not-contact list and quarantine count; the wait after the last outcome does
+        not.
         """
         facts = {rule.name for rule in self._of_the_facts()}
         others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]
@@ -209,9 +210,9 @@ def _opens_at(
 ) -> datetime | None:
     """Return the next time at which users of this zone and calendar may be called.
 
-    `calendar`: the public holidays that count. None: not within `calling.AHEAD_AT_MOST` days. A
-    zone that this host does not know, because a host with newer time zone data stored it, counts as
-    closed for `UNKNOWN_ZONE_FOR`.
+    Returns None if that is not within `calling.AHEAD_AT_MOST` days. `calendar`: the public holidays
+    that count; None: no holidays. A zone that this host does not know, because a host with newer
+    time zone data stored it, counts as closed for `UNKNOWN_ZONE_FOR`.
     """
     try:
         return hours.opens_at(ZoneInfo(zone), now, calendar)

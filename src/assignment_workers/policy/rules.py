@@ -1,9 +1,9 @@
 """Eligibility: each rule is one SQL expression. Here are the rules that every dialer has.
 
 The expressions serve the build of a generation, the check at the claim, and the removal of
-converted users. Every expression is over the CRM's person and `user_call_scores` of the enclosing
-query, either of which may be null (outer joined). It is true or false, never null. The instant is
-the bind parameter `now`.
+converted users. They refer to the CRM's person and to `user_call_scores`, which the enclosing query
+joins; either row may be missing (outer join). Each expression is true or false, never null. The
+time at which a user is judged is the SQL parameter `now`.
 """
 
 from __future__ import annotations
@@ -57,10 +57,9 @@ from assignment_workers.schema.tables import (
 NOW = bindparam("now", type_=NaiveInstant)
 
 PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
-"""The names of the calling rules that a user, once refused by one, passes again after some time."""
+"""The names of calling rules. A user who breaks one of them meets it again after some time."""
 FOR_AN_OPERATOR = {"number_unclear", "no_number", "quarantined"}
-"""The names of the rules that a user, once refused by one, passes again only after an operator has
-acted."""
+"""Names of rules. A user who breaks one of them meets it again only after an operator has acted."""
 
 
 class RuleEffect(StrEnum):
@@ -686,11 +685,11 @@ READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
 
 
 def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
-    """Return the rules of a dialer queue in order: `own`, its own rules, and all of `READY_MADE`.
+    """Return the rules of a dialer queue in order: `own`, and all of `READY_MADE`.
 
-    Ready-made rules that are in `own` keep their position there. Resting rules, which hold again
-    after some time, come last, because the time until which a user rests counts only for a user who
-    breaks no other rule.
+    `own`: the rules that the definition of the dialer queue names. Ready-made rules that are in
+    `own` keep their position there. Resting rules, which hold again after some time, come last,
+    because the time until which a user rests counts only for a user who breaks no other rule.
     """
     placed = {each.name for each in own}
     every = [

@@ -36,8 +36,8 @@ def insert_rows(
     """Build an INSERT into the table of `model`, with rows from one JSON parameter.
 
     `columns`: the columns to fill. `parameter`: the parameter's name; its value is a list of
-    objects. Times are instants in every row, also for columns that store UTC without a zone.
-    `unless`: a row is left out if its value for that column is already in the table.
+    objects. Each time in a row must have a UTC offset, also for a column that stores UTC without a
+    zone. `unless`: a row is left out if its value for that column is already in the table.
     """
     naive = {each.key for each in columns if isinstance(each.type, NaiveInstant)}
     types = {each.key: Instant if each.key in naive else each.type for each in columns}

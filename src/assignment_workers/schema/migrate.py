@@ -28,10 +28,11 @@ from assignment_workers.schema.engine import (
 
 VERSION_TABLE = "schema_revision"
 FIRST_TABLE = "alembic_version"
-"""The revision table of release 0.1, whose processes start only if it has the revision `OF_0_1`.
+"""The revision table of release 0.1.
 
-It stays at that revision until 0.3.0, so that processes of 0.1 can run beside those of this version
-during an upgrade, and for going back.
+Processes of 0.1 start only if this table has the revision `OF_0_1`. Until 0.3.0 the table keeps
+that revision, so that processes of 0.1 can run beside those of this version during an upgrade, and
+can be started again after it.
 """
 OF_0_1 = "0015"
 MIGRATION = "assignment-workers schema migrate"
@@ -109,7 +110,7 @@ def plan(database_url: str) -> str:
 
 
 def _engine(database_url: str) -> Engine:
-    """Return an engine whose statements may take as long as the server is working on them."""
+    """Return an engine that waits for a statement as long as the server is working on it."""
     engine = create_engine(
         url := driver_url(database_url), connect_args=connect_arguments(url.query)
     )

@@ -168,7 +168,7 @@ def heartbeats(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MAN
 
 
 class HeartbeatMessage(BaseModel):
-    """One heartbeat of a message."""
+    """One agent's heartbeat in a batch message."""
 
     model_config = ConfigDict(extra="forbid")
 

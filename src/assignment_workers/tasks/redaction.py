@@ -120,7 +120,7 @@ class RedactedRequest(Request):
         self._kwargsrepr = shown(said)
 
     def info(self, safe: bool = False) -> Any:  # noqa: FBT001, FBT002 - Celery's
-        """Return what `inspect active` and `inspect reserved` show, always in the safe form."""
+        """Return the facts for `inspect active` and `inspect reserved`, with redacted arguments."""
         return super().info(safe=True)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's own name

@@ -74,7 +74,7 @@ def request(
 
 
 def request_many(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MANY)]) -> list[Any]:
-    """Answer many agents' requests in one transaction, in order.
+    """Answer many agents' requests in order, in as few transactions as possible.
 
     A malformed request gets the answer `refused`; the others are carried out.
     """
@@ -97,7 +97,7 @@ def answer(
 ) -> list[RequestAnswer]:
     """Return the answer of each request, in order, using as few transactions as possible.
 
-    Several transactions are needed if so many users who may not be called are found at the head of
+    Several transactions are needed if so many users who must not be called are found at the head of
     a dialer queue that one transaction would take long. Answers of an earlier transaction are
     committed and final. While the database is unavailable, the remaining answers are `Unavailable`.
     """

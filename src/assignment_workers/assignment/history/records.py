@@ -14,10 +14,11 @@ from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 
 class Record(NamedTuple):
-    """A check of stored rows: a query that names each object that breaks a guarantee.
+    """A check of one guarantee: a query for the stored objects that break it.
 
-    `guarantee`: its number. Each row of the query begins a sentence, such as "assignment" with an
-    id; `what` is the rest of the sentence, such as "was made without an event".
+    `guarantee`: the number of the guarantee. Each row that the query returns is the subject of a
+    sentence, such as "assignment" with an id; `what` is the rest of every sentence, such as "was
+    made without an event".
     """
 
     guarantee: int

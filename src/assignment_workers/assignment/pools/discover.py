@@ -91,13 +91,14 @@ def discover(
 ) -> Counts:
     """Insert a score row for every new user of the CRM, in the dialer queue where the user belongs.
 
-    Users with new rows in a CRM table who belong to another dialer queue than their score row says
-    are passed to `send`. The tables are the dialer's `news`. Each is read from `OVERLAP` before the
-    last known row to the end, in the order of `created_at` and id, and the progress is committed
-    with the results, so no row is missed. After `BATCHES_AT_MOST` transactions per table, the next
-    run continues. A repeated run changes nothing more. Raises `CrmUnavailable` if the CRM cannot be
-    read; the committed part stays. `randomness` makes ids. Returns counts: score rows `created`,
-    users `sent`, and by name of a CRM table the rows read.
+    The new rows of the CRM's table of persons, and of the tables in the dialer's `news`, are read.
+    If the score row of such a row's user names a wrong dialer queue or none, the user is passed to
+    `send`. Each table is read from `OVERLAP` before the last known row to the end, in the order of
+    `created_at` and id. The progress is committed with the results, so an interrupted run misses no
+    row. After `BATCHES_AT_MOST` transactions per table, the next run continues. A repeated run
+    changes nothing more. Raises `CrmUnavailable` if the CRM cannot be read; the committed part
+    stays. `randomness` is used to make ids. Returns counts: score rows `created`, users `sent`, and
+    the rows read of each CRM table, by its name.
     """
     counts = {"created": 0, "sent": 0, **{news.name: 0 for news in dialer.all_news}}
     run = _Run(work, dialer, crm, tuple(policies.values()), send, randomness, counts)
@@ -115,12 +116,14 @@ def reconcile(
 ) -> Counts:
     """Find users who are in a wrong dialer queue or in none, and `send` the command to move them.
 
-    A user's dialer queue is the one that the score row names; an unknown name counts as wrong
-    (hazard D1). Users whom an agent holds, who have converted or who are not in the CRM are left
-    alone. Users are read by id; a run reads `WINDOWS_AT_MOST` times `WINDOW` users, and the next
-    run continues. Returns counts: users `looked_at`, and users with no dialer queue (`in_none`), a
-    wrong one (`in_wrong`), or an unknown one (`other_word`). If the CRM's ids are not integers,
-    `unfit` counts users whose id cannot be used; they are never offered.
+    A user's dialer queue is the one that the score row names. A name that the dialer does not have
+    is wrong, too (hazard D1). Users whom an agent holds, who have converted or who are not in the
+    CRM are left alone. Users are read by id; a run reads up to `WINDOWS_AT_MOST` times `WINDOW`
+    users, and the next run continues. Returns counts: users `looked_at`, and users with no dialer
+    queue (`in_none`), with another one of the dialer (`in_wrong`), or with an unknown name
+    (`other_word`). If the CRM is in our database and its ids are not integers, a run that begins
+    with the first user also counts the users whose id cannot be used (`unfit`); they are never
+    offered.
     """
     counts = {"looked_at": 0, "in_none": 0, "in_wrong": 0, "other_word": 0}
     after = int(_watermark(work.side_connection, RECONCILIATION).key or -1)
@@ -348,7 +351,11 @@ def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[An
 
 
 def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> None:
-    """Commit the counts of a batch and the progress (`values`) in the CRM table `source`."""
+    """Commit the work so far, its counts, and the progress of reading `source`.
+
+    `values`: the columns of the progress in the row of `source`, which is a CRM table or
+    `RECONCILIATION`.
+    """
     work.side_connection.execute(
         update(Watermark).where(Watermark.source == source).values(**values)
     )

@@ -59,7 +59,7 @@ class PageSource:
     settings: Settings
 
     def in_force(self, connection: Connection) -> Settings:
-        """Return the settings of this process with the operational settings in force."""
+        """Return the settings of this process, with the values that operators have set."""
         return current(connection, loaded(), self.settings)
 
     def policies(self, connection: Connection) -> Mapping[str, Policy]:
@@ -79,9 +79,10 @@ class PageSource:
 
 @dataclass(frozen=True)
 class View:
-    """A page: its title, its regions (parts, templates `parts/NAME.html`), and its facts.
+    """A page of the dashboard.
 
-    `read` returns the facts; None if the object that the page shows does not exist.
+    `regions`: the names of the page's parts; the template of each is `parts/NAME.html`. `read`
+    returns the facts that the page shows; None if the object that the page is about does not exist.
     """
 
     title: str
@@ -140,9 +141,10 @@ def _centre(source: PageSource) -> Facts:
 
 
 def _charts(source: PageSource, period: str, queue: str | None) -> Facts:
-    """Return the facts for the charts of a period, for one dialer queue or for all with None.
+    """Return the facts for the charts of a period.
 
-    The period ends at a whole minute, so that its parts are whole minutes.
+    `queue`: one dialer queue; None: all of them together. The period ends at a whole minute, so
+    that its parts are whole minutes.
     """
     length, number, seconds = PERIODS[period]
 
@@ -330,7 +332,7 @@ def quarantine() -> View:
 
 
 def closed() -> View:
-    """Return the page of users whom a dialer queue does not offer, because an agent closed them."""
+    """Return the page of closed users: those whom an agent has excluded from a dialer queue."""
     return _suppressions("Closed", "closed", SuppressionKind.CLOSED, ("lift_closed",))
 
 

@@ -64,11 +64,11 @@ class Environment:
     _to_sign: list[int] = field(default_factory=list)
 
     def signs(self, user: int) -> None:
-        """Let the user sign in the CRM, together with the next users who sign."""
+        """Have the user's signature stored in the CRM with the next batch of signatures."""
         self._to_sign.append(user)
 
     async def users(self) -> None:
-        """Each second let some users sign, and add new claim requirements to the CRM."""
+        """Each second store in the CRM signatures of some users and new `claim_requirements`."""
         chance = Random(f"{self.plan.seed} users")
         while await self._after(1.0):
             many = max(1, round(self.plan.speed / 20))

@@ -36,15 +36,15 @@ class Limit(NamedTuple):
 
     unit: str
     share: float
-    """The allowed growth as a share of the figure's level, because allocators make memory
-    fluctuate.
+    """The allowed growth as a share of the figure's level. Such growth is no leak, because
+    allocators make memory fluctuate.
     """
     beyond: float
     """The growth that is always allowed, in the unit of the figure."""
 
 
 class TrendFinding(StrEnum):
-    """The finding about the growth of a figure."""
+    """The conclusion about the growth of a measured figure, such as the memory of a process."""
 
     STEADY = "steady"
     GROWS = "grows"

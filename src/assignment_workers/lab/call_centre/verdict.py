@@ -28,10 +28,11 @@ NO_TIME = timedelta()
 
 
 class FaultTold(BaseModel):
-    """A fault: the second of the run at which it began, and the time until requests were answered.
+    """A fault of the run, and the time until requests were answered again.
 
-    `back_after`: the seconds from `served_from`, when requests could be served again, to the first
-    answer to a request sent after the fault began. None if there was no answer.
+    `at`: the second of the run at which the fault began. `served_from`: the second from which
+    requests could be served. `back_after`: the seconds from `served_from` to the first answer to a
+    request that was sent after the fault began; None if there was no such answer.
     """
 
     at: float
@@ -83,7 +84,7 @@ class Verdict(BaseModel):
 
     @property
     def late(self) -> list[str]:
-        """A line for each fault after which requests were answered only after `BACK_SECONDS`."""
+        """A line for each fault after which no request was answered within `BACK_SECONDS`."""
         return late(self.faults)
 
 
