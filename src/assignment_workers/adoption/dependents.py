@@ -35,20 +35,21 @@ def notes(connection: Connection, tables: Sequence[str]) -> Iterator[str]:
 
 
 def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
-    """Return the name and the SQL of each view of others that reads `table` and that we may change.
+    """Return the name and the SQL of each view that reads `table` and that we may change.
 
-    The SQL refers to the table by name, not by oid. When it is run again, the view reads the
-    relation that has the name then.
+    Our own views, in the schema `assignment`, and materialized views are left out. The SQL refers
+    to the table by name, not by oid. When it is run again, the view reads the relation that has the
+    name then.
     """
     rows = connection.execute(_VIEWS, {"names": [table]})
     return [(f"{row.quoted}", row.definition) for row in rows if row.kind == "v" and row.may_change]
 
 
 def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
-    """Recreate the views of others after another relation has taken the name of their table.
+    """Recreate views after another relation has taken the name of their table.
 
-    `found`: the views, as `definitions` returned them before. The views then read that relation.
-    Grants and owners are not changed.
+    The views then read the new relation. `found`: the result of `definitions` from before the
+    change. Grants and owners are not changed.
     """
     # Psycopg's own cursor, which does not replace the name `public` in the SQL of others.
     plain = psycopg.Cursor(cast("psycopg.Connection[Any]", connection.connection.driver_connection))

@@ -47,10 +47,11 @@ def settle(engine: Engine, tell: Tell) -> None:
 
     Each decision is stored in `adoption_decisions`. A callback with a lease that is in force and
     ends within a day, and a missed call that was handed out within `LATELY`, become assignments if
-    user and agent are known and free. Of the others, one that was due within `OLD` becomes pending
-    again; the rest are left unchanged, for an operator. A pending callback that a later one of the
-    same user replaces is cancelled. A repeated call decides only about new ones. `tell` is called
-    with a line for each kind of decision.
+    user and agent are known and free. Of the others, those that became due within the last `OLD`
+    become pending again; the rest are left unchanged, for an operator. If a user would then have
+    several pending callbacks, all but the latest are cancelled. A repeated call leaves
+    unchanged what is left to an operator, and what is an active assignment. `tell` is called with a
+    line for each kind of decision.
     """
     for table in _KINDS:
         counts = {DUE_AGAIN: 0, FOR_OPERATOR: 0, HELD: 0}

@@ -89,8 +89,8 @@ def numbers_of(settings: Settings) -> Numbers:
 def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | None]:
     """Return the column from which the user's country or time zone is read.
 
-    `name`: `country` or `time_zone`. `column`: the CRM's name of the column, as configured. For an
-    external CRM, the column of the mirror (our copy of the CRM) with these values is returned.
+    `name`: `country` or `time_zone`. `column`: the CRM's name of the column, as configured. With an
+    external CRM, the returned column is that of the mirror (our copy of the CRM).
     """
     if settings.crm_database_url is not None:
         return CrmUser.country.expression if name == "country" else CrmUser.time_zone.expression

@@ -200,7 +200,7 @@ STORE = _stored.on_conflict_do_update(
 )
 STORE_ZONES = insert_rows(PhoneZone, PhoneZone.zone, parameter="zones").on_conflict_do_nothing()
 ZONES = select(PhoneZone.zone)
-"""Select the time zones in which the users are; a few rows."""
+"""A query for the time zones in which the users are. It returns a few rows."""
 
 _OWNERS = select(Phone.user_id, Phone.numbers).where(
     Phone.numbers.op("&&")(bindparam("numbers", type_=ARRAY(Text)))

@@ -102,9 +102,9 @@ class Named:
 class Staged:
     """The result of loading a file of suppressed phone numbers.
 
-    `lines` and `unreadable` count lines of the file. `waiting_queues`: by dialer queue, the number
-    of the users counted in `waiting`. `list_id`: the number of the stored list; None: nothing was
-    stored.
+    `lines` and `unreadable` count lines of the file. `waiting_queues` maps each dialer queue to the
+    number of its users who are counted in `waiting`. `list_id`: the number of the stored list;
+    None: nothing was stored.
     """
 
     lines: int = 0
@@ -121,7 +121,9 @@ class Staged:
     users: int = 0
     """Number of users who have one of the file's phone numbers now."""
     queues: dict[str, int] = field(default_factory=dict)
-    """Number of users with one of these numbers in the published generation, by dialer queue."""
+    """Maps each dialer queue to the number of users in its published generation who are counted in
+    `users`.
+    """
     waiting: int = 0
     """Number of users who, once the list is in force, are not offered until an operator decides.
 
@@ -444,10 +446,10 @@ class Matched(BaseModel):
     users: int
     queues: dict[str, int]
     waiting: int
-    """Number of users whom a suppression of this number makes wait for an operator's decision.
+    """Number of users who are not offered until an operator decides, if this number is suppressed.
 
-    Their phone number and this one have the same last digits, and one of the two is unclear. If
-    this number is not suppressed, users are counted who would wait if it were.
+    A phone number of these users has the same last digits as this number, and one of the two is
+    unclear. The users are counted whether or not this number is suppressed now.
     """
     waiting_queues: dict[str, int]
 
@@ -505,10 +507,10 @@ def whom(
 def who_waits(connection: Connection, phone: str, reader: Reader) -> tuple[int, dict[str, int]]:
     """Count the users who wait for an operator's decision if this phone number is suppressed.
 
-    Returns their number in all and by dialer queue. By the rule `number_unclear`, these users have
-    a number with the same last digits, and one of the two numbers is unclear. Users who have the
-    number itself are not counted. Counts up to `WHOM_AT_MOST`. Cost: a pass over the users'
-    numbers.
+    Returns the count in all and by dialer queue. The rule `number_unclear` makes these users wait:
+    they have a phone number with the same last digits, and one of the two numbers is unclear. Users
+    who have the number itself are not counted. Counts up to `WHOM_AT_MOST`. Cost: a pass over the
+    users' numbers.
     """
     target = target_of(phone, reader, raw=True)
     if isinstance(target, str) or target.tail is None:

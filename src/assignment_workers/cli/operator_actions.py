@@ -43,9 +43,8 @@ def operator_name() -> str:
 class OutcomeRecorder:
     """A function object that records the outcome of an operator's action and returns the answer.
 
-    It is called with the answer to the action. `position` is the action's number in the order of
-    all operators' commands. It is assigned before the action; the action sends it with its
-    commands.
+    Call it with the answer to the action. `position` is the action's number in the order of all
+    operators' commands, assigned before the action. Send this number with the action's commands.
     """
 
     def __init__(self, position: int) -> None:

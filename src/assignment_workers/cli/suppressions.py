@@ -136,7 +136,7 @@ def check(
 ) -> int:
     """Print the reading of a phone number, what suppresses it, and the users whom it matches.
 
-    The exit code is 1 if the number may not be called.
+    The exit code is 1 if the number is suppressed in at least one dialer queue.
     """
     with database() as connection:
         found = suppression_lists.check(connection, number, reader())

@@ -25,7 +25,7 @@ time is forgotten first.
 class TokenBucket:
     """A rate limit for each key: on average `per_second` calls a second.
 
-    After a pause, twice as many are allowed at once, and at least one.
+    After a pause, up to twice `per_second` calls are allowed at once, and at least one.
     """
 
     per_second: float

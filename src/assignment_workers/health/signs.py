@@ -53,7 +53,8 @@ redis.call('ZADD', KEYS[2], string.format('%.3f', now), ARGV[1])
 class AnswerCounts(BaseModel):
     """Counts of a gateway's answers: all (`asked`), and those with status 503 (`unavailable`).
 
-    `recent_...` counts the last `RECENT_SECONDS`, the other two the last minute.
+    `recent_asked` and `recent_unavailable` count the answers of the last `RECENT_SECONDS`, the
+    other two fields those of the last minute.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -119,8 +120,8 @@ class SeenSign(LifeSign):
 class LifeSigns:
     """A thread that stores a sign of life of this process every second, until it is stopped.
 
-    `more` returns further facts about the process. If Redis does not accept a sign, this is logged
-    once until Redis accepts one again; a sign is tried every second.
+    `more` returns further facts about the process. While Redis accepts no sign, the thread tries
+    every second and logs only the first failure.
     """
 
     def __init__(
@@ -197,9 +198,9 @@ class LifeSigns:
 
 
 class ProcessEnd:
-    """A flag by which the block of `alive` tells whether the process ends in an orderly way.
+    """A flag that the block of `alive` sets: True if the process ends in an orderly way.
 
-    Set `in_order` to False if the process fails, although no error leaves the block.
+    Set `in_order` to False if the process has failed but the block ends without an error.
     """
 
     in_order = True
@@ -216,9 +217,9 @@ def alive(
 ) -> Iterator[ProcessEnd]:
     """Store a sign of this process's life every second while the block runs.
 
-    Without a Redis none are stored. A last sign says that the process ended in an orderly way. The
-    last sign is stored if the block ends by `SystemExit` with code 0 or None, or ends without an
-    error and `in_order` of the yielded value is still True.
+    If `redis_url` is None, no sign is stored. After an orderly end, a last sign is stored, which
+    says so. The end is orderly if the block ends by `SystemExit` with code 0 or None, or without an
+    error while `in_order` of the yielded value is still True.
     """
     end = ProcessEnd()
     if redis_url is None:

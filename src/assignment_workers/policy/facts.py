@@ -48,15 +48,18 @@ class Persons:
     id_type: TypeEngine[Any] = field(default_factory=BigInteger)
     """The type of a person's id: an integer, `Uuid()` or `Text()`.
 
-    For an id that is no integer, the database stores a number of ours; every interface takes and
-    shows the CRM's id.
+    Our database stores a number of our own in place of an id that is not an integer. Every
+    interface accepts and shows the CRM's id.
     """
     names: Mapping[str, str] = field(default_factory=dict)
     """Maps our name of a column to the CRM's name, such as `{"phone_number": "mobile"}`."""
 
     @property
     def numbered(self) -> str | None:
-        """The type of ids that numbers of ours replace, `uuid` or `text`; None for integers."""
+        """The type of the persons' ids, `uuid` or `text`; None if they are integers.
+
+        Our database stores a number of our own in place of an id that is not an integer.
+        """
         if isinstance(self.id_type, Uuid):
             return "uuid"
         return "text" if isinstance(self.id_type, String) else None
@@ -267,7 +270,7 @@ def _expression(given: object) -> ClauseElement:
 
 @dataclass(frozen=True, eq=False)
 class News:
-    """A CRM table whose new rows may move a person to a dialer queue, or to another one.
+    """A CRM table whose new rows may put a person into a dialer queue, or into a different queue.
 
     Rows are read in the order of `created_at` and `key`, from the position where the last run
     stopped.

@@ -30,7 +30,7 @@ class PortTaken(UsageError):
 
 
 class NoStack(UsageError):
-    """No stack runs, and no variable has the addresses of servers."""
+    """No stack runs with this home (the directory of a stack), so its addresses are not known."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(

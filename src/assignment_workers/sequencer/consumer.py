@@ -48,7 +48,7 @@ class Consumer(consumer.Consumer):
     channel_errors: tuple[type[Exception], ...]
 
     class Blueprint(_Blueprint):  # type: ignore[misc]
-        """Celery's start-up steps, with `remote_control.Control` for the remote control.
+        """Celery's start-up steps, with `remote_control.Control` in place of Celery's `Control`.
 
         Celery's step for delayed messages, with its 28 queues and exchanges, is left out: a delayed
         message would lose its position in the order, and this project sends none.
@@ -157,9 +157,10 @@ class Consumer(consumer.Consumer):
     def _bury(self, message: Any, suspicion: Suspicion) -> None:
         """Store a message as a dead letter, answer its caller, and acknowledge the message.
 
-        `ENDS_AT_MOST` or more worker processes ended while they handled it; `suspicion` has their
-        number. If the number is above `ENDS_AT_MOST`, a process ended while it only read the
-        message, so the message is now stored without being read.
+        At least `ENDS_AT_MOST` worker processes have ended while they handled the message;
+        `suspicion` has their number. The first process to store the message reads it once more. If
+        that process ends too, the number is above `ENDS_AT_MOST`, and the next process stores the
+        message without reading it.
         """
         why = ended(suspicion.ends)
         if suspicion.of_the_whole > ENDS_AT_MOST:

@@ -161,7 +161,10 @@ class TaskMessage(Message):
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The validated arguments. Celery uses them, not the body, because they have `args`."""
+        """The validated arguments.
+
+        Celery reads them, and not the body, because they have the key `args`.
+        """
         return self._payload
 
 

@@ -218,10 +218,10 @@ class TransactionRunner:
         Retries run in place, because sending the message back would lose the order. They end at
         `until`, or after `PATIENCE` without it, with `DatabaseUnavailable`. A conflict with another
         lane over a user or an agent is retried as well, and the transaction that resolves it
-        records a race. An operation that turns out to concern another lane starts again with that
-        lane's row locked. A `command` is carried out once: if it has a stored answer, for example
-        from a try whose COMMIT was not confirmed, that answer is returned and `operation` is not
-        called.
+        records a race (a conflict of two writers). An operation that turns out to concern another
+        lane starts again with that lane's row locked. A `command` is carried out once: if it has a
+        stored answer, for example from a try whose COMMIT was not confirmed, that answer is
+        returned and `operation` is not called.
         """
         met: list[str] = []
         others: set[str] = set()
@@ -277,7 +277,7 @@ class TransactionRunner:
         return self._trouble[0] if self._trouble and self._trouble[1] > steady else None
 
     def had_turn_since(self, steady: float) -> bool:
-        """Return True if a transaction of this runner proved the term after `steady`.
+        """Return True if a transaction of this runner proved this process's term after `steady`.
 
         `steady` is a time of the monotonic clock.
         """
@@ -286,8 +286,8 @@ class TransactionRunner:
     def _until(self, until: datetime | None) -> timedelta:
         """Return the time left until the deadline `until`, by the database's clock as last read.
 
-        At least zero, at most `LONGEST_PATIENCE`. `PATIENCE` if there is no deadline or no reading
-        yet.
+        The result is at least zero and at most `LONGEST_PATIENCE`. It is `PATIENCE` if there is no
+        deadline, or if the clock has not been read yet.
         """
         if until is None or self._seen is None:
             return PATIENCE

@@ -4,7 +4,8 @@ Flower itself asks for its login on every page except `/metrics`, and ignores th
 `up` runs Flower, a one-time link signs a browser in, so that nobody has to type the password.
 
 Flower itself also waits for events without a time limit. A broker's host that hangs closes no
-connection, and Flower would show nothing new until it is restarted.
+connection, and Flower would show nothing new until it is restarted. Here the wait has a limit,
+`SILENCE_SECONDS`.
 """
 
 from __future__ import annotations

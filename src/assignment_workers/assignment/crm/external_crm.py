@@ -93,7 +93,7 @@ class Crm:
     def facts(self, users: Mapping[int, UserId], *, seconds: float | None = None) -> CrmFacts:
         """Read the facts of these users with one statement; users not in the CRM have no facts.
 
-        `users`: the CRM's id of each user, by the user's number in `assignment.user_ids`.
+        `users` maps each user's number in `assignment.user_ids` to the CRM's id of the user.
         `seconds`: the time limit of a job's read; None: the limit of a claim, the CRM's `timeout`.
         Raises `CrmUnavailable` if the CRM does not answer in that time.
         """
@@ -230,8 +230,9 @@ class Crm:
     def _read(self, what: Callable[[Connection], T], *, seconds: float | None = None) -> T:
         """Run the function `what`, which reads the CRM, within a time limit; return its result.
 
-        `seconds`: the limit; the function then gets a new connection. None: the limit of a claim,
-        on a connection of the pool; the CRM's server enforces this limit too.
+        `seconds`: the limit; the function gets a new connection. None: the limit is that of a
+        claim, and the function gets a connection of the pool. The CRM's server enforces the limit
+        of a claim, too.
         """
         engine = self._quick if seconds is None else self._slow
         if self._breaker.opened:

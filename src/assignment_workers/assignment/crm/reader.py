@@ -3,9 +3,11 @@
 If the CRM is the schema `crm` of our own database, statements read its tables directly. From an
 external CRM, a claim reads the facts of its users by id. The facts become parameters of the same
 statement and replace the CRM's tables, so each rule is one SQL expression in both cases. Jobs that
-judge all users read the mirror (`mirror`), our copy of the external CRM. An operation
-is passed the external CRM (None: there is none), and its engine translates the schema of the CRM's
-tables to the one that holds the facts of all users: see `use_fact_schema`.
+judge all users read the mirror (`mirror`), our copy of the external CRM.
+
+A function that needs the CRM has the external CRM as a parameter (None: there is none). In all SQL
+statements, the database engine replaces the schema of the CRM's tables by the schema that has the
+facts of all users: see `use_fact_schema`.
 """
 
 from __future__ import annotations
@@ -165,8 +167,9 @@ class CrmReader:
 
         Returns the rows, and True if they were judged by facts of the CRM itself. The mirror, our
         copy of the CRM, is used if it is younger than the setting `crm_grace`. The caller must not
-        remove a user, or report one as ineligible, because of its facts. Raises `CrmUnavailable` if
-        the mirror is older, or if the setting is not set.
+        remove a user, or report one as ineligible, because of the mirror's facts. Raises
+        `CrmUnavailable` if the CRM cannot be read and either the mirror is older or `crm_grace` is
+        not set.
         """
         try:
             found = self.judge_for_claim(statement, parameters, users=users, policy=policy, now=now)
@@ -281,9 +284,9 @@ class CrmReader:
 
 
 def own_ids(dialer: Dialer, connection: Connection, users: Sequence[int]) -> dict[int, UserId]:
-    """Return the CRM's id of each of these users, by the user's number in `assignment.user_ids`.
+    """Return a mapping from each user's number in `assignment.user_ids` to the CRM's id.
 
-    Users without an id are left out.
+    Users without a CRM id are left out. If the CRM's ids are integers, they are the users' numbers.
     """
     found = user_ids.own(dialer, connection, users)
     if dialer.numbered is None:

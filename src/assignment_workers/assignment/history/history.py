@@ -133,9 +133,10 @@ def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int
 
 
 def _missed(connection: Connection, generation: int) -> dict[str, int]:
-    """Return the completed assignments that the build did not see: by assignment id, the user.
+    """Return a mapping from each completed assignment that the build did not see to its user.
 
-    They ended too late for the build's snapshot, and before the generation was published.
+    These assignments ended too late for the build's snapshot, and before the generation was
+    published.
     """
     parameters = {"generation": generation, "longest": LONGEST_TURN}
     return {row.id: row.user_id for row in connection.execute(_MISSED, parameters)}

@@ -243,10 +243,11 @@ class Replay:
         teller(fact)
 
     def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
-        """Apply the publication of a generation with these ranks, by user.
+        """Apply the publication of a generation.
 
-        `ranks` is modified later; the caller must not use it any more. `missed`: the completed
-        assignments that the generation's build did not see, each with its user.
+        `ranks` maps each user to a rank. It is modified later, so the caller must not use it any
+        more. `missed` maps each completed assignment that the generation's build did not see to its
+        user.
         """
         self.apply(fact)
         if fact.queue is None or fact.generation_id is None:

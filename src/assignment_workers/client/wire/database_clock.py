@@ -24,7 +24,7 @@ class DatabaseClock:
     It is the clock of Redis plus the difference that the sequencer measured and stored in Redis.
     While none is stored, as before a sequencer has led, the difference is taken as zero. Between
     two readings the process's monotonic clock counts, so the time of day on this host does not
-    matter. A time may be too early by the time that an answer of Redis takes, but never too late.
+    matter. An estimate is too early by at most the delay of Redis's answer. It is never too late.
     """
 
     def __init__(self, redis: Redis, steady: Callable[[], float]) -> None:

@@ -41,7 +41,10 @@ SIGNATURE = "signature"
 """Header: the signature by a program that has verified the operator or the senders in the message.
 """
 SENDERS = "senders"
-"""Header: for each request of the message, the token that sent it for its agent, or null."""
+"""Header: for each request of the message, the name of the token that sent it for its agent.
+
+Null: the agent's own token, or no token.
+"""
 
 
 def unsendable(args: Sequence[Any], arguments: Mapping[str, Any]) -> str | None:
@@ -150,7 +153,7 @@ def signature(
     *,
     senders: Sequence[str | None] = (),
 ) -> str:
-    """Return an HMAC over a command's task, arguments, command id and `SENDERS`."""
+    """Return an HMAC over a command's task, arguments, command id and senders (see `SENDERS`)."""
     parts = [task, command_id, list(args), dict(kwargs), *([list(senders)] if senders else [])]
     said = json.dumps(parts, sort_keys=True)
     return hmac.new(key.encode(), f"a command\n{said}".encode(), hashlib.sha256).hexdigest()

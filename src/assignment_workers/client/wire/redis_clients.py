@@ -180,7 +180,7 @@ class _Follower(threading.Thread):
 
 
 _ANSWERED: dict[str, tuple[str, int]] = {}
-"""By the name of the primary: the address of the Sentinel that last answered this process."""
+"""Maps each primary's name to the address of the Sentinel that last answered this process."""
 
 
 def _at(asked: Any) -> tuple[str, int]:  # noqa: ANN401 - redis-py's, of both kinds

@@ -36,7 +36,7 @@ class Plan:
     """The time for which a generation's rows are stored after another has replaced it; None: as the
     stack's setting says.
 
-    It is set only for a soak; then Flower remembers only `FLOWER_TASKS`.
+    A time is set only for a soak, during which Flower remembers only `FLOWER_TASKS` tasks.
     """
     lanes: str = ""
     """The lanes of a new stack, in the form of ASSIGNMENT_WORKERS_LANES; empty: only the default

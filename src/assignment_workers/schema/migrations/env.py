@@ -26,10 +26,11 @@ options: dict[str, Any] = {
 
 
 def run_on(connection: Connection) -> None:
-    """Migrate, one process at a time. The version table needs the schema to exist first.
+    """Migrate the database; only one process at a time does so.
 
-    A process that waits for the lock has no open transaction. Building an index of a table in use
-    waits for all open transactions, so two processes would otherwise wait for each other.
+    The schema `assignment` is created first, because the version table is in it. A process that
+    waits for the lock has no open transaction. Building an index of a table in use waits for all
+    open transactions, so two processes would otherwise wait for each other.
     """
     while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}).scalar():
         connection.commit()
