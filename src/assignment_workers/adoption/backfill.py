@@ -77,8 +77,9 @@ def _begun(engine: Engine, source: SourceTable) -> int:
 def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
     """Keep each user in one dialer queue only, then number the positions without gaps.
 
-    `numbers` has the generation (build) of each dialer queue. A user who is in both queues stays in
-    the queue that the user's row in `user_call_scores` names, or else in `unsigned_users`.
+    `numbers` has the generation (build) of each dialer queue. A user who is in both queues of the
+    dialer stays in the queue that the user's row in `user_call_scores` names. If it names neither,
+    the user stays in `unsigned_users`.
     """
     with engine.begin() as connection:
         if len(numbers) == len(QUEUE_TABLES):

@@ -101,7 +101,7 @@ STUCK = {
     "callbacks": "status IN ('assigned', 'accepted')",
     "missed_calls": "status = 'assigned'",
 }
-"""By table: the SQL condition for callbacks and missed calls that the dialer has handed to an
-agent. The dialer never takes them back from the agent.
+"""Maps a table to the SQL condition for its rows (callbacks or missed calls) that the dialer has
+handed to an agent. The dialer never takes them back from the agent.
 """
 FIRST, LAST = EARLIEST.strftime("%Y-%m-%d"), LATEST.strftime("%Y-%m-%d")

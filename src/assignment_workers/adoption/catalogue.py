@@ -20,8 +20,8 @@ from assignment_workers.schema.migrate import FIRST_TABLE, VERSION_TABLE
 Found = Mapping[str, Any]
 """A table or view in PostgreSQL's catalogue, with the keys `kind`, `comment`, `shape`, `readable`.
 
-`kind` is the letter in `pg_class.relkind`. `readable` is True if the role of the connection has the
-right to read the table or view.
+`kind` is the letter in `pg_class.relkind`. `shape` is the `Shape` with the columns, constraints and
+indexes. `readable` is True if the role of the connection has the right to read the table or view.
 """
 
 

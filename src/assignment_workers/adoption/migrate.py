@@ -143,9 +143,10 @@ def refuse(report: Inspection) -> None:
 
 
 def expand(engine: Engine, database_url: str, tell: Tell, *, settings: Settings) -> None:
-    """Create the schema `assignment`, and add missing columns to the dialer's tables.
+    """Add missing columns to the dialer's tables, then create the schema `assignment`.
 
-    No row is rewritten. The columns are added first, because migrations write to them.
+    No row is rewritten. The columns come first, because the migrations that create the schema write
+    to them.
     """
     with engine.connect() as connection:
         missing = list(additions(connection))
@@ -395,10 +396,11 @@ def locked_turn(connection: Connection) -> FencedTransaction:
 
 
 def _grant(table: str) -> str:
-    """Return the SQL that copies the grants of the table, and the rights of its owner, to the view.
+    """Return the SQL that grants the privileges on `table` also on the view that takes its place.
 
-    So every role keeps its access, whichever role migrates. A trigger refuses writes to the view
-    with a reason. Column privileges become privileges on the same columns.
+    The rights of the table's owner are among them. So every role keeps its access, whichever role
+    migrates. Column privileges become privileges on the same columns. A trigger refuses writes to
+    the view and gives the reason.
     """
     return f"""
         DO $grant$ DECLARE given record; BEGIN

@@ -144,7 +144,10 @@ def _version(row: Row[*tuple[Any, ...]]) -> StoredVersion:
 
 
 class ValueInForce(BaseModel):
-    """A value in force of an operational setting; `queue` and `team` None: for all others."""
+    """A value in force of an operational setting, for a dialer queue, for a team, or for all.
+
+    `queue` and `team` are None in the value for all dialer queues and teams without their own.
+    """
 
     name: str
     queue: str | None = None
@@ -249,7 +252,10 @@ def ignored(connection: Connection, dialer: Dialer, given: Settings) -> list[str
 
 
 def unknown_values(connection: Connection, dialer: Dialer) -> list[str]:
-    """Return a line for each value in force whose dialer queue the dialer does not have."""
+    """Return a line for each value in force that is set for an unknown dialer queue.
+
+    The dialer does not have such a queue, so the value is ignored.
+    """
     found = latest(connection)
     if found is None:
         return []

@@ -122,7 +122,10 @@ class OtherLanes(Exception):
 
 
 class ClaimBudgetExceeded(Exception):
-    """Raised when a claim has judged as many users as one transaction may; it must then commit."""
+    """Raised when a transaction has judged as many users as one transaction may.
+
+    The transaction must commit, and the claim continues in another one.
+    """
 
 
 @dataclass(frozen=True)
@@ -242,9 +245,10 @@ class FencedTransaction:
 
 
 def sent_by(sender: str | None) -> dict[str, str]:
-    """Return the detail of an event that names the token by which an agent's command came.
+    """Return the detail `sent_by` for the event of a command that was sent on behalf of an agent.
 
-    `sender`: such as `token 0a12`; None: the agent's own token, which adds no detail.
+    `sender`: the token that sent the command, such as `token 0a12`. None: the agent's own token, or
+    no token; then the result is empty.
     """
     return {} if sender is None else {"sent_by": sender}
 
@@ -253,8 +257,8 @@ def raced(kind: str, **facts: object) -> dict[str, Any]:
     """Return the event of a conflict between two writers (a race) that was detected and resolved.
 
     `kind`: the name of the race. `facts`: more about it, by name. The fact `done` is a text that
-    says how the race was resolved. A fact with the name in `_COLUMNS`, such as `user_id`, becomes
-    that column's value; every other fact is one of the event's details.
+    says how the race was resolved. A fact with the name of a column of the events, such as
+    `user_id`, becomes the value of that column; every other fact becomes one of the details.
     """
     columns = {name: facts.pop(name) for name in list(facts) if name in _COLUMNS}
     return {"kind": EventKind.RACE, **columns, "details": {"kind": kind, **facts}}

@@ -47,7 +47,7 @@ REMEMBERED = 100_000
 _NAMES = frozenset({"user_id", "user_ids"})
 """Names of fields that have the number of a user, or a list of such numbers."""
 _TEXTS = frozenset({"reason", "examples", "what"})
-"""Names of fields with texts of this package that may name a user by number."""
+"""Names of fields in whose texts this package may write a user's number, such as `user 27`."""
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]|^\\s|\\s$")
 _FITS = (
     f"length(n.id) BETWEEN 1 AND {ID_AT_MOST}"
@@ -162,9 +162,9 @@ def number_new(
 ) -> int:
     """Assign numbers to those users of a SQL query who have none; return the count of new numbers.
 
-    `rows`: the query of the CRM's ids as `id`, and of times as `created_at`, in whose order users
-    get numbers. `since`: only rows created at this time, in UTC, or later. Ids that `read` refuses
-    get no number. The caller commits.
+    `rows`: a query with two columns: `id`, the CRM's id of a user, and `created_at`, a time. Users
+    get numbers in the order of the times. `since`: only rows created at this time, in UTC, or
+    later. Ids that `read` refuses get no number. The caller commits.
     """
     kind = dialer.numbered
     fits = _FITS if kind == "text" else "n.id IS NOT NULL"
@@ -252,8 +252,8 @@ def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
 def _walk(name: str, value: object, of: Any, *, ours: bool = False) -> object:  # noqa: ANN401
     """Return a copy of the value with `of(number)` in place of the number of each user.
 
-    `name`: the name of the field that has the value. `ours`: True if the texts in the value are
-    those of this package.
+    `name`: the name of the field that has the value. `ours`: True if this package wrote the value's
+    texts; only then are numbers in them replaced.
     """
     match value:
         case bool():

@@ -83,7 +83,8 @@ _HOMES = {
 }
 """Maps a public name to the module and the attribute that are imported on its first use.
 
-So a program that uses only `HttpClient` does not import the Redis client, nor the reverse.
+So a program that uses only `HttpClient` does not import the Redis client, and a program that uses
+only `Client` does not import the HTTP client.
 """
 
 

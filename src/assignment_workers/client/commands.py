@@ -172,8 +172,8 @@ def do_not_contact(
     """Build the command that forbids calls to a user or a phone number.
 
     `queue`: the one dialer queue for which this holds; None: all. `source`: the origin of the
-    entry, such as a public register. `raw`: True to store a `phone` that cannot be read as a phone
-    number, as text.
+    entry, such as a public register. `raw`: True to accept a `phone` that cannot be read as a phone
+    number; it is stored as text.
     """
     arguments = {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
     more = {

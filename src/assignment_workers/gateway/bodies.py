@@ -55,7 +55,10 @@ class RequestBody(_Body):
 
 
 class OwnerBody(_Body):
-    """The agent who holds the assignment, and its `version` in the last answer; absent: any."""
+    """The agent who holds the assignment, and the assignment's `version` from the last answer.
+
+    Without a `version`, any version is accepted.
+    """
 
     agent_id: AgentId
     version: Version | None = None
@@ -114,7 +117,7 @@ class ReportQuery(_Body):
 
 
 class VersionsQuery(_Body):
-    """The query of the versions of the operational settings."""
+    """The maximum number of versions of the operational settings to return."""
 
     most: Annotated[int, Field(ge=1, le=1_000, description="The greatest number of versions.")] = 50
 

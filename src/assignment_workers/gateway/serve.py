@@ -127,7 +127,7 @@ def wants_tokens(settings: Settings) -> bool:
     """Return True if callers need a token.
 
     Tokens may be off only if the gateway listens on a loopback address and `assignment-workers up`
-    runs PostgreSQL and Valkey itself; otherwise raises `UsageError`.
+    runs PostgreSQL and Valkey itself. Raises `UsageError` if they are off elsewhere.
     """
     if settings.gateway_tokens != "off":
         return True

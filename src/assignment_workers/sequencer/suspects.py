@@ -46,9 +46,9 @@ redelivered.
 
 
 def ended(ends: int) -> str:
-    """Return the reason in the dead letter of a message that ended `ends` processes.
+    """Return the reason that is stored with a message that ended `ends` processes.
 
-    The caller gets the same reason in its answer.
+    The sender of the message gets the same reason in its answer.
     """
     return f"ended the process that handled it, {ends} times; stored as a dead letter"
 
@@ -67,12 +67,12 @@ class Suspects:
         """
 
     def take(self, celery_queue: str, message: Any) -> Suspicion | None:
-        """Set `message` as the current one.
+        """Set `message` as the current one; return its record if it was delivered before.
 
-        If it was delivered before, count the process that handled it. Returns the suspicion with
-        the count. Returns None for a message delivered for the first time. Also returns None while
-        the database accepts no rows: the message is handled without a count, because no user can be
-        assigned at that time.
+        The process that handled it before is taken to have ended. That end is added to the count in
+        the record, unless it is excused. Returns None for a message delivered for the first time.
+        Also returns None while the database accepts no rows: the message is handled without a
+        count, because no user can be assigned at that time.
         """
         self._in_hand = message
         self.suspicion = None

@@ -104,7 +104,10 @@ def _read(said: object, settings: Settings, sender: str | None) -> Move | Refuse
 
 
 def _sent(move: Move, sender: str | None) -> Move:
-    """Return the move with `sender`, the token that sent it on behalf of its agent, added."""
+    """Return a copy of the move that names `sender`, the token that sent it on the agent's behalf.
+
+    `sender` None: the move itself is returned.
+    """
     return move if sender is None else replace(move, owner=replace(move.owner, sent_by=sender))
 
 
@@ -148,9 +151,10 @@ def release_if_unclaimed(
     version: Version,
     lease_expires_at: AwareDatetime,
 ) -> CommandAnswer:
-    """Release an assignment whose caller did not get the answer, unless the agent has asked again.
+    """Release an assignment whose answer has perhaps not reached its agent.
 
-    An assignment that was renewed or finished since stays as it is.
+    The assignment stays as it is if it was renewed or finished since, or if the agent has made a
+    request since.
     """
     owner = Owner(assignment_id, agent_id, version)
     return run.once(

@@ -131,7 +131,12 @@ def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict
 
 
 def _way(declared: ExternalFacts, source: FactSource) -> Iterator[tuple[str, str]]:
-    """Yield the columns that link this table to a person's id, each with its table, in order."""
+    """Yield the columns by which rows of this table lead to a person, each as (table, column).
+
+    The first is the table's own column, the last the one with the person's id; between them are the
+    pairs of columns that join further tables. For the table of persons this is only its `id`. For
+    another table without a declared link nothing is yielded.
+    """
     if source.name == USERS:
         yield USERS, "id"
     while source.link is not None:
@@ -143,9 +148,10 @@ def _way(declared: ExternalFacts, source: FactSource) -> Iterator[tuple[str, str
 
 
 def _of_user(way: Sequence[tuple[str, str]]) -> str:
-    """Return a SQL condition: a row belongs to the user in the SQL parameter `user`.
+    """Return a SQL condition that is true for the rows of a table that belong to one user.
 
-    `way`: the columns that `_way` yields.
+    The SQL parameter `user` is the user's id. `way`: the columns by which rows of the table lead to
+    a person, as `_way` yields them.
     """
     (_, column), *further = way
     if not further:
@@ -175,9 +181,9 @@ def _differing(connection: Connection, declared: ExternalFacts) -> list[str]:
 
 
 def _there(connection: Connection) -> dict[str, list[str]]:
-    """Return, for each existing table of our copy of the CRM, its sorted columns.
+    """Return the sorted columns of each existing table of our copy of the CRM, by table.
 
-    A column has the format of `_described`.
+    Each column is a text of its name, its type and, in the primary key, the word `key`.
     """
     found = connection.execute(_THERE, {"schema": MIRROR_SCHEMA})
     return {row.name: sorted(row.columns) for row in found}
@@ -190,7 +196,11 @@ def _described(table: Table) -> Iterable[str]:
 
 
 def _roles(connection: Connection) -> tuple[str | None, list[tuple[str, str]]]:
-    """Return the role that is to own the tables, if any, and other roles with their privileges."""
+    """Return the role to make the owner of the tables, and the roles to grant privileges on them.
+
+    The owner is None if the connection's role cannot make the worker role the owner. The privileges
+    of each other role are given as SQL.
+    """
     asked = {"roles": [WORKER, GATEWAY, READER], "schema": MIRROR_SCHEMA}
     may_own = {row.name: row.may_own for row in connection.execute(_ROLES, asked)}
     owner = WORKER if may_own.get(WORKER) else None

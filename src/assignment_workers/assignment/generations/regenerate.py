@@ -62,10 +62,10 @@ def regenerate(
 
     `policy`: the rules of the dialer queue. `trigger`: the cause of the build. `settings_version`:
     the version of the settings that the policy was made from. Both are only recorded. The
-    generation has all users who meet the rules now, ranked, including users whom an agent holds;
-    users who were skipped lately or deferred wait. With a size limit, users who can be called
-    before the next build are chosen first, by rank, then others, by rank; the chosen users are
-    ranked together by the queue's order.
+    generation has all users who meet the rules now, ranked, including users whom an agent holds.
+    The entries of users who were deferred, or skipped lately, get the state `waiting`. With a size
+    limit, users who can be called before the next build are chosen first, by rank, then others, by
+    rank; the chosen users are ranked together by the queue's order.
 
     A failure leaves the published generation unchanged and marks the new one failed; if the process
     dies, the next build marks it. Cost: one statement over all users of the dialer queue, in the
@@ -231,11 +231,12 @@ def _eligible(policy: Policy) -> Select[*tuple[Any, ...]]:
 
 
 def _limited(policy: Policy, eligible: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """Select at most `limit` of the entries of `eligible`, numbered from 1 again in the same order.
+    """Select the entries of `eligible` that a generation with a size limit gets.
 
-    An entry is the position of a user in a generation. Users who can be called before the next
-    build are chosen first, so that users who cannot be called for hours do not fill the generation.
-    Cost: one more sort of the eligible users.
+    An entry is the position of a user in a generation. The chosen entries stay in their order and
+    are numbered from 1 again. Their maximum number is the SQL parameter `limit`. Users who can be
+    called before the next build are chosen first, so that users who cannot be called for hours do
+    not fill the generation. Cost: one more sort of the eligible users.
     """
     each = eligible.order_by(None).add_columns(policy.callable_soon().label("in_hours")).subquery()
     found = each.c

@@ -18,7 +18,7 @@ from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Event
 
 COMPARED = timedelta(hours=1)
-"""By default, only events of this time before the old server's last event are compared."""
+"""By default the comparison begins this long before the old server's last event."""
 
 
 class LostEvent(BaseModel):

@@ -30,10 +30,11 @@ REQUESTS = ("assignment.request", "assignment.request_many")
 
 
 class TimeToAssign(BaseModel):
-    """Seconds from the sending, by the requester's clock, to the commit of the assignment.
+    """Seconds from the sending of a request to the commit of its assignment.
 
-    Covers the latest assignments of the period, `MEASURED_AT_MOST` at the most; None if there was
-    none.
+    The time of sending is by the requester's clock; requests without it are left out. At most
+    `MEASURED_AT_MOST` assignments are measured, the latest of the period. If there was none,
+    `measured` is 0 and the other fields are None.
     """
 
     measured: int

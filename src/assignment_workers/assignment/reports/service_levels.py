@@ -27,7 +27,10 @@ from assignment_workers.assignment.answer_counts import LOST, RULES, USEFUL
 from assignment_workers.schema.tables import AnswerKind
 
 AVAILABLE_FROM = 0.5
-"""Minimum share of useful answers among a minute's requests for the minute to be available."""
+"""Minimum share of useful answers for a minute to count as available.
+
+A useful answer tells the agent the state of the dialer queues or of the agent (`USEFUL`).
+"""
 _EXPLAINED = (
     AnswerKind.TOO_LATE,
     AnswerKind.FAILED,
@@ -38,10 +41,11 @@ _EXPLAINED = (
     AnswerKind.RULED,
     AnswerKind.MISTAKE,
 )
-"""The order in which kinds of surplus records are taken to be late answers.
+"""The kinds of answers, in the order in which surplus records are taken to be late answers.
 
-Surplus records are recorded answers that no counted answer matches. Some are answers that came too
-late, to requests that were counted as unanswered; those of the first kinds are taken first.
+A surplus record is a recorded answer that no counted answer matches. It may be an answer that came
+too late, to a request that was counted as unanswered. If there are more surplus records than such
+requests, those of the first kinds are taken.
 """
 
 
@@ -100,7 +104,10 @@ class _Minute:
     counted: Counter[AnswerKind] = field(default_factory=Counter)
 
     def is_available(self) -> bool | None:
-        """Return True if enough of the minute's requests had useful answers; None: no request."""
+        """Return True if the share of useful answers is at least `AVAILABLE_FROM`.
+
+        Requests that were their caller's mistake are left out; None if there was no other request.
+        """
         # A request may be counted and recorded on either side of a full minute.
         useful = max(_sum(self.records, USEFUL), _sum(self.counted, USEFUL))
         bad = {AnswerKind.TOO_LATE, *LOST}
@@ -190,10 +197,10 @@ def combined(
 
 
 def _explained(surplus: Mapping[AnswerKind, int], lost: int) -> dict[AnswerKind, int]:
-    """Return, by kind, the number of surplus records taken to be late answers to `lost` requests.
+    """Return, by kind, the number of surplus records that are taken to be late answers.
 
-    `surplus`: the records by kind that no counted answer matches. `lost`: the number of requests
-    that were counted as unanswered.
+    `surplus`: by kind, the number of records that no counted answer matches. `lost`: the number of
+    requests that were counted as unanswered; at most one record is taken for each.
     """
     explained = {}
     for kind in _EXPLAINED:

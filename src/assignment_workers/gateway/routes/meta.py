@@ -53,7 +53,10 @@ from assignment_workers.schema.tables import TokenRole
 
 ROUTES = routes()
 DOCUMENT = routes(APIRoute)
-"""The router of the OpenAPI document, which is the same for every caller."""
+"""The router of the OpenAPI document and of the page that shows it.
+
+Nothing in their answers is redacted, because the document is the same for every caller.
+"""
 
 TAGS = {
     "agents": "Requests for users, commands about assignments, states and heartbeats.",

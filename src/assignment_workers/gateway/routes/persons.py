@@ -66,8 +66,9 @@ async def forget_user(
 ) -> Response:
     """Erase the free text about a user and the user's phone numbers; never offer the user again.
 
-    The call is refused with 409 while an agent holds the user. It is answered with 503 if a number
-    of the user is on the do-not-contact list, and no key is set to keep it there as a keyed hash.
+    The call is answered with 409 while an agent holds the user. It is answered with 503 if a number
+    of the user is on the do-not-contact list and would stay there as a keyed hash, but no key is
+    set. In both cases nothing is erased, but the user is not offered again.
     """
 
     async def do(at: int) -> Response:

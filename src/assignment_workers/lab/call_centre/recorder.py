@@ -51,7 +51,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Sample:
-    """The figures of a run at one second."""
+    """The figures of a run at one moment; `at` is the second of the run."""
 
     at: float
     states: dict[AgentActivity, int]

@@ -416,5 +416,4 @@ WAYS: dict[str, tuple[str, Callable[..., Original]]] = {
     "skip-locked": ("FOR UPDATE SKIP LOCKED", SkipLocked),
     "spared": ("SKIP LOCKED, and a rebuild spares assigned rows", Spared),
 }
-"""Ways to hand out users other than ours, by name: what each changes in the original, its class.
-"""
+"""Maps the name of the original, and of each remedy, to its description and its class."""
