@@ -56,8 +56,8 @@ class Compared:
     """A number of users whom only this system or only the dialer would offer, for one reason.
 
     `only` is `ours` or `theirs`. For `theirs`, `rule` is the first of our rules that the users
-    break, or `no_score_row` or `not_in_crm` if no rule can be evaluated. For `ours`, it is `meets
-    every rule`. `first` is the lowest user id.
+    break, or `no_score_row` or `not_in_crm` if no rule can be evaluated. For `ours`, `rule` is
+    `meets every rule`. `first` is the lowest id of these users.
     """
 
     queue: str
@@ -73,8 +73,8 @@ def compare(connection: Connection, crm: Crm | None, *, now: datetime) -> list[C
     A user is offered by the dialer if a row of its queue table is pending or assigned. From an
     external CRM, the facts of `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if no
     queue table of the dialer exists, if a table that our rules read does not exist, or if the
-    dialer of this process has no such dialer queue. Raises `CrmUnavailable`, `SchemaMismatch` or
-    `UsageError` if the external CRM cannot be read.
+    dialer of this process lacks the dialer queue of one of the queue tables. Raises
+    `CrmUnavailable`, `SchemaMismatch` or `UsageError` if the external CRM cannot be read.
     """
     sources = found_sources(connection)
     if not sources:

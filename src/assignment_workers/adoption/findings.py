@@ -33,8 +33,9 @@ class Difference:
 
     `than` is deployed (in production), target (a draft of the dialer) or ours.
 
-    `aspect` is column, type, null, default, unique, foreign key, index or kind; `what` names the
-    columns concerned. `expected` or `found` is None if there is nothing on that side.
+    `aspect` is column, type, null, default, unique, foreign key, index or kind. `what` names the
+    columns concerned, or for the aspect kind the table or the setting. `expected` is None if the
+    schema lacks what was found, `found` if the table lacks what was expected.
     """
 
     than: str
@@ -48,7 +49,8 @@ class Difference:
 class Inspected:
     """A table and its classification.
 
-    `needed`: True if this release can run only with its own form of the table.
+    `needed`: True if this release runs only with the verdict `ours` (or, for a queue table,
+    `absent`).
     """
 
     table: str
@@ -59,9 +61,10 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Blocker:
-    """A number of rows that a migration has to decide about, of one kind (`what`) in one table.
+    """Rows of one kind in one table that a migration has to decide about.
 
-    `count` is None if the role has no right to read the table.
+    `what` describes the kind. `count`, the number of these rows, is None if the database role has
+    no right to read the table.
     """
 
     table: str
@@ -83,8 +86,8 @@ class Inspection:
 
     `revision` is that of the schema `assignment` (None: it does not exist), `needs` the revision
     that this release needs. `blockers` count rows that the migration has to decide about.
-    `obstacles` stop a migration that the inspecting role would run. `notes` are information and
-    stop nothing.
+    `obstacles` are the reasons for which a migration would refuse to begin if the same database
+    role ran it. `notes` are information and stop nothing.
     """
 
     revision: str | None

@@ -123,7 +123,8 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
 def run_for(engine: Engine, job: Job, work: Callable[[Work], Made[T]]) -> tuple[Ran, T | None]:
     """Run the job as `run` does; also return the value of its work.
 
-    None if the job was skipped: another run is in progress, or the job has run for its period.
+    The value is None if the job was skipped: another run is in progress, or the job has succeeded
+    for its period.
     """
     with engine.connect() as connection, engine.connect() as side_connection:
         now = connection.execute(select(func.clock_timestamp())).scalar_one()

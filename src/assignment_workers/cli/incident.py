@@ -40,8 +40,9 @@ def replay_incident(
 ) -> int:
     """Replay the incident: the original, its remedies and ours.
 
-    The replay runs in scratch databases on the server of DATABASE_URL, of the running stack, or
-    of its own; no other database is touched. The exit code is 1 when our way broke a guarantee.
+    The replay runs in scratch databases on the server of DATABASE_URL, or else of the running
+    stack, or else on a server of its own. No other database is touched. The exit code is 1 if this
+    project's own way broke a guarantee.
     """
     for name in ways or ():
         if name not in NAMES:

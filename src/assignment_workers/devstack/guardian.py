@@ -2,9 +2,10 @@
 
 Run by its path, this file is a small process in a session of its own. The supervisor names the
 running processes to it over a pipe. The pipe closes when the supervisor ends, for whatever reason.
-Then every worker is sent SIGTERM, and SIGKILL after `WORKER_SECONDS`. After the workers the servers
-are stopped, the last started first, each with its own signal and time, so that no data are lost.
-What remains of the group of a process is killed with it.
+Then every worker (a process that is no server) is sent SIGTERM, and SIGKILL after `WORKER_SECONDS`.
+After the workers the servers are stopped, the last started first, each with its own signal and
+time, so that no data are lost. After each of these processes, the rest of its process group is
+killed.
 
 Its limits: a process that left its group (none of ours does) is not reached. If the guardian was
 killed too, nothing ends the rest until the next start on the same home, which ends the servers and
@@ -35,7 +36,10 @@ class Ward(NamedTuple):
     pid: int
     signal: int
     seconds: float
-    """The most seconds from the signal to the end of the process; then it is killed."""
+    """The most seconds from the signal to the end of a server; then it is killed.
+
+    Any other process has `WORKER_SECONDS` instead.
+    """
     server: bool
     """True for a server. Servers are ended after all other processes."""
 

@@ -8,7 +8,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 """A process that ran for at least this many seconds is restarted without a pause."""
 START_SECONDS = 10.0
-"""A process that failed after fewer seconds than this failed at its start."""
+"""A failure counts as a failure at the start if the process ran for fewer seconds than this."""
 FAILURES = 5
 WINDOW_SECONDS = 60.0
 

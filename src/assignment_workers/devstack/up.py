@@ -208,9 +208,10 @@ def _with_environment(resolved: Settings, children: Sequence[ProcessSpec]) -> li
 
 
 def _metrics_port(settings: Settings, place: int) -> dict[str, str]:
-    """Return the variable with the metrics port of process number `place`.
+    """Return the environment variable that sets the metrics port of process number `place`.
 
-    Ports are counted up from the setting. Without the setting, no variable is returned.
+    The result maps its name to its value. Ports are counted up from the setting `metrics_port`;
+    without that setting, the result is empty.
     """
     if settings.metrics_port is None:
         return {}

@@ -32,7 +32,9 @@ UNSTEADY = {
     *("clock_timestamp", "statement_timestamp", "transaction_timestamp", "timeofday", "random"),
     *("gen_random_uuid", "uuidv4", "uuidv7", "nextval"),
 }
-"""SQL functions that return another value at each call. Rules must not use them."""
+"""SQL functions whose value depends on the time, on chance or on earlier calls. Rules must not use
+them.
+"""
 SCORE_AT_MOST = 10**6
 SIZE_AT_MOST = 10**8
 TEXT_AT_MOST = 500

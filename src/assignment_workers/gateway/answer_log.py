@@ -57,7 +57,10 @@ class AnswerLog:
             await self.write()
 
     async def write(self) -> None:
-        """Write the counts of answers to the database. If it fails, the next write includes them."""
+        """Write the counts of answers to the database.
+
+        If that fails, the next write includes them.
+        """
         hours = self.counts.take()
         if not hours:
             return

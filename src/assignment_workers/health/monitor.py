@@ -53,9 +53,9 @@ class HealthMonitor:
         self._stopped.set()
 
     def sees(self) -> dict[str, SeenState]:
-        """Return the state of each component that is not good, by name, as this process sees it.
+        """Return, by name, the state of each component that this process does not see as good.
 
-        A gateway stores it in Redis every second.
+        A gateway stores the result in Redis every second.
         """
         return {
             name: seen for name, seen in self._since.items() if seen.state is not HealthState.GOOD

@@ -45,7 +45,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXPRESSIONS_CACHED = 256
 """The `maxsize` of each cache of SQL expressions.
 
-There is an expression for each dialer queue or size of a batch; this is several times as many.
+A cache has an expression for each dialer queue or size of a batch. The limit is several times the
+number of these.
 """
 
 
@@ -342,7 +343,10 @@ class _CompiledStatement:
         """True from the second execution of the statement on."""
 
     def bind(self, said: Mapping[str, Any], to: Transformer) -> list[Any]:
-        """Return the parameters `said`, a mapping by name, as text in the statement's order."""
+        """Return the values of the statement's parameters as text, in the statement's order.
+
+        `said` maps the names of the parameters to their values.
+        """
         values = (
             dump(said[key] if required else said.get(key, default))
             for key, dump, default, required in self._binds

@@ -219,9 +219,10 @@ def _work(
 
 
 def _doing(app: App) -> dict[str, Any]:
-    """Return the facts for a worker's sign of life: its running task, and for a sequencer `leads`.
+    """Return the facts that a worker adds to its sign of life.
 
-    `leads` is True if the sequencer leads its lane.
+    `task` and `task_since` are the running task and its start, if a task runs. Only a sequencer has
+    `leads`: True if it leads its lane.
     """
     facts: dict[str, Any] = {}
     if app.serves in app.lanes.celery_queues:

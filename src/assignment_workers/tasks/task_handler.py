@@ -87,7 +87,7 @@ _TYPED = frozenset({"notes", "why", "reason", "phone"})
 """The names of arguments whose text a person has typed."""
 MANY_USERS = "user_ids"
 _USERS = frozenset({"user_id", MANY_USERS})
-"""The names of arguments that have users' ids of the CRM."""
+"""The names of the arguments whose values are the CRM's ids of users."""
 PATIENCE_SECONDS = 5.0
 """Seconds for which converting users' ids is retried after a transient failure of the database."""
 _SENDER = re.compile(r"token [0-9a-z]{1,32}")
@@ -120,7 +120,8 @@ class App(Celery):
     consumption: Consumption
     tracing: Tracing
     sequencer: Sequencer
-    """Set only in a sequencer's process."""
+    """The state of this process as a sequencer. The attribute exists only in a sequencer's process.
+    """
 
     def _load_config(self) -> Any:
         """Load Celery's settings as `censored.Censored`, which prints no passwords."""
@@ -145,7 +146,7 @@ class HandledTask(Task[..., Any]):
     Request = "assignment_workers.tasks.redaction:RedactedRequest"
     acks_on_failure = True
     resultrepr_maxsize = 0
-    """Celery itself shows nothing of an answer: `RedactedRequest` does."""
+    """Celery itself shows no part of an answer. `RedactedRequest` shows it in redacted form."""
     operation: Callable[..., Any]
     routine: bool = False
     """True if Flower lists only the runs that did something."""

@@ -34,10 +34,10 @@ def beat(
     """Store a heartbeat for each agent; return each agent's state and assignment, by agent id.
 
     `beats`: by agent id, the time of the heartbeat; None: now. An earlier heartbeat never replaces
-    a later one, and a time in the future counts as now. Refused: an unknown agent. The caller
-    commits; the commit does not wait for the disk, because heartbeats that a crash loses are sent
-    again. `dialer`, `settings`: those of this process. Cost: three statements for any number of
-    agents, by primary keys.
+    a later one, and a time in the future counts as now. The answer for an unknown agent is
+    `Refused`. The caller commits; the commit does not wait for the disk, because heartbeats that a
+    crash loses are sent again. `dialer`, `settings`: those of this process. Cost: three statements
+    for any number of agents, by primary keys.
     """
     connection.execute(text("SET LOCAL synchronous_commit TO off"))
     given = [{"agent_id": agent, "seen_at": at} for agent, at in sorted(beats.items())]

@@ -208,11 +208,12 @@ is present. Cost: one probe of the primary key for each agent.
 def let_lapse(
     transaction: FencedTransaction, agents: Collection[int], *, most: int
 ) -> dict[int, Session]:
-    """Count a lapsed offer for each agent; return the sessions of agents now on break, by agent.
+    """Count a lapsed offer for each agent; return the sessions of agents set on break by it.
 
-    A lapsed offer is an assignment that the agent did not accept in time. An agent is set on break
-    after `most` lapsed offers in a row. An event records the break, which lasts until the agent
-    states `available`. An offline agent stays offline. Cost: one statement, by the primary key.
+    The result maps an agent's id to the session. A lapsed offer is an assignment that the agent did
+    not accept in time. An agent is set on break after `most` lapsed offers in a row. An event
+    records the break, which lasts until the agent states `available`. An offline agent stays
+    offline. Cost: one statement, by the primary key.
     """
     parameters = {"agents": [{"agent_id": agent} for agent in sorted(agents)]}
     found = transaction.connection.execute(

@@ -63,14 +63,14 @@ class Why:
         `queue`: the dialer queue that the request named; None: several. `skipped`: True if the
         agent skipped users lately. The reason of a dialer queue is one of: `paused`;
         `skipped_by_agent` (this agent skipped users lately, and no other user is claimable);
-        `rebuild_stale` (a user is eligible who is missing from the published generation: the next
-        build includes them, or others before them if it has a size limit); `drained` (an operator
-        drained it); the name of the rule that excludes most users for a time, such as
+        `rebuild_stale` (an eligible user is missing from the published generation; the next build
+        includes this user, or, if it has a size limit, users with better ranks); `drained` (an
+        operator drained it); the name of the rule that excludes most users for a time, such as
         `cooling_down`; `all_held`; `waiting` (the users wait, for example after a skip);
         `none_in_pool` (no user's score row names the dialer queue); `none_eligible` (all these
         users have converted or are blocked). Only `LOOKED_AT` users, those with the best scores,
-        are judged: `explain --queue` judges all. Cost: two index reads for all of the dialer
-        queues, and for each one read of `LOOKED_AT` users per transaction.
+        are judged: `explain --queue` judges all. Cost: two index reads for all dialer queues
+        together, and a read of `LOOKED_AT` users for each dialer queue, once per transaction.
         """
         generations = [each.generation for each in places.values() if each.generation is not None]
         waiting = _times(self.transaction, _WAITING, generations=generations)

@@ -91,8 +91,8 @@ def next_position(connection: Connection) -> int:
 def looking_for(command: CommandIdentity) -> Statement:
     """Return the query whose rows the function `once` needs as its parameter `found`.
 
-    The query selects the command's stored answer. It also selects the latest position among the
-    carried-out commands with the same `subject`, which is the state that they set.
+    The query selects the command's stored answer. It also selects the latest `position` of a
+    command that was carried out and that has the same `subject`, and so sets the same state.
     """
     return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
 
@@ -208,7 +208,7 @@ class Requester:
 def look_up(
     transaction: FencedTransaction, requests: Sequence[ClaimRequest], settings: Settings
 ) -> dict[str, RequestAnswer | Requester]:
-    """Return, by request id, the stored answer to the request, or the agent if there is none.
+    """Return, by request id, the stored answer or, for a request without one, its agent.
 
     An assignment is returned with its present `state`, which may be an ended one. A request id that
     another agent used is refused. The request id of an assignment is known for as long as the
@@ -244,7 +244,7 @@ def asking(
 def understood(
     transaction: FencedTransaction, requests: Sequence[ClaimRequest], found: Rows
 ) -> dict[str, RequestAnswer | Requester]:
-    """Return, by request id, the stored answer to the request, or the agent if there is none.
+    """Return, by request id, the stored answer or, for a request without one, its agent.
 
     `found`: the rows of the query that `asking` returned. For each active assignment among the
     answers, `asked_again_at` is set to the transaction's time.

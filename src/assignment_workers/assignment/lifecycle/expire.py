@@ -100,9 +100,9 @@ the assignments, so it counts all heartbeats that were committed before it began
 
 
 def expire(transaction: FencedTransaction, *, settings: Settings) -> Lapsed:
-    """Expire every assignment whose lease has ended and whose agent has sent no heartbeat.
+    """Expire every assignment whose lease has ended, unless a heartbeat of its agent extends it.
 
-    If the agent of an accepted assignment has sent one, the lease is extended instead. The users of
+    A heartbeat extends only an accepted assignment, to one lease after the heartbeat. The users of
     expired assignments keep their positions in the dialer queue. Only assignments of the lanes that
     this transaction has locked are handled. Runs every 30 s and at the start of each claim that
     finds a lease that has ended, so that no such assignment blocks a claim. An agent who lets

@@ -75,15 +75,15 @@ class AgentList:
 
 
 class PoolFunnel(BaseModel):
-    """Number of users of a dialer queue's pool whom each rule excludes, and of eligible users.
+    """The numbers of users in a dialer queue's pool: those whom each rule excludes, those eligible.
 
     A pool is all users whose score row names the dialer queue.
     """
 
     counts: dict[str, int]
-    """The number of users whose first broken rule it is, by rule name, in the order of the rules.
+    """Maps the name of each rule to the number of users who break it and no rule before it.
 
-    The key `eligible` has the number of users who break no rule.
+    The rules are in their order. The key `eligible` has the number of users who break no rule.
     """
     is_estimate: bool
     pool: int
@@ -170,10 +170,11 @@ def teams(connection: Connection) -> list[Row]:
 
 
 def call_centre(connection: Connection) -> Row:
-    """Return one row with the pending callbacks and the conversions of the last hour.
+    """Return one row about the pending callbacks, and about the conversions of the last hour.
 
-    `promised_at` is the earliest time of a pending callback; `promises` (pending callbacks) and
-    `overdue` (by ten minutes) count up to `COUNTED_AT_MOST`.
+    `promised_at` is the earliest time of a pending callback. `promises` is the number of pending
+    callbacks, `overdue` the number of those overdue by ten minutes; both count the earliest
+    `COUNTED_AT_MOST` at most. `conversions` is a number of at most `NEWEST`.
     """
     return rows_of(connection, _CALL_CENTRE)[0]
 
@@ -289,7 +290,11 @@ def longest(connection: Connection, queue: str, *, limit: int) -> list[Row]:
 
 
 def drains(connection: Connection, queue: str) -> list[Row]:
-    """Count events about the dialer queue's users in the last hour, by kind, reason, outcome."""
+    """Count events about the dialer queue's users in the last hour, by kind, reason, outcome.
+
+    Acceptances, renewals and races are not counted. Of all dialer queues together, only the newest
+    `NEWEST` events are read. At most 50 rows are returned, those with the greatest counts.
+    """
     return rows_of(connection, _DRAINS, queue=queue)
 
 

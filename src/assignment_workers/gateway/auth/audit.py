@@ -27,8 +27,8 @@ log = structlog.get_logger()
 EVERY_SECONDS = 10.0
 """Seconds between two writes of the counts to the access log."""
 ADDRESSES = 1_000
-"""The greatest number of different counts in memory. Further ones are counted together, with
-`others` as their address or agent.
+"""The greatest number of different counts in memory. Beyond it, refusals are counted together under
+the address `others`, and commands for agents under the agent `others`.
 """
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
@@ -146,7 +146,7 @@ class AccessLog:
             await self.write()
 
     async def write(self, *, whole: bool = True) -> None:
-        """Write the tokens' last uses, commands for agents, and counts of refusals to the database.
+        """Store the last uses of tokens, the commands sent for agents, and the counts of refusals.
 
         Refusals are counted by minute. `whole`: True to write those of past minutes only, so that
         each minute is written once; False to write the current minute as well. If the database

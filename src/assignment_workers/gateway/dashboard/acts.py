@@ -55,7 +55,9 @@ class Asked:
 
 
 A_PHONE_NUMBER, ALL = "a phone number", "all"
-"""Recorded in place of an id: for an action on a phone number, and for one on no single object."""
+"""The texts recorded in place of an object's id: for an action on a phone number, and for an action
+on no single object.
+"""
 
 
 @dataclass(frozen=True)
@@ -228,9 +230,10 @@ async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
 
 
 def subject_of(said: Mapping[str, str]) -> str:
-    """Return the id to record for the object of an action, from the fields of its form.
+    """Return the text to record as the object of an action, from the fields of its form.
 
-    A phone number is not recorded here, because the suppression of the number stores it.
+    It is an id, `A_PHONE_NUMBER` or `ALL`. The phone number itself is not recorded with the action:
+    the suppression of the number (the ban on calls) stores it.
     """
     named = said.get("subject") or said.get("user") or said.get("name")
     return named or (A_PHONE_NUMBER if said.get("phone") else ALL)

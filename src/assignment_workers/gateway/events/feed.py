@@ -70,7 +70,7 @@ class EventFilter:
     def covers(self, stored: StoredEvent) -> bool:
         """Return True if the filter includes this kind of event.
 
-        The agent is checked by the caller.
+        The agent is not checked here: a `Feed` passes on only the events of the filter's agent.
         """
         return self.kinds is None or stored.kind in self.kinds
 
@@ -101,12 +101,15 @@ def written(number: int, kind: str, said: dict[str, object]) -> bytes:
 
 
 class Follower(Protocol):
-    """The interface of an object that receives the events that its filter includes."""
+    """The interface of an object to which a `Feed` passes events."""
 
     event_filter: EventFilter
 
     def put(self, line: SerializedEvent) -> None:
-        """Receive an event."""
+        """Receive an event. The receiver ignores it if the filter does not include its kind.
+
+        The agent is that of the filter, or any if the filter names none.
+        """
 
     def restart(self) -> None:
         """Begin anew: the database was replaced by an older copy, such as a restored backup.

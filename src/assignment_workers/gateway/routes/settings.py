@@ -67,8 +67,8 @@ async def change_settings(
 ) -> Response:
     """Change operational settings, all or none. The next claim judges by them, in every process.
 
-    With `value` null, a dialer queue or a team has no value of its own any more: the value for all
-    counts. Without a value for all, the default counts.
+    With `value` null, the value is dropped. A dialer queue or a team without a value of its own has
+    the value for all. Without a value for all, the default applies.
     """
     for each in body.changes:
         if wrong := misfit(each, loaded().policies):

@@ -36,7 +36,9 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 SAMPLES = 2000
-"""The number of samples of a run, or fewer: two samples are at least `NEAREST` seconds apart."""
+"""The number of samples of a run. A short run has fewer, because two samples are at least `NEAREST`
+seconds apart.
+"""
 NEAREST = 5.0
 PRUNINGS = 10
 CALM_AFTER = 20.0
@@ -84,8 +86,9 @@ LIMITS = {
 class Series(BaseModel):
     """The samples of one figure over the run, and its trend after the warm-up (see `trend`).
 
-    `lives`: for each measured process in succession, its samples as pairs of the second of the run
-    and the value. `grown`: the growth in the longest life, over `watched` seconds.
+    `lives`: one list of samples for each process that was measured, in succession. A sample is a
+    pair: the second of the run, and the value. `grown`: the growth in the longest life, over
+    `watched` seconds.
     """
 
     kind: str
@@ -114,7 +117,10 @@ class Soaked(BaseModel):
 
     @property
     def exit_code(self) -> int:
-        """1 for drift or a broken guarantee, 2 if the run was too short to judge all, else 0."""
+        """The exit code of the soak.
+
+        1: drift or a broken guarantee. 2: the run was too short to judge all. 0: neither.
+        """
         if self.drifted or self.verdict.broken:
             return 1
         return 2 if self.unjudged else 0
