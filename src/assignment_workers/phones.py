@@ -92,9 +92,9 @@ class Number:
 class Identity:
     """The phone numbers that a text means, and the parts of the text that could not be read.
 
-    `unread` has the last `REACH` digits of each part that has enough digits for a number but is
-    none. It also has those of each number that is not `sure`. Either may be another number that was
-    mistyped or cut short.
+    `unread` has the last `REACH` digits of each doubtful part of the text. A part is doubtful if it
+    has enough digits for a number but is none, or if it is a number that is not `sure`: it may be
+    another number that was mistyped or cut short.
     `zones` are the time zones where the person may be; calling hours must be open in all of them.
     `country` is the person's, with the part of the country if the CRM has it, as in `AU-WA`.
     """
@@ -234,11 +234,11 @@ def read_chunk(
 ) -> Read:
     """Read the phone numbers of some lines of an imported list.
 
-    `forgotten`: the hashes of the numbers of erased users, each with the end of the suppression
-    (ban on calls) that it already has; None: it does not end. Such a number is left out if this
-    suppression lasts at least as long as the one by the list would. `expires_at`: the expiry of the
-    list. The function is in this module because a worker process that reads lists loads nothing
-    else.
+    `forgotten`: the hashes of the numbers of erased users, each with the end of the number's
+    present suppression (ban on calls). An end of None means that the suppression does not end. A
+    number in `forgotten` is left out, unless the list would suppress it for longer. `expires_at`:
+    the expiry of the list. The function is in this module because a worker process that reads lists
+    loads nothing else.
     """
     made = []
     unread = []
@@ -368,7 +368,7 @@ def _read(text: str, region: str) -> tuple[PhoneNumber | None, bool]:
 
 
 def _is_possible(number: PhoneNumber) -> bool:
-    """Return True if numbers of this length exist, including an area code.
+    """Return True if a complete number, with its area code, can have the length of this number.
 
     A local number without its area code is not possible, because it identifies nobody.
     """
@@ -439,7 +439,10 @@ def _number(number: PhoneNumber) -> Number:
 
 
 def _region(number: PhoneNumber) -> str | None:
-    """Return the region of a number; if it is not allocated, its country code's main region."""
+    """Return the region of a number; None if the number belongs to no region.
+
+    For a number that is not allocated, the main region of its country code is returned.
+    """
     found = phonenumbers.region_code_for_number(number)
     if found is None and number.country_code is not None:
         found = phonenumbers.region_code_for_country_code(number.country_code)

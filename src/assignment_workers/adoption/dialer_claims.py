@@ -144,4 +144,4 @@ TRIGGERS: Mapping[tuple[str, str], str] = {
     for table, source in (("callbacks", "callback"), ("missed_calls", "missed_call"))
     for name, words in (("dialer_claims", _CLAIMS), ("dialer_ends", _ENDS))
 }
-"""By table and name of a trigger: the SQL that follows the name in `CREATE TRIGGER`."""
+"""Maps a table and the name of a trigger to the SQL that follows the name in `CREATE TRIGGER`."""

@@ -38,9 +38,9 @@ from assignment_workers.schema.migrate import OUR_VIEW, head
 def inspect(connection: Connection, crm: Crm | None) -> Inspection:
     """Inspect the database, in the transaction of `connection`. A read-only role is enough.
 
-    `crm`: the external CRM; None if the CRM is in this database. Rows that a migration has to
-    decide about are counted by one scan of a queue table per kind of row, and by one scan of each
-    other table of the dialer.
+    `crm`: the external CRM; None if the CRM is in this database. The rows that a migration has to
+    decide about are counted: each queue table is scanned once for each kind of such rows, and each
+    other table of the dialer once.
     """
     relations = relations_of(connection)
     tables = [_queue_table(name, relations.get(name)) for name in QUEUE_TABLES.values()]
@@ -96,12 +96,12 @@ def _is_readable(shape: Shape) -> bool:
 
 
 def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
-    """Return those of `differences` which prove that a table does not belong to a schema.
+    """Return those of `differences` that prove that a table does not belong to a schema.
 
     A dialer's database has one of two schemas. `differences` are those between the table and its
-    form in the schema in question; `other` is its form in the other schema. A missing column is a
-    proof, and so is a property as in `other`. A property of neither schema was changed by somebody
-    and proves nothing; nor does an index.
+    form in the schema in question; `other` is its form in the other schema. A column that the table
+    lacks is a proof. So is a property that the table shares with `other`. A property that neither
+    schema has proves nothing, because somebody changed it. An index proves nothing either.
     """
     return [
         each
@@ -129,7 +129,7 @@ def _is_of(shape: Shape, difference: Difference) -> bool:
 def _dialer_table(table: Table, found: Found | None) -> Inspected:
     """Classify a table that this system and the dialer both use; `found` is None if it is absent.
 
-    Additional columns do not count.
+    Columns that this system does not use are ignored.
     """
     if found is None:
         return Inspected(table.name, TableVerdict.ABSENT, needed=True)
@@ -223,10 +223,10 @@ def _other(name: str, found: Found | None) -> Inspected:
 
 
 def _crm(connection: Connection, crm: Crm | None) -> Iterable[Inspected]:
-    """Inspect the tables or views of the CRM that are read. Additional columns do not count.
+    """Inspect the tables or views of the CRM that this system reads; ignore their other columns.
 
-    If the CRM is external, its tables are inspected under the names in its mapping. No table of the
-    CRM is required in this database.
+    If the CRM is external, its tables are inspected under the names in its mapping. None of the
+    tables is required (`needed` is False), because a CRM may be external.
     """
     if crm is not None:
         yield from _crm_elsewhere(crm)

@@ -50,18 +50,19 @@ _VALUES: Mapping[str, tuple[str, str]] = {
         TIME,
     ),
 }
-"""By column of the dialer's table: the SQL of our value, and its type. A column that is not named
-here gets its default, or null.
+"""Maps a column of the dialer's table to the SQL of our value and the value's SQL type. A column
+that is not named here gets its default, or null.
 """
 
 
 def create(table: str, queue: str, types: Mapping[str, str]) -> Sequence[str]:
-    """Return the statements that create the view of a dialer queue. Its name ends with `MADE`.
+    """Return the statements that create the view of a dialer queue.
 
-    The view has the columns of the table that it replaces, in the same order and with the same
-    `types`, so statements prepared earlier keep working. Claimable users are shown as pending, held
-    users as assigned, users who may be called only later as skipped, and removed users as inactive.
-    A column that somebody added to the table is null.
+    The view's name is that of the table, with the suffix `MADE`. The view has the columns of the
+    table that it replaces, in the same order and with the same `types`, so statements prepared
+    earlier keep working. Claimable users are shown as pending, held users as assigned, users who
+    may be called only later as skipped, and removed users as inactive. A column that somebody added
+    to the table is null.
     """
     return _view(f"{table}{MADE}", _query(table, queue, types))
 
@@ -117,8 +118,8 @@ def take_name(table: str) -> str:
 def create_call_queue() -> Sequence[str]:
     """Return the statements that create the view `call_queue`, which shows both dialer queues.
 
-    Run them only in a database without a table of that name. If there is one, the dialer's call
-    sessions refer to it.
+    Run them only in a database that has no table of that name. Such a table has to stay, because
+    the dialer's call sessions refer to it.
     """
     shown = []
     for name, column in LEGACY_CALL_QUEUE.columns.items():

@@ -113,7 +113,7 @@ class Assigned(_Value):
 class Empty(_Value):
     """No user was claimable for the agent when the transaction committed.
 
-    `why`: by dialer queue, the reason.
+    `why` maps the name of each dialer queue to the reason.
     """
 
     outcome: Literal["empty"] = "empty"
@@ -145,7 +145,8 @@ class Unavailable(_Value):
 class TooLate(_Value):
     """The deadline of the request had passed, so no user was assigned.
 
-    `database_time`: the time of the database's clock, by which a client can correct its estimate.
+    `database_time`: the time of the database's clock, by which a client can correct its estimate of
+    that clock.
     """
 
     outcome: Literal["too_late"] = "too_late"

@@ -50,9 +50,9 @@ PAUSE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """An exchange: send one HTTP request.
+    """An exchange that a client method yields: send one HTTP request.
 
-    The result is a `Reply`; None if none arrives in `seconds`.
+    The method gets the `Reply`, or None if no response in JSON arrives within `seconds`.
     """
 
     method: str
@@ -191,8 +191,9 @@ def _post(
 ) -> Steps[object]:
     """Post `payload` to the gateway and return the answer.
 
-    While the gateway cannot be reached and time is left, the request is repeated; every command may
-    be sent twice. `timed`: True to send the remaining time with the payload.
+    While the gateway cannot be reached and time is left, the request is repeated. That is safe,
+    because a command that arrives twice takes effect once. `timed`: True to send the remaining time
+    with the payload.
     """
     ends = time.monotonic() + timeout.total_seconds()
     while True:
@@ -229,7 +230,7 @@ _BY_STATUS: dict[int, Code] = {
     HTTPStatus.UNAUTHORIZED: Code.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: Code.FORBIDDEN,
 }
-"""By HTTP status: the `Code` of a refusal whose body has none, because a proxy sent it."""
+"""Maps an HTTP status to the `Code` of a refusal whose body has none, because a proxy sent it."""
 
 
 def _unavailable(answer: object) -> Unavailable:

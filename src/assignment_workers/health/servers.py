@@ -180,7 +180,10 @@ def _refusal(answer: object) -> str | None:
 
 
 def _described(head: bytes | None) -> tuple[str | None, str | None, datetime | None]:
-    """Return the task, the id and the sending time of a message, each None if unknown."""
+    """Return the task's name, the id and the sending time of a message, each None if unknown.
+
+    If the message cannot be read, the words `a malformed message` take the place of the name.
+    """
     if head is None:
         return None, None, None
     try:
@@ -194,8 +197,8 @@ def _described(head: bytes | None) -> tuple[str | None, str | None, datetime | N
 def _sent_at(name: str, body: str) -> datetime | None:
     """Return the time at which a message was sent; None if it is not known.
 
-    It is read from the message's id, or from the argument of `assignment.probe`, the message that
-    measures the delay of an assignment queue.
+    The time is read from the message's id, or from the argument of `assignment.probe`, the message
+    that measures the delay of an assignment queue.
     """
     try:
         made = UUID(name)

@@ -15,7 +15,8 @@ _NAME = "answer_slot"
 class AnswerSlot:
     """Holds the answer of one run of a task.
 
-    Celery's `Request` creates the slot, the task fills it, and the `Request` shows its content.
+    Our subclass of Celery's `Request` creates the slot, and the task fills it. Then the subclass
+    sends the answer, in redacted form, in the event about the end of the task.
     """
 
     answer: object = None

@@ -109,7 +109,8 @@ def follow_up(
 def wait(transaction: FencedTransaction, skipped: Sequence[dict[str, Any]]) -> None:
     """Postpone missed calls, for example because their users were skipped.
 
-    `skipped`: by missed call, its `id`, and the time `until`, before which nobody calls back.
+    `skipped`: for each missed call a mapping with its `id` and with `until`, the time before which
+    nobody calls back.
     """
     transaction.connection.execute(_WAIT, {"calls": list(skipped), "now": transaction.now})
 
@@ -226,9 +227,10 @@ def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 
 
 def _repeated(head: CTE) -> ColumnElement[str | None]:
-    """Return a SQL expression: `followed_up` if another row of the same call is marked so, or null.
+    """Return a SQL expression: `followed_up` if the call was followed up already, or else null.
 
-    The dialer's webhook may report one call twice (hazard C11).
+    The dialer's webhook may report one call twice, so that it has two rows (hazard C11). The call
+    was followed up if another of its rows is marked so.
     """
     again = aliased(MissedCall, name="again")
     repeated = exists(

@@ -84,9 +84,9 @@ class Claimable(Protocol):
 class Head:
     """The best-ranked users of one dialer queue, read in batches only as far as requests need.
 
-    Users who were read and may not be assigned are in `ineligible` (by user, the broken rule), in
-    `resting` (a rule excludes them for a time), or in `held_elsewhere` (they have an active
-    assignment).
+    Users who were read but must not be assigned now are in one of three attributes:
+    `held_elsewhere` has those who have an active assignment, and `resting` those who have to wait.
+    `ineligible` maps each other user who breaks a rule to the name of that rule.
     """
 
     transaction: FencedTransaction
@@ -101,7 +101,10 @@ class Head:
     """Ids of users assigned in this transaction, from any dialer queue, callback or missed call."""
     ineligible: dict[int, str] = field(default_factory=dict)
     resting: dict[int, tuple[str, datetime]] = field(default_factory=dict)
-    """Maps a user whom a rule excludes for a time to the rule's name and the end of that time."""
+    """Maps each user who has to wait to the reason and the end of the wait.
+
+    The reason is the name of a rule, or `unknown` for a user without usable facts.
+    """
     held_elsewhere: list[int] = field(default_factory=list)
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1
@@ -112,7 +115,7 @@ class Head:
 
     @property
     def found_out(self) -> bool:
-        """True if at least one user who was read may not be assigned now."""
+        """True if at least one of the users who were read must not be assigned now."""
         return bool(self.ineligible or self.resting or self.held_elsewhere)
 
     def take(self, excluded: Collection[int]) -> Candidate | None:
@@ -197,14 +200,17 @@ def _users(size: int) -> Select[tuple[int]]:
 
 @expression_cache
 def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
-    """Select the next `size` claimable users by rank, with the first rule that each user breaks.
+    """Select the next `size` users in state `ready` by rank, each judged by the policy's rules.
+
+    The column `broken` has the first rule that the user breaks now, or null. The column
+    `rests_until` has the end of the time for which a rule excludes the user, or null. The column
+    `held` is true for a user whom an agent of another lane holds.
 
     Index: ix_entries_ready of the generation's partition, read in order and no further than `size`.
     The limit is inside a MATERIALIZED CTE, because otherwise the planner could join first and read
     the whole partition. The limit is a literal, because a plan made for an unknown limit would
     expect to read a tenth of the partition. The statement locks no rows: the transaction has locked
-    the lane's row, so no other claim or publication of the lane runs. The column `held` shows users
-    whom an agent of another lane holds.
+    the lane's row, so no other claim or publication of the lane runs.
     """
     head = _head(size).cte("head").prefix_with("MATERIALIZED")
     held = exists(

@@ -138,9 +138,10 @@ class Queries:
     def _joined(self) -> FromClause:
         """Join the persons with all tables that belong to them.
 
-        Each table belongs to a person by a path of links. Tables on different paths would multiply
-        each other's rows, so each path has a number, each person comes once with each number, and a
-        table is joined only with the numbers of its paths.
+        Each table belongs to a person by a path of links. A plain join would combine each row of
+        one path with each row of every other path. Therefore, if there are several paths, they are
+        numbered, and each person comes once with each number. A table is joined only where the
+        number is that of one of its paths; elsewhere its columns are null.
         """
         linked = [(each, each.link) for each in self.declared.sources if each.link is not None]
         ways: dict[str, list[int]] = {each.name: [] for each, _ in linked}
@@ -229,9 +230,9 @@ class Queries:
     ) -> CrmFacts:
         """Return the facts in the rows of the query `facts`, without repetitions.
 
-        `found`: the rows. Each has a person, and one row of each table on one of the paths that
-        `_joined` describes. `numbers`: the number of each user in `assignment.user_ids`, by the
-        CRM's id.
+        `found`: the rows of the query. Each has the columns of a person and of all other tables;
+        those of a table without a row for the person are null. A row of a table can come several
+        times. `numbers`: the number of each user in `assignment.user_ids`, by the CRM's id.
         """
         plan = []
         begin = 0

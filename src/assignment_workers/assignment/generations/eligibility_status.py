@@ -40,7 +40,7 @@ from assignment_workers.schema.tables import Assignment, Entry, Phone
 class EligibilityStatus(StrEnum):
     """The status of a user who breaks no rule of the dialer queue.
 
-    `HELD` is also the status of a user whom an agent holds and who breaks a rule.
+    Exception: a user whom an agent holds is `HELD` even if the user breaks a rule.
     """
 
     HELD = "held"
@@ -91,14 +91,17 @@ def meanings(policy: Policy) -> dict[str, str]:
 def eligibility_status(
     policy: Policy, people: CTE, rules: Sequence[Label[Any]] = ()
 ) -> Select[*tuple[Any, ...]]:
-    """Select, for each `user_id` of `people`, the eligibility status and its end, if known.
+    """Select the eligibility status of each user in `people`.
 
-    The status (column `stands`) is an `EligibilityStatus` or the first rule of the policy that the
-    user breaks; `free_at` is the time at which it ends. Further columns: those of the user's entry
-    in the generation, if any, and the SQL expressions `rules`. SQL parameters: `generation`, the
-    published one or null; `taken`, users assigned in this transaction; and those of the policy.
-    Cost for each user: probes of the primary keys and of the index on active assignments, and the
-    cost of judging the user in a claim.
+    The column `stands` has the status: an `EligibilityStatus`, or the first rule of the policy that
+    the user breaks. The column `free_at` has the time at which the status ends, if known. Further
+    columns are those of the user's entry in the generation, if there is one, and the SQL
+    expressions `rules`.
+
+    SQL parameters: `generation`, the published one or null; `taken`, the users assigned in this
+    transaction; `instant`, the present time; and the parameters of the policy. Cost for each user:
+    probes of the primary keys and of the index on active assignments, and the cost of judging the
+    user in a claim.
     """
     hold = aliased(Assignment)
     # A fence, because the planner overestimates the join with the entries, and would then judge

@@ -45,8 +45,7 @@ class ChainFault(StrEnum):
     REORDERED = "reordered"
     """An event is at another position of the hash chain than when it was added."""
     ADDED = "added"
-    """An event that was never added to the hash chain is in it, or has a position that is in use.
-    """
+    """An event is in no hash chain although later events are, or a position has two events."""
     CUT = "cut"
     """The first events of the hash chain are gone, and no purge recorded that it deleted them."""
     SHORTENED = "shortened"
@@ -116,7 +115,10 @@ class Chain:
     _gaps: list[list[int]] = field(default_factory=list)
     """The first and last position of each run of positions for which no event was added."""
     _unproved: dict[int, tuple[int, bytes, bytes]] = field(default_factory=dict)
-    """Id, content and digest of each event whose predecessor was not added yet, by position."""
+    """The events whose predecessors were not added yet.
+
+    Maps the position of each event to its id, content and digest.
+    """
     _ends: dict[int, bytes] = field(default_factory=dict)
     """The digest of each event after which a gap begins, by the position of the event."""
     _wrong: list[tuple[int, int, bytes, bytes, bytes]] = field(default_factory=list)

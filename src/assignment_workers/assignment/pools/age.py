@@ -27,16 +27,17 @@ An agent's completion of a call can wait for such a transaction, for millisecond
 
 
 def age_scores(work: Work, day: datetime, policies: Iterable[Policy]) -> Counts:
-    """Add 5 to the scores of active users below 200, on the weekday of their creation.
+    """Add 5 to each score below 200 of the active users who were created on the weekday of `day`.
 
-    A higher score is called later: it is intended that users who wait longer are called later
-    (docs/original-dialer.md, section 4). Only users of dialer queues whose policy has ageing are
-    changed, and only those created a week before `day` or earlier. The job runs once per day, for
-    `day`. Each transaction handles `AT_A_TIME` users, by id, and stores its progress, so a run
-    after a failed one continues: no score is raised twice for one day, and a missed day is made up
-    for (original-dialer section 5). Returns the counts `aged`, the number of users changed in this
-    run, and `through`, the id of the last user. Cost: one pass over the score rows by the index on
-    the user.
+    Users with a higher score are called later. It is intended that users who wait longer are called
+    later (docs/original-dialer.md, section 4). Only users of dialer queues whose policy has ageing
+    are changed, and only those created a week before `day` or earlier.
+
+    The job runs once for each day. A missed day is made up for (original-dialer section 5). Each
+    transaction handles `AT_A_TIME` users, by id, and stores its progress. So a run after a failed
+    one continues, and no score is raised twice for one day. Returns the counts `aged`, the number
+    of users changed in this run, and `through`, the id of the last user. Cost: one pass over the
+    score rows by the index on the user.
     """
     through = work.reached("through")
     ageing = [sql_text(policy.queue) for policy in policies if policy.ages]

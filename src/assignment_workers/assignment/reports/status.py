@@ -107,11 +107,11 @@ class SequencerStatus(BaseModel):
 
 
 class CrmStatus(BaseModel):
-    """The CRM. `trouble` is the reason why the CRM cannot be read now; None: it answers.
+    """The status of the CRM.
 
-    `elsewhere` is True for an external CRM. `mirror_age_seconds` is the age of the mirror, our copy
-    of an external CRM, which jobs that judge all users read. None: the CRM is in our own database,
-    or was never copied.
+    `elsewhere` is True for an external CRM. `trouble` is the reason why the CRM cannot be read now;
+    None: it answers. `mirror_age_seconds` is the age of the mirror, our copy of an external CRM,
+    which jobs that judge all users read. None: the CRM is in our own database, or was never copied.
     """
 
     elsewhere: bool
@@ -349,7 +349,10 @@ def _count(connection: Connection, generation: int | None, state: object) -> int
 
 
 def job_statuses(connection: Connection) -> list[LastJobRun]:
-    """Return the last run of each job; of a job that runs per dialer queue, the last for each."""
+    """Return the last run of each job.
+
+    For a job that runs for one dialer queue at a time, return the last run for each queue.
+    """
     rows = connection.execute(
         select(
             JobRun.job,

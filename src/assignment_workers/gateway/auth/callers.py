@@ -213,9 +213,9 @@ class Callers:
         self._known.pop(sessions.digest(cookie), None)
 
     def knows(self, authorization: str, cookie: str) -> bool:
-        """Return True if the token in `authorization`, or `cookie`, was valid when looked up last.
+        """Return True if the token in `authorization`, or `cookie`, was valid at its last look-up.
 
-        Nothing is looked up.
+        This method makes no look-up of its own: it uses the cached results of earlier ones.
         """
         _, in_session = self._known.get(sessions.digest(cookie), (0.0, None))
         named = tokens.parts(bearer_of(authorization))

@@ -60,9 +60,10 @@ class StoredToken:
 
 
 def of_stack(token: str | None) -> StoredToken | None:
-    """Return `token`, which `assignment-workers up` made for its processes, as a stored token.
+    """Return the token that `assignment-workers up` made for its processes as a `StoredToken`.
 
-    None without a token, or for a text of another form. No database stores this token.
+    `token`: its text. Returns None without a text, or if the text is not of a token's form. The
+    database does not have this token.
     """
     named = parts(token or "")
     return named and StoredToken(named[0], _hash(named[1]), None, None)

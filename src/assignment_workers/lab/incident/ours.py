@@ -1,8 +1,8 @@
 """Our way, as the replay drives it: the same operations and transactions as the sequencer's.
 
-Every agent's thread runs its own fenced transaction (it commits only in the current term) over one
-of two connections. One works while the other waits for the lane's row lock; on the real stack the
-assignment queue gives that order.
+Each agent's thread runs its own fenced transactions, which commit only in the current term. All
+threads share two connections: the transaction on one works while that on the other waits for the
+lane's row lock. On the real stack, the assignment queue orders the transactions instead.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ class Ours:
     def __init__(
         self, database_url: str, *, agents: int, validation: timedelta, randomness: Random
     ) -> None:
-        """Build the queue.
+        """Connect to the database, and build and publish the first generation of the queue.
 
-        `validation` is not used: a claim reads the facts in its own statement.
+        `agents` and `validation` (the time of a read on another database) are not used: two
+        connections serve any number of agents, and a claim reads the facts in its own statement.
         """
         use(dialer)
         self.settings = Settings.from_environment({}).model_copy(update={"lease": LEASE})
