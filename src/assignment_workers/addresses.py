@@ -200,12 +200,12 @@ def hosts_of(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def with_service(parameters: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters, with those that libpq's service file has for the named service added.
+    """Return `parameters` and those that libpq's service file adds to them.
 
-    The parameter `service`, or else PGSERVICE in `environment`, names the service. `parameters`
-    take precedence. If no service is named, or the file or the service is not found, they are
-    returned unchanged; libpq then reports a missing one. Raises ValueError if the numbers of hosts
-    and ports differ.
+    The parameter `service`, or else PGSERVICE in `environment`, names a service in that file. A
+    value in `parameters` takes precedence over the file's. If no service is named, or the file or
+    the service is not found, `parameters` are returned unchanged. libpq then reports a missing
+    file or service. Raises ValueError if the numbers of hosts and ports differ.
     """
     name = parameters.get("service") or environment.get("PGSERVICE")
     if not name:
@@ -239,7 +239,8 @@ _IN_QUERY = re.compile(rf"([?&]{_SECRETS}=)[^&;\s]*", re.IGNORECASE)
 _IN_PAIRS = re.compile(
     rf"((?<![?&\w]){_SECRETS}\s*=\s*)('(?:[^'\\]|\\.)*'|(?:\\.|\S)*)", re.IGNORECASE
 )
-"""A password in libpq's `name=value` pairs. It ends at a space or a quote."""
+"""A password in libpq's `name=value` pairs. It ends at a space or, if quoted, at the closing quote.
+"""
 
 
 def _knows() -> set[str]:

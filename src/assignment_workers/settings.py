@@ -188,9 +188,9 @@ class Settings(BaseModel):
     number_key: Annotated[str, Field(min_length=32)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_NUMBER_KEY"
     )
-    """The key that hashes forgotten do-not-contact numbers: the same for every process, for ever.
+    """The key for hashes of erased users' phone numbers that must not be called.
 
-    `up` makes a key of its own.
+    It must be the same for every process, and must never change. `up` makes a key of its own.
     """
     worker_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_WORKER_PASSWORD")
     """The password that `schema migrate --roles` gives `assignment_worker`; unset: no login."""
@@ -209,8 +209,8 @@ class Settings(BaseModel):
     crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
     """The names of an external CRM's tables and columns.
 
-    `original` stands for the names that the dialer declares; any other value names one of the
-    dialer's `mappings`.
+    `original` stands for the names that the dialer file declares. Any other value is a key of
+    `mappings` in the dialer file.
     """
     crm_columns: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_COLUMNS")
     """Optional columns of the CRM's users, `country=country_code, time_zone`; unset: none."""
@@ -219,7 +219,10 @@ class Settings(BaseModel):
     )
     """The time that a claim waits for an answer of an external CRM."""
     crm_grace: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_GRACE_SECONDS")
-    """The age up to which our copy of an external CRM is used while that is away; unset: never."""
+    """The greatest age of the copy of an external CRM that claims use while the CRM is unavailable.
+
+    Unset: claims do not use the copy.
+    """
 
     lease: Seconds = Field(timedelta(minutes=5), alias="ASSIGNMENT_WORKERS_LEASE_SECONDS")
     """The time that an accepted assignment lasts without a sign of life."""
@@ -240,11 +243,17 @@ class Settings(BaseModel):
     call_gap: Annotated[str, _parsed_by(by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_CALL_GAP_SECONDS"
     )
-    """The least time from an agent's call to the agent's next user, written as `session_calls`."""
+    """The shortest time from the end of an agent's call to the agent's next user.
+
+    For all agents, or by team as in `30, unsigned=60`.
+    """
     break_interval: Annotated[str, _parsed_by(by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_BREAK_INTERVAL_SECONDS"
     )
-    """The longest time that an agent may work without a break, written as `session_calls`."""
+    """The longest time that an agent may work without a break.
+
+    For all agents, or by team as in `7200, unsigned=5400`.
+    """
     skip_agent: Seconds = Field(timedelta(hours=1), alias="ASSIGNMENT_WORKERS_SKIP_AGENT_SECONDS")
     """The time for which a skipped user is not offered again to the agent who skipped them."""
     skip_everyone: Seconds = Field(
@@ -254,11 +263,14 @@ class Settings(BaseModel):
     callback_preferred: Seconds = Field(
         timedelta(minutes=10), alias="ASSIGNMENT_WORKERS_CALLBACK_PREFERRED_SECONDS"
     )
-    """The time from a callback's due time for which only the agent who promised it gets it."""
+    """The time after its due time for which a callback is kept for the agent who promised it."""
     callback_retry: Seconds = Field(
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS"
     )
-    """The delay of a callback that nobody answered, or whose user may not be called now."""
+    """The time until a callback is tried again, if nobody answered or the call is not allowed now.
+
+    The second case also applies to missed calls.
+    """
     phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(
         "GB", alias="ASSIGNMENT_WORKERS_PHONE_REGION"
     )
@@ -271,7 +283,7 @@ class Settings(BaseModel):
     outcomes: Annotated[str, AfterValidator(_outcomes)] = Field(
         "{}", alias="ASSIGNMENT_WORKERS_OUTCOMES"
     )
-    """Outcomes whose score, delay or actions differ from the defaults, as JSON."""
+    """Outcomes that differ from the defaults, for example in score, delay or actions, as JSON."""
     lanes: str | None = Field(None, alias="ASSIGNMENT_WORKERS_LANES")
     """Lanes beside the default one, with their dialer queues: `night=renewals`.
 
@@ -302,7 +314,11 @@ class Settings(BaseModel):
     quarantine_after: Annotated[int, Field(ge=1)] = Field(
         3, alias="ASSIGNMENT_WORKERS_QUARANTINE_AFTER"
     )
-    """The number of failures without a clear reason in a day after which a user is quarantined."""
+    """The number of suspicious removals within a day at which a user is quarantined.
+
+    A removal is suspicious if a claim finds that the user breaks a rule that is marked
+    `suspicious`, such as `not_in_crm`. The build has included the user because the rule held then.
+    """
     calling_hours: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOURS")
     """Calling hours, such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
     calling_zones: str = Field("Europe/London", alias="ASSIGNMENT_WORKERS_CALLING_ZONES")
@@ -334,10 +350,10 @@ class Settings(BaseModel):
     request_retention: Annotated[timedelta, _seconds(3600)] = Field(
         timedelta(days=7), alias="ASSIGNMENT_WORKERS_REQUEST_RETENTION_SECONDS"
     )
-    """The time for which an answer is stored.
+    """The time for which the answer to a message is stored, in case the message arrives again.
 
-    It has to be longer than the time that the answer's message can be under way while a sequencer
-    leads. Rows are stored longer while no sequencer leads: see `assignment.generations.purge`.
+    It has to be longer than any message can be under way while a sequencer leads. While none leads,
+    answers are stored longer: see `assignment.generations.purge`.
     """
     generation_retention: Seconds = Field(
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
@@ -366,7 +382,10 @@ class Settings(BaseModel):
     gateway_tokens: Literal["required", "off"] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKENS"
     )
-    """`off` is accepted only with the embedded servers on a loopback address; unset: required."""
+    """`required`: each call needs a token. `off`: every caller may do everything without one.
+
+    `off` is accepted only with the embedded servers on a loopback address. Unset: `required`.
+    """
     gateway_origins: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_ORIGINS")
     """Origins whose pages may call the gateway, separated by commas; unset: none."""
     allowed_hosts: str | None = Field(None, alias="ASSIGNMENT_WORKERS_ALLOWED_HOSTS")
@@ -379,8 +398,9 @@ class Settings(BaseModel):
     )
     """Further TLS certificates whose expiry is watched, such as that of the gateway's proxy.
 
-    PEM files, and `https://` addresses of servers, separated by commas. The certificates of the
-    servers above and the files that their addresses name are watched anyway.
+    PEM files, and `https://` addresses of servers, separated by commas. The certificates that
+    PostgreSQL, `rediss://` and `amqps://` servers show, and the certificate files that the servers'
+    addresses name, are watched anyway.
     """
     gateway_agent_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         20.0, alias="ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE"
@@ -393,7 +413,11 @@ class Settings(BaseModel):
     gateway_refusal_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         10.0, alias="ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE"
     )
-    """The refused calls per second of one address above which its unknown callers must wait."""
+    """The refused calls per second from one address above which its unknown callers must wait.
+
+    Their calls then get status 429, about a second late. A caller is known by a token or session
+    that was valid when it was last looked up.
+    """
     gateway_proxies: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PROXIES")
     """Addresses or networks of proxies whose `X-Forwarded-For` is trusted; unset: none."""
     metrics_port: Port | None = Field(None, alias="ASSIGNMENT_WORKERS_METRICS_PORT")
@@ -419,7 +443,10 @@ class Settings(BaseModel):
     flower_url: Annotated[str, _address("http", "https")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_FLOWER_URL"
     )
-    """Flower's address for operators' browsers; unset: the dashboard links to it with `up` only."""
+    """Flower's address for operators' browsers.
+
+    Unset: only a dashboard that `up` runs has a link to Flower.
+    """
     flower_basic_auth: Annotated[str, Field(pattern=r"^[^:]+:.+$")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_FLOWER_BASIC_AUTH"
     )
@@ -447,7 +474,7 @@ class Settings(BaseModel):
     demo_users: Annotated[int, Field(ge=5000, le=10_000_000)] = Field(
         6000, alias="ASSIGNMENT_WORKERS_DEMO_USERS"
     )
-    """The number of users in each pool of the demo CRM."""
+    """The number of users that the demo CRM has for each of its two dialer queues."""
 
     def of(self, queue: str) -> Settings:
         """Return the settings for this dialer queue, which may differ from these."""

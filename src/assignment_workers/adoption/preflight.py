@@ -31,11 +31,11 @@ OUR_INDEXES = {
 def obstacles(
     connection: Connection, tables: Sequence[Inspected], relations: Mapping[str, Found]
 ) -> list[Obstacle]:
-    """Return every obstacle to a migration by the role of this connection. Reads only.
+    """Return every obstacle to a migration that the role of this connection would run. Reads only.
 
-    `tables` are the inspected tables, and `relations` the same tables as in the catalogue
-    (`catalogue.relations_of`). A table that lacks one of our unique indexes is read once, to count
-    duplicates.
+    `tables`: the inspected tables. `relations`: the same tables by name, as
+    `catalogue.relations_of` returns them. A table that lacks one of our unique indexes is read
+    once, to count duplicates.
     """
     own = [
         each.table

@@ -13,15 +13,15 @@ QUEUE_TABLES: Mapping[str, str] = {
     "unsigned_users": "unsigned_users_queue",
     "outstanding_requests": "outstanding_requests_queue",
 }
-"""By dialer queue: the name of its table in the dialer's database."""
+"""Maps a dialer queue to the name of its table in the dialer's database."""
 
 STATUSES = ("pending", "assigned", "completed", "skipped", "inactive", "invalid")
-"""The statuses of a row in a queue table that the dialer declares."""
+"""The statuses that the dialer declares for the rows of its queue tables."""
 
 KEPT = "_before_adoption"
 """The suffix in the name of a queue table that was taken over. The table is never dropped."""
 MADE = "_made_by_adoption"
-"""The suffix in the name of a view until the table that it replaces is renamed."""
+"""The suffix in the name of a new view, until the view takes over the name of the old table."""
 
 AGENT_COLUMNS = ("assigned_to_agent_id", "assigned_to_agent")
 
@@ -46,8 +46,8 @@ class Column:
 class Shape:
     """The structure of a table: columns, constraints and indexes.
 
-    `unique` and `indexes` are lists of columns, without the primary key. A foreign key is a pair of
-    a column and the table that it refers to.
+    `unique` and `indexes` have the columns of each unique index and of each other index, without
+    the primary key. A foreign key is a pair of a column and the table that it refers to.
     """
 
     columns: Mapping[str, Column]
@@ -234,10 +234,10 @@ TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "agent_sessions": (frozenset({"ended_at", "last_heartbeat"}), frozenset()),
     "call_sessions": (frozenset(), frozenset({"unsigned_queue_id", "outstanding_queue_id"})),
 }
-"""By table of the dialer: the columns that only the schema in production has, and those that only
-the draft has, a schema that was never deployed completely.
+"""Maps a table of the dialer to the columns that only one of two schemas has.
 
-The other columns of these tables are the same in both schemas.
+The first set is in the schema in production only. The second is in the draft only, a schema that
+was never deployed completely. The other columns of these tables are the same in both schemas.
 """
 
 ADDED: Mapping[str, frozenset[str]] = {
@@ -245,8 +245,8 @@ ADDED: Mapping[str, frozenset[str]] = {
     "missed_calls": frozenset({"available_from", "updated_at"}),
     "conversions": frozenset({"episode", "created_at", "updated_at"}),
 }
-"""By table of the dialer: the columns that the migration adds. Neither the schema in production nor
-the draft has them.
+"""Maps a table of the dialer to the columns that the migration adds. Neither the schema in
+production nor the draft has them.
 """
 
 READ: Mapping[str, Column] = {
@@ -263,8 +263,8 @@ READ: Mapping[str, Column] = {
         "updated_at",
     )
 }
-"""The columns that the migration reads from a queue table, besides that of the agent. Any other
-column may have any type.
+"""The columns that the migration reads from a queue table, besides the agent's (`AGENT_COLUMNS`).
+Any other column may have any type.
 """
 
 _FAMILIES = (

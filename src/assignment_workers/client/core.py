@@ -204,9 +204,10 @@ class Core(ABC):
         assignment_id: UUID | str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> Steps[HeartbeatAnswer]:
-        """Record that the agent is present, which keeps accepted work alive. No state changes.
+        """Record that the agent is present, which keeps accepted work alive.
 
-        The first heartbeat that names an offer in `assignment_id` accepts the offer.
+        The first heartbeat that names an offer in `assignment_id` accepts the offer. A heartbeat
+        does not change the agent's state otherwise.
         """
 
 

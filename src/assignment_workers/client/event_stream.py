@@ -19,8 +19,8 @@ SILENT_SECONDS = 45.0
 comment every 15 seconds.
 """
 AGAIN_SECONDS, AGAIN_AT_MOST = 0.5, 15.0
-"""Seconds before the first attempt to reconnect, and the most before a later attempt, unless the
-gateway asks for a longer pause.
+"""Seconds before the first attempt to reconnect, and the greatest number before a later attempt.
+The pause is longer if the gateway asks for that.
 """
 
 
@@ -28,7 +28,7 @@ class StreamedEvent(BaseModel):
     """An event of the gateway: an assignment, its end, a generation, a pause.
 
     Kind `reset`: missed events cannot be sent any more; read the current state again. Values that
-    the reader may not see, or that the event does not have, are None.
+    the reader must not see, or that the event does not have, are None.
     """
 
     model_config = ConfigDict(frozen=True)

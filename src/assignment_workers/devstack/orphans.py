@@ -40,7 +40,7 @@ class WorkerRecord:
             self._write()
 
     def remove(self, pid: int) -> None:
-        """Remove the worker with this process id, which has ended."""
+        """Delete the worker with this process id, which has ended, from the record."""
         with self._lock:
             if self._running.pop(pid, None) is not None:
                 self._write()

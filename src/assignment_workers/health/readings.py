@@ -79,10 +79,10 @@ class _Attempt(Generic[T]):
 
 @dataclass(frozen=True)
 class CertificateFacts:
-    """The title and validity of a TLS certificate.
+    """A TLS certificate: its name in messages (`title`), and its period of validity.
 
-    `trouble`: the reason for which it cannot be read, such as `is in a file that cannot be read`.
-    Then both times are None.
+    `trouble`: the reason for which the certificate cannot be read, as a predicate such as `is in a
+    file without a certificate`. Then both times are None.
     """
 
     title: str
@@ -133,10 +133,10 @@ class DatabaseFacts:
     token_expires_at: datetime | None
     """The expiry of the API token that expires next; None if none does, or it cannot be read."""
     token_expires_soon_at: datetime | None
-    """The expiry of the API token that should be replaced first; None if none expires soon.
+    """The expiry of the API token that should be replaced first.
 
-    A token that was used and expired within the last day counts, because its program is refused
-    now.
+    None if no token expires soon, or the tokens cannot be read. A token that expired within the
+    last day counts too if it was ever used, because its program is refused now.
     """
     audit_lag: timedelta | None
     """The age of the oldest event that is in no hash chain of the audit; None if it cannot be read.

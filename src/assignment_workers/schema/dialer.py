@@ -119,8 +119,8 @@ class Callback(DialerBase):
     max_retries: Mapped[int] = mapped_column(server_default="1")
     last_attempt_at: Mapped[datetime | None] = mapped_column(NaiveInstant)
     available_from: Mapped[datetime | None] = mapped_column(NaiveInstant)
-    """A column that this project adds: the callback is not offered before this time, if it is later
-    than `scheduled_for`.
+    """A column that this project adds: the callback is not offered before this time, nor before
+    `scheduled_for`. None: only `scheduled_for` counts.
     """
     created_by_agent_id: Mapped[int | None]
     created_by_source: Mapped[str] = mapped_column(server_default="agent")

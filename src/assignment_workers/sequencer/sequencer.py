@@ -121,8 +121,8 @@ class Sequencer:
     def _compare_dialers(self, *, leads: bool) -> None:
         """Log a warning for each lane whose last leader had another dialer file than this process.
 
-        A dialer file defines the dialer queues, their rules and the outcomes. Does this at the
-        first try to lead, and when a term begins (`leads`).
+        A dialer file defines the dialer queues, their rules and the outcomes. They are compared at
+        the first try to lead, and when a term begins (`leads`).
         """
         if not leads and self._compared:
             return
@@ -133,10 +133,10 @@ class Sequencer:
             log.warning("dialer_differs", why=line)
 
     def begin(self) -> bool:
-        """Call the `begin` function of the constructor before the first message of a term is taken.
+        """Call the constructor's argument `begin`, before the first message of a term is taken.
 
-        Returns False if the database is unavailable or the term is over; if this process still
-        leads, `begin` is called again later.
+        Returns False if the database is unavailable or the term is over. If this process still
+        leads then, the caller tries again later.
         """
         try:
             self._begin(self.runner)
@@ -178,11 +178,11 @@ class Sequencer:
         self.lose()
 
     def follows(self, last: str) -> None:
-        """Record a race `term_begun_twice` if the previous term's number is not below this term's.
+        """Record a race `term_begun_twice` unless this term's number is above the previous term's.
 
-        `last` is the mark (number and id) of the previous leader's term, read from Redis. Such a
-        number means that the database has moved back to a copy of its past, and lost the terms
-        since that copy.
+        `last` is the mark (number and id) of the previous leader's term, read from Redis. If its
+        number is the same or higher, the database was replaced by an older copy of itself, and has
+        lost the terms since that copy.
         """
         number = int(last.partition(".")[0])
         if number >= self.term:
@@ -202,13 +202,16 @@ class Sequencer:
     def trouble_since(self, steady: float) -> str | None:
         """Return the reason for which the database refused transactions since `steady`, or None.
 
-        `steady` is a time of the monotonic clock. None: no transaction failed, or one succeeded
-        since.
+        `steady` is a time of the monotonic clock. None: no transaction has failed since then, one
+        has succeeded since the last failure, or this process stands by.
         """
         return self._runner.trouble_since(steady) if self._runner else None
 
     def take_an_empty_turn(self) -> None:
-        """Run an empty transaction: the leader's sign of life while the broker refuses writes."""
+        """Run an empty transaction, which renews the leader's sign of life.
+
+        This replaces the probe while the broker refuses writes. Failures are ignored.
+        """
         with contextlib.suppress(DatabaseUnavailable, StaleTerm, DBAPIError):
             self.runner.run(lambda _: None)
 

@@ -44,9 +44,9 @@ from assignment_workers.schema.tables import Source
 from assignment_workers.settings import Settings
 
 GIVEN_UP_AFTER = timedelta(days=1)
-"""Time after the due time at which a callback of a user who may not be called is cancelled.
+"""Time from a callback's due time to its cancellation, if the user must not be called.
 
-Until then it is tried again. For users whom a calling rule excludes there is no such limit.
+Until then the callback is tried again. For users whom a calling rule excludes there is no limit.
 """
 
 PENDING = sql_text("pending")
@@ -233,7 +233,7 @@ _CALL_OFF = (
 
 
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
-    """Cancel or postpone due callbacks of users who may not be called.
+    """Cancel or postpone due callbacks of users who must not be called.
 
     `unfit`: the callbacks, each with the name of the rule that forbids the call. Callbacks of users
     who opted out or converted are cancelled. All others are postponed by the setting

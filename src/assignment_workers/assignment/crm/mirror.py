@@ -152,9 +152,9 @@ def _numbered(
 ) -> list[tuple[Any, ...]]:
     """Return the rows with numbers of `assignment.user_ids` in place of the CRM's ids of persons.
 
-    `batch`: rows of the CRM table `name`. If that is the table of persons, persons whose id can be
-    used get a number, in the order in which the CRM created them. Rows of persons without a number
-    are left out.
+    `batch`: rows of the CRM table `name`. If that is the table of persons, persons without a number
+    get one, in the order in which the CRM created them, unless their ids have an unusable form.
+    Rows of persons without a number are left out.
     """
     reader = crm.reader(name)
     if name == USERS:

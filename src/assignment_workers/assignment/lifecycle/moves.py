@@ -46,12 +46,12 @@ class Owner:
 class Complete:
     """Complete the call with an outcome.
 
-    The assignment ends, the score and the time of the next call follow the outcome, a promised
-    callback is stored, and the user leaves the published generations (guarantee 10). If the call
-    was made for a callback, the callback is marked as kept or cancelled, as the outcome says; if
-    nobody answered, the callback is tried again after `retry`, a limited number of times. Refused,
-    with nothing changed: an unknown outcome, and a callback time or notes that do not fit the
-    outcome.
+    The assignment ends. The outcome determines the user's score and the time of the next call. A
+    promised callback is stored, and the user leaves the published generations (guarantee 10). If
+    the call was made for a callback, the callback is marked as kept or cancelled, as the outcome
+    says; if nobody answered, the callback is tried again after `retry`, a limited number of times.
+    Refused, with nothing changed: an unknown outcome, and a callback time or notes that do not fit
+    the outcome.
     """
 
     owner: Owner
@@ -69,7 +69,8 @@ class Complete:
 class Skip:
     """Skip the user, who is then offered to no agent for the time `everyone`.
 
-    This agent is not offered the user for the setting `skip_agent`, which is longer by default.
+    The agent who skips is not offered the user for the time of the setting `skip_agent`, which is
+    longer by default.
     """
 
     owner: Owner
@@ -134,8 +135,8 @@ class Release:
 class Accept:
     """Accept the offer.
 
-    The lease ends `lease` from now, or at its present end if that is later. The version stays the
-    same. Repeating the move changes nothing.
+    The lease's new end is the time `lease` from now, or its present end if that is later. The
+    version stays the same. Repeating the move changes nothing.
     """
 
     owner: Owner
@@ -150,8 +151,9 @@ class Accept:
 class Renew:
     """Renew the lease; an offer is accepted by the same move.
 
-    The lease ends `lease` from now, or at its present end if that is later. The version stays the
-    same, so that a command that crosses with a renewal is not refused because of it.
+    The lease's new end is the time `lease` from now, or its present end if that is later. The
+    version stays the same, so that a command that was sent before the renewal's answer arrived is
+    not refused because of the renewal.
     """
 
     owner: Owner
@@ -229,7 +231,7 @@ def skip(
     version: Version | None = None,
     timeout: timedelta = TIMEOUT,
 ) -> Skip:
-    """Skip this user: by default no offers for 15 minutes, to this agent none for an hour.
+    """Skip this user: by default no offer to any agent for 15 minutes, or to this one for an hour.
 
     `version`: the assignment's version in the last answer; the move is refused if it has changed
     since. None: any version.
@@ -256,8 +258,8 @@ def defer(
 ) -> Defer:
     """Defer this user: offer the user to nobody before `until`, or for `seconds`.
 
-    Give one of the two. `version`: the assignment's version in the last answer; the move is refused
-    if it has changed since. None: any version.
+    Exactly one of `until` and `seconds` must be set. `version`: the assignment's version in the
+    last answer; the move is refused if it has changed since. None: any version.
     """
     rest = None if seconds is None else timedelta(seconds=seconds)
     owner = _owner(assignment_id, agent_id, version)
@@ -291,7 +293,7 @@ def release(
     version: Version | None = None,
     timeout: timedelta = TIMEOUT,
 ) -> Release:
-    """Release the assignment unchanged; the user can be offered again.
+    """Release the user without a call; the user can be offered again.
 
     `version`: the assignment's version in the last answer; the move is refused if it has changed
     since. None: any version.

@@ -209,7 +209,7 @@ class Verb(Generic[P, M_co]):
         return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
 
     def operation_signature(self, first: Parameter) -> Signature:
-        """Return a signature with the parameter `first`, then every argument of a message."""
+        """Return the signature of the verb's task: `first`, then every argument of a message."""
         return Signature(
             [
                 first,

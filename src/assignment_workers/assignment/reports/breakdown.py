@@ -63,9 +63,10 @@ class Breakdown(BaseModel):
 
 
 def breakdown(connection: Connection, *, since: datetime, until: datetime) -> Breakdown:
-    """Return figures of the assignments from `since` to `until`, by queue, team and part of time.
+    """Return figures of the assignments from `since` to `until`: by queue, by team and over time.
 
-    Figures: counts, and the time from a request to its assignment. A period has `BARS` parts.
+    Figures: counts, and the time from a request to its assignment. For the figures over time, the
+    period is divided into `BARS` equal parts.
     """
     parameters = {"since": since, "until": until, "length": (until - since) / BARS}
 
@@ -88,9 +89,10 @@ def parts(
     number: int = BARS,
     queue: str | None = None,
 ) -> list[Part]:
-    """Return figures of the assignments from `since` to `until`, in `number` equal parts of time.
+    """Return figures of the assignments in each of the `number` equal parts of a period.
 
-    `queue`: only assignments of this dialer queue; None: all.
+    The period is from `since` to `until`. Parts without an assignment are left out. `queue`: only
+    assignments of this dialer queue; None: all.
     """
     parameters = {"since": since, "until": until, "length": (until - since) / number}
     query = _PARTS if queue is None else _PARTS_OF_QUEUE
@@ -101,9 +103,10 @@ def parts(
 def unanswered(
     connection: Connection, *, since: datetime, until: datetime, number: int = BARS
 ) -> list[UnansweredPart]:
-    """Count the requests without a usable answer in `number` equal parts of the time.
+    """Count the requests without a usable answer in each of the `number` equal parts of a period.
 
-    The counts are those of the gateway and the clients; see `answer_counts`.
+    The period is from `since` to `until`. Parts without such a request are left out. The counts are
+    those of the gateway and the clients; see `answer_counts`.
     """
     parameters = {"since": since, "until": until, "length": (until - since) / number}
     parameters["lost"] = sorted({*LOST, AnswerKind.TOO_LATE})

@@ -109,10 +109,11 @@ class UserEvent(BaseModel):
 class Explanation(BaseModel):
     """The explanation why a user is or is not offered to agents at the time `at`.
 
-    `offered` is True if a dialer queue, a callback or a missed call would hand the user out now.
-    `due` lists the user's callbacks, then the missed calls; both come before every dialer queue.
-    `events` lists the latest `EVENTS` events of the user, the last first. `settings_version` is the
-    version of the operational settings in force; None: those of the environment.
+    `offered` is True if an agent could get the user now: from a dialer queue, for a callback or for
+    a missed call. `due` lists the user's callbacks, then the missed calls; both come before every
+    dialer queue. `events` lists the latest `EVENTS` events of the user, the last first.
+    `settings_version` is the version of the operational settings in force; None: those of the
+    environment.
     """
 
     at: datetime

@@ -51,7 +51,7 @@ may contain personal data.
 """
 
 TICK_SECONDS = 0.25
-"""Seconds between two checks for lost messages, and two removals of used results from Redis."""
+"""Seconds between checks for lost messages, and between removals of used results from Redis."""
 RECONNECT_SECONDS = 0.1
 COUNTED_EVERY = timedelta(minutes=1)
 """The interval between two messages with this client's counts of answers."""
@@ -145,9 +145,10 @@ class Dispatcher:
         return asyncio.get_running_loop().time()
 
     def waiting(self, call: Call) -> int | None:
-        """Return how many messages the call's Celery queue had at this client's last message.
+        """Return the number of messages in the call's Celery queue when this client last sent one.
 
-        None if this client sent none to the queue, or if the broker does not report the number.
+        None if this client has sent no message to the queue, or if the broker does not report the
+        number.
         """
         return self._waiting.get(call.command.celery_queue)
 

@@ -135,8 +135,8 @@ def bloated(weights: Sequence[Weight]) -> list[str]:
 def never_vacuumed(dead: Mapping[str, Points]) -> list[str]:
     """Return a line for each table in which too many rows were dead for too long.
 
-    `dead`: by table, the samples of the second value of `measured`. A crash of PostgreSQL resets
-    its count of dead rows.
+    `dead`: by table, the samples of the number of dead rows over time, in the unit that `measured`
+    returns. After a crash of PostgreSQL, its count of dead rows begins at 0 again.
     """
     found = []
     for name, points in sorted(dead.items()):
