@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 DASHBOARD, FLOWER, FLOWER_SESSION = "dashboard", "flower", "flower session"
-"""The purposes of a code: a code made for one purpose is refused for another."""
+"""The purposes of signed codes. A code that was made for one purpose is refused for any other."""
 PATH = "/sign-in"
 """The path of a sign-in link, at the gateway and at Flower, as in `/sign-in?code=...`."""
 LINK_LASTS = timedelta(hours=1)
@@ -41,7 +41,7 @@ def make(secret: str, purpose: str, *, now: datetime, lasts: timedelta = LINK_LA
 def read(secret: str, purpose: str, code: str, *, now: datetime) -> SignInCode | None:
     """Return the code if it was made with this secret for this purpose and has not expired.
 
-    Otherwise return None. It is not checked if the code was used before.
+    Otherwise return None. A code that was used before is returned, too.
     """
     said, _, signature = code.rpartition(".")
     if len(code) > _LONGEST or not hmac.compare_digest(

@@ -1997,7 +1997,7 @@ export interface components {
         Source: "queue" | "callback" | "missed_call";
         /**
          * StandingSuppression
-         * @description A suppression in force, of one user or of every user with one phone number.
+         * @description A suppression that was not lifted, of one user or of every user with one phone number.
          */
         StandingSuppression: {
             /** Id */

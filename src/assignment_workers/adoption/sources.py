@@ -21,14 +21,14 @@ class SourceTable:
 
     @property
     def agent(self) -> str:
-        """The SQL expression for the agent of a row that has the alias `q`."""
+        """The SQL expression for a row's agent, in a query that gives the table the alias `q`."""
         return agent_expression(self.types, "q")
 
 
 def agent_expression(columns: Iterable[str], alias: str) -> str:
-    """Return the SQL expression for the agent of a queue table's row with this `alias`.
+    """Return the SQL expression for a row's agent, in a query that gives the table this `alias`.
 
-    A table has one or two columns for the agent. `columns` are all columns of the table.
+    A queue table has one or two columns for the agent. `columns` are all columns of the table.
     """
     names = [f"{alias}.{name}" for name in AGENT_COLUMNS if name in set(columns)]
     return f"coalesce({', '.join(names)})"
@@ -37,7 +37,7 @@ def agent_expression(columns: Iterable[str], alias: str) -> str:
 def narrowed(number: str) -> str:
     """Return SQL that limits the SQL expression `number` to the range of `integer`.
 
-    In the dialer's table the column may have a wider type, such as `bigint`.
+    A number of the dialer's table may have a wider type, such as `bigint`.
     """
     return f"greatest(least({number}, 2147483647), -2147483648)::integer"
 

@@ -1,9 +1,10 @@
 """The lane of each dialer queue, as configured in the settings.
 
 A lane is a set of dialer queues. Each lane has a separate assignment queue, sequencer, term and
-lock. A fenced transaction is one of a sequencer, which proves its term first. Those of one lane
-follow one another; those of two lanes run side by side. So a fenced transaction writes only the
-data of lanes whose rows it has locked: see `FencedTransaction.require_lanes`.
+lock. A fenced transaction is a sequencer's transaction that first proves the sequencer's term. The
+fenced transactions of one lane follow one another; those of two lanes run side by side. So a fenced
+transaction writes only the data of lanes whose rows it has locked: see
+`FencedTransaction.require_lanes`.
 """
 
 from __future__ import annotations

@@ -59,11 +59,12 @@ def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
 
 
 def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | None:
-    """Store the first values of the environment and of the dialer's file, when a term begins.
+    """Store the first values of operational settings, when a term begins.
 
-    If no version exists, they are stored as the first version. Otherwise a new version adds the
-    file's values for which no version ever had one, such as those of a new dialer queue. Returns
-    the stored version; None if there is nothing to store.
+    If no version exists, the first version gets the values of the environment and of the dialer's
+    file. Otherwise a new version gets those of the file's values whose setting never had a value
+    for the dialer queue, such as all values of a new queue. Returns the stored version; None if
+    there is nothing to store.
     """
     if (first := adopt(transaction, given)) is not None:
         return first
@@ -85,7 +86,7 @@ def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
 
 
 def _new_values(transaction: FencedTransaction) -> list[SettingValue]:
-    """Return the values in the dialer's file for whose setting and queue no version had a value."""
+    """Return the dialer file's values of settings that never had a value for the dialer queue."""
     own = values_of_queues(transaction.dialer)
     if not own:
         return []
@@ -110,11 +111,13 @@ def change(
     `by`: the operator; `why`: the reason; `given`: the settings of the environment, from which the
     first version is stored if there is none. Refused, with nothing changed: an unknown setting, a
     value that is not accepted, a value for a dialer queue or a team if the setting cannot have one,
-    two changes of the same value, and values that cannot be used together. Changes to the present
-    values make no version. If a changed setting decides who may be called, users who wait because
-    of a rule are made claimable, up to `entries.PROMOTED_AT_MOST` in each dialer queue, and judged
-    by the next claim; the next build includes the rest. The count `version` of the answer is the
-    version in force.
+    two changes of the same value, and values that cannot be used together. If all values are in
+    force already, no version is made. The answer has the number of the version in force, as
+    `counts["version"]`.
+
+    If a changed setting decides who may be called, users who wait because of a rule are made
+    claimable, up to `entries.PROMOTED_AT_MOST` in each dialer queue, and the next claim judges
+    them. The next build includes the rest.
     """
     wrong = [said for each in changes if (said := misfit(each, transaction.dialer.policies))]
     named = [each.key for each in changes]

@@ -53,7 +53,7 @@ COUNTED_AT_MOST = 10_000
 
 
 class StandingSuppression(BaseModel):
-    """A suppression in force, of one user or of every user with one phone number."""
+    """A suppression that was not lifted, of one user or of every user with one phone number."""
 
     id: int
     kind: str
@@ -95,8 +95,9 @@ def suppressions(
 ) -> list[StandingSuppression]:
     """Return the suppressions of this kind in force, the newest first, at most `limit`.
 
-    `by_text`: True for only those of a text that is not a phone number, which an operator should
-    correct. Cost: a read in the order of ids from the newest on, including lifted suppressions.
+    `by_text`: True to return only the suppressions of a text that is not a phone number; an
+    operator should correct these. Cost: a read of the suppressions from the newest on, lifted ones
+    included.
     """
     wanted = _shown.where(Suppression.kind == kind, _counts)
     if by_text:
@@ -205,8 +206,8 @@ def lift(
     The next build includes its users again. `queue`: the one dialer queue of the suppression; None:
     a suppression for every queue. `by`: the operator; `why`: the reason. Refused: no such
     suppression; neither a user nor a phone number, or both; a user who was erased; the kind
-    `closed` without its dialer queue; and the kind `quarantine` with one. A text that is not a
-    phone number lifts the suppression of that text.
+    `closed` without its dialer queue; and the kind `quarantine` with a dialer queue. A text that is
+    not a phone number lifts the suppression of that text.
     """
     target = _target(user, phone, reader, raw=True)
     if isinstance(target, Refused):
@@ -365,7 +366,7 @@ class Target:
 
     @property
     def by_text(self) -> bool:
-        """True if the suppression applies to users with the same phone text in the CRM."""
+        """True if there is no number: a phone suppression then applies to users with its text."""
         return self.number is None
 
 

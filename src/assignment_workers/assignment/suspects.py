@@ -26,7 +26,7 @@ class Suspicion:
     digest: str
     ends: int
     parts: tuple[int, ...] = ()
-    """The positions of the requests in a batch message during whose handling a process ended."""
+    """The positions, in a batch message, of the requests during whose handling a process ended."""
     buried: int = 0
     """Number of elements of `parts`, from the first on, that are stored as dead letters."""
 

@@ -168,8 +168,8 @@ INSTANT = "2026-11-23T15:00:00Z"
 def as_instant(text: str, option: str, *, or_of_day: str | None = None) -> datetime:
     """Parse the time given for `option`.
 
-    Raises `UsageError` if it is invalid or has no time zone. `or_of_day` is an example of the other
-    form that the option accepts, for the message.
+    Raises `UsageError` if it is invalid or has no time zone. `or_of_day`: if the option accepts
+    another form too, an example of that form, which the error message shows.
     """
     try:
         when = datetime.fromisoformat(text)

@@ -135,12 +135,13 @@ def soak(
 ) -> int:
     """Simulate a call centre for hours, with faults.
 
-    The soak measures the memory and the open files of each process after its warm-up,
-    connections, Valkey's data, and the time to assign between faults; then the size of tables
-    beside a rewritten copy, dead rows, and rows that should have been deleted. The exit code is
-    1, with the names, if something drifted or a guarantee broke, and 2 if the run was too short
-    to judge something. A stack of its own keeps the entries of retired generations for a
-    twentieth of the run.
+    The soak looks for figures that keep growing after a warm-up: the memory and the open files
+    of this project's processes and of Valkey, connections, Valkey's data, tables that do not
+    grow with the work, and the time to assign between faults. It also looks for too many dead
+    rows, tables much larger than a rewritten copy, and rows that should have been deleted. The
+    exit code is 1 if something drifted or a guarantee broke, which is then named, and 2 if the
+    run was too short to judge something. If the soak starts a stack, that stack keeps the
+    entries of retired generations for a twentieth of the run.
     """
     retention = timedelta(seconds=seconds / 20)
     calm = max(CALM_SECONDS, seconds / FAULTS / 1.5)
@@ -184,10 +185,11 @@ def _simulated(
 
 @contextmanager
 def _stack(plan: Plan, rabbitmq: bool) -> Iterator[tuple[Stack, Settings, Plan, Broker | None]]:
-    """Yield the stack that runs here, or a temporary one for the plan.
+    """Yield the stack that runs here; if none runs, start a temporary one and yield that.
 
-    Also yields its settings, the plan for this stack, and its RabbitMQ if `rabbitmq`. Raises
-    `UsageError` if a stack runs here but the plan needs another one.
+    Also yields the stack's settings, the plan, which is marked if the stack is temporary, and the
+    stack's RabbitMQ if `rabbitmq`. Raises `UsageError` if a stack runs here but the plan has lanes
+    or `rabbitmq` is true, because these need a new stack.
     """
     if running := running_stack(settings()):
         if plan.lanes or rabbitmq:

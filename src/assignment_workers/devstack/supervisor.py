@@ -1,9 +1,9 @@
 """The supervisor of a stack's processes: it keeps them running, and ends them all.
 
-Of honcho, a library that runs several processes, only the printer is used (`log`): its manager ends
-everything when one process ends, and its Process notices an end only when every process that
-inherited the output has closed it. Everything here happens in the main thread. Ends and signals
-reach it over a queue, and long work runs in a thread of its own.
+From honcho, a library that runs several processes, only the printer is used (`log`). Honcho's
+manager ends everything when one process ends, and its `Process` notices an end only when every
+process that inherited the output has closed it. The supervisor works in the main thread; signals
+and the ends of processes reach it over a queue. Only long work (`call`) runs in another thread.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from assignment_workers.runtime.errors import StackFailed
 GAVE_UP = os.EX_TEMPFAIL
 """The exit status of a process that ended on purpose and wants a restart. It is no failure."""
 ABANDONED_SECONDS = 10.0
-"""The most seconds to wait, at the end, for a thread whose servers are gone."""
+"""The most seconds to wait for each thread of `Supervisor.call` that still runs at the end, when
+the servers that it uses are stopped.
+"""
 
 Result = TypeVar("Result")
 
@@ -162,9 +164,10 @@ class Supervisor:
             self._step(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def _step(self, longest: float | None) -> None:
-        """Handle the next end of a process or signal, within `longest` seconds (None: no limit).
+        """Wait for the next event at most `longest` seconds (None: no limit), and handle it.
 
-        Then start the processes whose restart is due, and note the servers that have become ready.
+        An event is a signal, which raises `Interrupted`, or the end of a process or a thread. Then
+        note the servers that have become ready, and start the processes whose restart is due.
         """
         waits = [
             longest,

@@ -130,11 +130,11 @@ class Disk:
     """
 
     process: int
-    """The id of a process of the stack."""
+    """The id of a process of the stack, through which other processes reach the file system."""
     path: Path
 
     def seen(self, path: Path) -> Path:
-        """Return the path by which the calling process reaches `path`, a path in the stack."""
+        """Return the path by which this process, outside the stack, reaches the stack's `path`."""
         return Path(f"/proc/{self.process}/root{path}")
 
     def fill(self) -> None:
@@ -229,13 +229,19 @@ def _can_mount() -> bool:
 
 
 def _mounted(place: Path) -> list[str]:
-    """Return the words to put before a command that alone is to see a disk in memory at `place`."""
+    """Return the prefix of a command that is to have a file system in memory at `place`.
+
+    Only the command and the processes that it starts see that file system.
+    """
     mount = f'mount -t tmpfs -o size={DISK_SIZE},mode=0700 {DISK} "$0" && exec "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(place)]
 
 
 def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Stack:
-    """Wait until the stack has printed its first assignment; return the stack's addresses."""
+    """Wait until the stack has printed its first assignment, or that there is no user to assign.
+
+    Returns the stack's addresses. Raises `StackFailed` if the stack ends, or takes too long.
+    """
     settings = Settings.model_validate({"home": home})
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:

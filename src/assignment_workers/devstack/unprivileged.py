@@ -1,7 +1,7 @@
 """Runs a program that refuses to run as root, under another account.
 
 Our directories are private to root, and so may be every directory above them and above the programs
-(`/root` of most machines). Instead of opening them to everybody, the program is run in one of two
+(`/root` on most machines). Instead of opening them to everybody, the program is run in one of two
 ways, whichever works on the machine:
 
 First, as another account that keeps one capability, CAP_DAC_OVERRIDE, which lets it pass the
@@ -66,10 +66,10 @@ class Account(NamedTuple):
 def account_for(program: Path, data: Path) -> Account | None:
     """Return the account that is to run `program` on `data`; None if this process is not root's.
 
-    It is the account that owns the data, unless that is root. Otherwise it is the system account
-    `ACCOUNT`, which is created if needed, or another account if that fails. The folder of `data`
-    must exist. Raises `StackFailed`, with one line, if this process may not run the program as that
-    account.
+    It is the account that owns the data. If root owns the data, or if there is no data yet, it is
+    the system account `ACCOUNT`, which is created if needed, or another account if that fails. The
+    folder of `data` must exist. Raises `StackFailed`, with one line, if this process cannot run the
+    program as that account.
     """
     if os.geteuid() != 0:
         return None
@@ -117,7 +117,7 @@ def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
 
 
 def _may(capability: int) -> bool:
-    """Return True if this process has the Linux capability, or if the system knows none."""
+    """Return True if this process has the capability, or if the system has no capabilities."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -142,7 +142,11 @@ def _entry(name: str) -> pwd.struct_passwd | None:
 
 
 def main() -> None:
-    """Change to another account and execute a program: `WAY UID GID PROGRAM ARGUMENT...`."""
+    """Change to another account and execute a program: `WAY UID GID PROGRAM ARGUMENT...`.
+
+    `WAY`, the way to change to the account, is `account` or `namespace`. If `PROGRAM` is `PROBE`,
+    this only tests the account. Exits with a one-line error if that fails.
+    """
     way, uid, gid, program, *arguments = sys.argv[1:]
     try:
         if way == "namespace":

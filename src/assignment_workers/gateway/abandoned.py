@@ -41,7 +41,10 @@ class Abandoned:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, answer: object) -> None:
-        """Release the assignment in `answer` after the grace period; ignore any other answer."""
+        """Release the assignment in `answer` after the grace period.
+
+        A repeated answer (`replayed`) and an answer without an assignment are ignored.
+        """
         try:
             read = from_json(answer)
         except ValidationError:

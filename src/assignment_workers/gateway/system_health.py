@@ -47,9 +47,9 @@ class DatabaseGuard:
         event.listen(engine, "checkin", self._returned)
 
     def update(self, readings: Readings) -> None:
-        """Refuse connections if the database did not answer this reading, else allow them.
+        """Refuse new connections if the database gave no answer for `readings`; else allow them.
 
-        When it answers no more, the statements that wait for it are ended.
+        When the database stops answering, the statements that wait for it are ended.
         """
         was_down = self._gate.is_closed
         self._gate.is_closed = readings.database.trouble == NO_ANSWER

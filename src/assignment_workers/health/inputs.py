@@ -25,7 +25,7 @@ OTHER_QUEUES = ("maintenance", "heartbeats")
 
 
 class Inputs:
-    """Reads PostgreSQL, broker, Redis, certificates and an external CRM, all at the same time."""
+    """Reads PostgreSQL, the broker, Redis, the certificates and an external CRM, all at once."""
 
     def __init__(self, settings: Settings) -> None:
         lanes, dialer = lanes_of(settings), loaded()

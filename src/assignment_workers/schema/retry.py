@@ -85,8 +85,8 @@ _MET_ELSEWHERE = {
     "pk_requests",
     "pk_commands",
 }
-"""Constraints that a concurrent transaction of another lane may cause to be violated. The retry
-then sees the rows of that transaction.
+"""Constraints whose violation is transient: a concurrent transaction of another lane may have
+inserted the same key. The retry then sees the row of that transaction.
 """
 
 _PASSING = (

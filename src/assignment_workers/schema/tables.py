@@ -135,9 +135,9 @@ class LaneTerm(Base):
     terms: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default="{}")
     """The numbers of the lane's latest terms, newest first.
 
-    A new leader puts messages back into the assignment queue that sequencers took under these terms
-    and did not acknowledge. Each new sequencer of any lane increments the term, so the terms of one
-    lane have gaps.
+    If sequencers took messages under these terms and did not acknowledge them, a new leader puts
+    the messages back into the assignment queue. Each new sequencer of any lane increments the term,
+    so the terms of one lane have gaps.
     """
     settings_id: Mapped[UUID | None]
     """The id of the version of the operational settings in force; null before the first version.
@@ -176,8 +176,8 @@ class SettingsVersion(Base):
     """
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
-    """The token's name, or the operating system user who ran the command; `sequencer` for the first
-    version.
+    """The token's name, `anybody` if tokens are off, or the operating system user who ran the
+    command. `sequencer`: the version has the first values of the environment or the dialer's file.
     """
     why: Mapped[str]
     changes: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
@@ -288,8 +288,8 @@ class Entry(Base):
     generation_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     rank: Mapped[int]
-    """The user's position in the order. It is an integer, as in the view for the dialer's old
-    programs, because no index could be used through a cast in that view.
+    """The user's position in the order of the dialer queue. It is an integer, as in the view for
+    the dialer's old programs: if the view had to cast it, no index on it could be used there.
     """
     score: Mapped[int]
     state: Mapped[str] = mapped_column(server_default=EntryState.READY)
@@ -634,8 +634,8 @@ class SuspectMessage(Base):
 class JobRun(Base):
     """One run of a job, scheduled or requested.
 
-    For each due time (`slot`) of a scheduled job, one run does the work: a unique index covers the
-    running and succeeded runs.
+    For each due time (`slot`) of a scheduled job, and for each dialer queue of the job, one run
+    does the work: a unique index covers the running and succeeded runs.
     """
 
     __tablename__ = "job_runs"
@@ -787,9 +787,9 @@ class Suppression(Base):
     phone: Mapped[str | None]
     """The phone number as it was written."""
     number: Mapped[str | None]
-    """The number in E.164, by which users are matched. Null beside a phone: the phone is not a
-    number and is compared as text. For a number of a person whose data was erased: its keyed hash
-    (`phones.Reader.keyed`).
+    """The number in E.164, by which users are matched. Null although `phone` is set: the phone is
+    compared as text, because it is not a number. If the data of the number's owner was erased: the
+    keyed hash of the number (`phones.Reader.keyed`).
     """
     plain: Mapped[str | None]
     """The phone text in the normal form in which it is compared with users' phone texts."""
@@ -916,9 +916,11 @@ class AccessKind(StrEnum):
 
 
 class AccessRecord(Base):
-    """A sign-in, a refusal by the gateway, a change of a token, or a token acting for an agent.
+    """A record of the access log.
 
-    Refusals of one minute share a row. A token that acts for an agent has one row an hour.
+    It is of a sign-in, a sign-out, a refusal by the gateway, a change of a token, or a token acting
+    for an agent. Refusals of one minute share a row. A token that acts for an agent has one row an
+    hour.
     """
 
     __tablename__ = "access_log"
@@ -1014,10 +1016,12 @@ class OperatorAction(Base):
     """
     action: Mapped[str]
     subject: Mapped[str]
-    """The object of the action: a dialer queue, a user, an assignment or a dead letter."""
+    """The object of the action, such as a dialer queue, a user or a dead letter."""
     why: Mapped[str | None]
     outcome: Mapped[str | None]
-    """`done`, `asked: ...`, `refused: ...` or `unavailable: ...`. Null: the outcome is unknown."""
+    """`done` or `done: ...`; `refused: ...`; `unavailable: ...`; or `asked: ...` for a message that
+    was sent without waiting for its result. Null: the outcome is unknown.
+    """
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
 
 

@@ -60,7 +60,7 @@ redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1])
 return before
 """
-"""Script: replace the small value of KEYS[1] by ARGV[1], also in a full Redis.
+"""Script: replace the small value of KEYS[1] by ARGV[1], even if Redis is full.
 
 Returns the previous value.
 """
@@ -71,7 +71,8 @@ redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
 """
 """Script: record in kombu's index that a message, which has left its queue, is not acknowledged.
 
-Works in a full Redis. KEYS[3] must be a key that does not exist.
+Works even if Redis is full, because it first deletes KEYS[3]. That must be a key that does not
+exist.
 """
 BIND = """
 redis.call('DEL', KEYS[2])
@@ -79,13 +80,14 @@ redis.call('SADD', KEYS[1], ARGV[1])
 """
 """Script: add the queue's binding ARGV[1] to KEYS[1], kombu's table of an exchange.
 
-KEYS[2] must be a key that does not exist: its deletion makes the script pass in a full Redis.
+Works even if Redis is full, because it first deletes KEYS[2]. That must be a key that does not
+exist.
 """
 EXCUSE = """
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], '1', 'EX', ARGV[1])
 """
-"""Script: set KEYS[1] to '1' for ARGV[1] seconds, also in a full Redis."""
+"""Script: set KEYS[1] to '1' for ARGV[1] seconds, even if Redis is full."""
 NO_KEY = "assignment-workers:none"
 
 SAID_EVERY_SECONDS = 10.0

@@ -250,8 +250,8 @@ class Candidacy:
     def commits_wait(self) -> bool:
         """Return True if a COMMIT in the database has waited too long for a synchronous standby.
 
-        A leader cannot show a sign of life then, and a successor could not begin a term.
-        Terminating a session whose COMMIT waits would moreover commit without the standby.
+        Meanwhile a leader cannot show a sign of life, and a successor could not begin a term. To
+        terminate the waiting session would be wrong: that commits without the standby.
         """
         row = self.connect().execute(_COMMITS_WAIT).fetchone()
         return row is not None and row[0] is not None and float(row[0]) > COMMIT_SECONDS

@@ -83,12 +83,14 @@ class DueKind:
     Both are SQL parameters: the due time and the key of the last call that was read.
     """
     statement: Callable[[tuple[Policy, ...]], Select[*tuple[Any, ...]]]
-    """Function that returns the query for due calls, with users judged by the policies it is given.
+    """Function that returns, for some policies, a query for due calls.
+
+    The query judges the users of the calls by these policies.
     """
     before: object
     """The value of `after_key` for the first read: it sorts before every key."""
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]
-    """Function that ends or postpones due calls whose users may not be called.
+    """Function that ends or postpones due calls whose users must not be called.
 
     Later claims therefore do not read these calls again.
     """
@@ -139,7 +141,7 @@ class Due:
             self._read()
 
     def put_aside(self) -> None:
-        """End or postpone the due calls that were read and whose users may not be called."""
+        """End or postpone the due calls that were read but whose users must not be called."""
         if self._unfit:
             self.kind.put_aside(self.transaction, self.settings, self._unfit)
             self._unfit.clear()
@@ -205,12 +207,14 @@ def judged(
 ) -> Select[*tuple[Any, ...]]:
     """Select due calls, each with the user's dialer queue and the first rule that forbids the call.
 
-    The column `place` has the queue; the column `broken` has the rule's name, or null. All rules
-    apply except those about the time of the next call, because the calls are due now. `head` has
-    the calls, with the columns `id`, `user_id`, `due_at`, `key`, `queue_type` and
+    `head` has the calls, with the columns `id`, `user_id`, `due_at`, `key`, `queue_type` and
     `preferred_agent_id`. The parameter `broken`: a SQL expression for a further reason against a
-    call, which takes precedence. The column `put_off` is true for a user who was skipped or
-    deferred and may not be called yet.
+    call, which takes precedence over the rules. All rules apply except those about the time of the
+    next call, because the calls are due now.
+
+    The result has the columns of `head` and others. `place`: the queue. `broken`: the rule's name
+    or the further reason; null if there is none. `put_off`: true for a user who was skipped or
+    deferred and must not be called yet.
     """
     place = queue_of(policies)
     out = case(

@@ -12,7 +12,7 @@ from assignment_workers.settings import Settings
 
 
 def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None:
-    """Count a dialer queue's claimable users, up to `at_most`; None if it was never built."""
+    """Count a dialer queue's claimable users, up to `at_most`; None if no build is published."""
     generation = connection.execute(
         select(Generation.id).where(Generation.queue == queue, Generation.state == PUBLISHED_STATE)
     ).scalar_one_or_none()

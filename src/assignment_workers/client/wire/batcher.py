@@ -51,7 +51,7 @@ class BatchKey(NamedTuple):
 
 
 class Settled(Protocol):
-    """The interface of the future that gets a call's answer, of asyncio or `concurrent.futures`."""
+    """A future that gets the answer to a call: one of asyncio or one of `concurrent.futures`."""
 
     def done(self) -> bool: ...
     def cancelled(self) -> bool: ...
@@ -121,9 +121,9 @@ class Batch:
 
     @property
     def repeats(self) -> str | None:
-        """The id of the first message with the same command, if this message repeats it.
+        """The id of the first message with this command: this one, or one that it repeats.
 
-        None otherwise, and for a message of a batch task.
+        None for a message of a batch task.
         """
         (first, *_) = self.calls
         return None if first.command.many else first.first_sent_as

@@ -15,9 +15,7 @@ SOCKET_SECONDS = 5.0
 
 
 def unreachable(server: str, error: BaseException) -> BrokerUnavailable:
-    """Return a `BrokerUnavailable`, with a message of one line, for a server that fails.
-
-    A server that refuses writes fails, too.
+    """Return a one-line `BrokerUnavailable` for a server that fails or that refuses writes.
 
     `server` is the server's name for people; `error` is the error of the client library.
     """

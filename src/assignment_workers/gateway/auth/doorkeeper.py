@@ -1,8 +1,8 @@
 """Refusals: counted, recorded, and slowed down by address before a token is looked up.
 
-An unknown token costs a look-up in the database. A call without a token costs a refusal by the
-whole application. Both take time from callers with a valid token. An address that is refused often
-is therefore delayed, and gets a refusal that this middleware makes by itself.
+An unknown token costs a look-up in the database. A call without a token passes through the whole
+application before it is refused. Both take time from callers with a valid token. If an address is
+refused often, this middleware therefore refuses its calls by itself, after a delay.
 """
 
 from __future__ import annotations

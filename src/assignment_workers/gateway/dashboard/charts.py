@@ -29,7 +29,7 @@ class Bar:
     """The kind of the bar, which sets its colour: `done` or `unanswered`."""
     label: str
     moment: datetime
-    """The time at the beginning of the label."""
+    """The beginning of the time that the bar stands for. The label starts with it, as text."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ fault. It yields False if the fault cannot be caused now, for example because th
 
 One machine sets limits. There is no second database server, so while PostgreSQL is frozen no server
 is left to serve, and a recovery is measured from the end of the freeze. Frozen sessions keep their
-locks, as those of a network that drops packets do until the server notices. A killed RabbitMQ,
-which is no process of the stack, is started again at the end of the fault. The database's clock
-steps for SQL alone, by functions that hide PostgreSQL's own, because the machine has one clock.
-The disk is full only in a stack of the run's own, whose PostgreSQL then has a file system to
-itself.
+locks, as sessions behind a network that drops packets do until the server notices. A killed
+RabbitMQ, which is no process of the stack, is started again at the end of the fault. The machine
+has one clock, so the database's clock is moved for SQL alone, by functions that shadow PostgreSQL's
+own. The disk can be full only in a stack that the run has started, because only there PostgreSQL
+has a file system to itself.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ them.
 
 @dataclass(frozen=True)
 class FaultKind:
-    """A kind of fault: its name, the context that causes it, and the seconds for which it lasts.
+    """A kind of fault: its name, its cause, and the seconds for which it lasts.
 
-    `leaves_a_server`: False if no request can be served until the fault ends; the time to recover
-    then begins at its end.
+    `cause`: a function that returns the fault as a context manager. `leaves_a_server`: False if no
+    request can be served until the fault ends; the time to recover then begins at its end.
     """
 
     what: str

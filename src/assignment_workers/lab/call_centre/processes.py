@@ -25,7 +25,7 @@ class Measured(NamedTuple):
 
 
 def measured(stack: int) -> Iterator[Measured]:
-    """Measure every process of a stack. `stack` is the id of the stack's first process.
+    """Measure the first process of a stack, whose id is `stack`, and the others that have a `role`.
 
     Raises `psutil.Error`, for example if the stack has ended.
     """
@@ -45,10 +45,11 @@ def measured(stack: int) -> Iterator[Measured]:
 
 
 def role(process: psutil.Process) -> str | None:
-    """Return the role of a process of a stack; None for a short-lived process.
+    """Return the role of a process of a stack, such as `sequencers` or `Valkey`; None: no role.
 
-    A forked process has one title in place of separate arguments. Raises `psutil.Error`, for
-    example if the process has ended.
+    The processes of PostgreSQL have none, and neither have short-lived processes. A forked
+    process has one title in place of the separate arguments of its command line. Raises
+    `psutil.Error`, for example if the process has ended.
     """
     match " ".join(process.cmdline()).split():
         case [*_, "process", "sequencer", "--lane", lane]:
