@@ -55,7 +55,7 @@ export interface paths {
         put?: never;
         /**
          * Skip
-         * @description Skip this user: by default no offers for 15 minutes, to this agent none for an hour.
+         * @description Skip this user: by default no offer to any agent for 15 minutes, or to this one for an hour.
          */
         post: operations["skip"];
         delete?: never;
@@ -135,7 +135,7 @@ export interface paths {
         put?: never;
         /**
          * Release
-         * @description Release the assignment unchanged; the user can be offered again.
+         * @description Release the user without a call; the user can be offered again.
          */
         post: operations["release"];
         delete?: never;
@@ -175,10 +175,10 @@ export interface paths {
         put?: never;
         /**
          * Heartbeat
-         * @description Record that the agent is present, which keeps accepted work alive. No state changes.
+         * @description Record that the agent is present, which keeps accepted work alive.
          *
          *     Heartbeats are written together, about once a second. The first heartbeat that names an offer in
-         *     `assignment_id` accepts the offer.
+         *     `assignment_id` accepts the offer. A heartbeat does not change the agent's state otherwise.
          */
         post: operations["heartbeat"];
         delete?: never;
@@ -276,7 +276,7 @@ export interface paths {
         };
         /**
          * Explain Queue
-         * @description Count the users of the pool that each rule holds back, down to the claimable users.
+         * @description Count the users of a dialer queue whom each rule excludes, and the claimable users left.
          */
         get: operations["explain_queue"];
         put?: never;
@@ -318,7 +318,7 @@ export interface paths {
         put?: never;
         /**
          * Regenerate
-         * @description Build a new generation of a dialer queue now.
+         * @description Send a request to build a new generation of a dialer queue now; do not wait for the build.
          */
         post: operations["regenerate"];
         delete?: never;
@@ -376,7 +376,7 @@ export interface paths {
         };
         /**
          * Report
-         * @description Return service levels from `since` until now, with the targets of the incident report.
+         * @description Return the measured service levels from `since` until now.
          */
         get: operations["report"];
         put?: never;
@@ -476,7 +476,7 @@ export interface paths {
         };
         /**
          * Export User
-         * @description Return all stored data of a user, by table. Recorded as an operator's action.
+         * @description Return all stored data of a user, by table. The call is recorded as an operator's action.
          */
         get: operations["export_user"];
         put?: never;
@@ -498,10 +498,11 @@ export interface paths {
         put?: never;
         /**
          * Forget User
-         * @description Erase the free text about a user and the user's numbers; never offer the user again.
+         * @description Erase the free text about a user and the user's phone numbers; never offer the user again.
          *
-         *     Refused with 409 while an agent holds the user. Answered with 503 if a do-not-contact number of
-         *     the user would have to stay as a keyed hash and no key is set.
+         *     The call is answered with 409 while an agent holds the user. It is answered with 503 if a number
+         *     of the user is on the do-not-contact list and would stay there as a keyed hash, but no key is
+         *     set. In both cases nothing is erased, but the user is not offered again.
          */
         post: operations["forget_user"];
         delete?: never;
@@ -526,7 +527,8 @@ export interface paths {
          * Change Settings
          * @description Change operational settings, all or none. The next claim judges by them, in every process.
          *
-         *     A `value` of null drops a value: that for all, or the default, then counts.
+         *     With `value` null, the value is dropped. A dialer queue or a team without a value of its own has
+         *     the value for all. Without a value for all, the default applies.
          */
         put: operations["change_settings"];
         post?: never;
@@ -569,9 +571,10 @@ export interface paths {
          *
          *     With `Last-Event-ID` no later event is left out or sent twice, at any gateway. An `id` without
          *     `data` only tells how far the stream has come. Kind `reset` means that the missed events cannot
-         *     be sent any more: read the current state again. A reader that is too slow is cut off, and may
-         *     resume after its last id. An agent's token sees the events of that agent and of the agent's
-         *     assignments, a frontend's those of all agents, a supervisor's and an operator's every event.
+         *     be sent any more: read the current state again. A reader that is too slow is disconnected, and
+         *     may resume after its last id. An agent's token sees the events of that agent and of the agent's
+         *     assignments. A frontend's token sees those of all agents. Supervisors and operators see every
+         *     event.
          */
         get: operations["events"];
         put?: never;
@@ -613,7 +616,7 @@ export interface paths {
         };
         /**
          * Dialer
-         * @description Return the dialer queues, outcomes and actions as configured, each in its order.
+         * @description Return the dialer queues, the outcomes and the actions, each in the configured order.
          *
          *     Agents see the outcomes in this order.
          */
@@ -657,8 +660,9 @@ export interface paths {
          * Ready
          * @description Report that this gateway can answer callers, and the components that are not good.
          *
-         *     A gateway that can answer `unavailable` stays ready while a server is down or nobody leads, so
-         *     that a proxy does not take all gateways out. `GET /v1/health` tells whether agents are served.
+         *     A gateway that can answer `unavailable` stays ready while a server is down or no sequencer
+         *     leads, so that a proxy still sends calls to the gateways. `GET /v1/health` tells whether agents
+         *     are served.
          */
         get: operations["ready"];
         put?: never;
@@ -722,14 +726,16 @@ export interface components {
         ActBody: {
             /**
              * Why
-             * @description Kept with who did it.
+             * @description The recorded reason.
              * @example the CRM is being mended
              */
             why?: string | null;
         };
         /**
          * ActionDescription
-         * @description A task for other systems, named by the events of completed calls.
+         * @description A task that an outcome requests from another system, such as to send a text message.
+         *
+         *     The event of the completed call names the task.
          */
         ActionDescription: {
             /** Name */
@@ -783,7 +789,10 @@ export interface components {
         AgentStatus: "available" | "on_call" | "wrap_up" | "break" | "offline";
         /**
          * AppliedChange
-         * @description A changed value of an operational setting; None: it had, or has, no value of its own.
+         * @description A changed value of an operational setting, for a dialer queue, for a team, or for all.
+         *
+         *     `before`, `after`: the old and the new value; None: there was, or is, no such value, and the
+         *     value for all or the default counts.
          */
         AppliedChange: {
             /** Name */
@@ -1119,7 +1128,7 @@ export interface components {
         DismissBody: {
             /**
              * Numbers
-             * @description Absent: every one that is to be seen to.
+             * @description Absent: all neither sent again nor dismissed.
              * @example [
              *       7,
              *       8
@@ -1128,7 +1137,7 @@ export interface components {
             numbers?: number[] | null;
             /**
              * Why
-             * @description Kept with who did it.
+             * @description The recorded reason.
              * @example a probe of the security team
              */
             why: string;
@@ -1181,10 +1190,11 @@ export interface components {
          * Explanation
          * @description The explanation why a user is or is not offered to agents at the time `at`.
          *
-         *     `offered` is True if a dialer queue, a callback or a missed call would hand the user out now.
-         *     `due` lists the user's callbacks, then the missed calls; both come before every dialer queue.
-         *     `events` lists the latest `EVENTS` events of the user, the last first. `settings_version` is the
-         *     version of the operational settings in force; None: those of the environment.
+         *     `offered` is True if an agent could get the user now: from a dialer queue, for a callback or for
+         *     a missed call. `due` lists the user's callbacks, then the missed calls; both come before every
+         *     dialer queue. `events` lists the latest `EVENTS` events of the user, the last first.
+         *     `settings_version` is the version of the operational settings in force; None: those of the
+         *     environment.
          */
         Explanation: {
             /**
@@ -1321,7 +1331,7 @@ export interface components {
             certificates: components["schemas"]["CertificateHealth"][];
             /** Token Expires At */
             token_expires_at?: string | null;
-            /** @description The state of the whole. */
+            /** @description The state of the whole system. */
             readonly state: components["schemas"]["HealthState"];
             /**
              * Verdict
@@ -1333,7 +1343,7 @@ export interface components {
         };
         /**
          * HealthState
-         * @description The state of a component or of the whole.
+         * @description The state of a component or of the whole system.
          *
          *     `unknown`: the state cannot be read, for example because a server that tells it is down.
          * @enum {string}
@@ -1393,8 +1403,9 @@ export interface components {
          * InForce
          * @description The operational settings in force.
          *
-         *     `version` None: no version is stored yet, and the values are those of this process's
-         *     environment. `since`, `who`, `why`: of the version.
+         *     `version` None: no version is stored yet, and the values are those of this process's environment
+         *     and of the dialer's file. `since`, `who`, `why`: the time at which the version was made, by
+         *     whom, and the reason.
          */
         InForce: {
             /** Version */
@@ -1456,7 +1467,7 @@ export interface components {
         };
         /**
          * JobState
-         * @description The state of a job. Only `succeeded` says that it is done.
+         * @description The state of a job. Only `succeeded` means that the job is done.
          * @enum {string}
          */
         JobState: "asked" | "running" | "late" | "failed" | "succeeded";
@@ -1531,7 +1542,9 @@ export interface components {
         };
         /**
          * OwnerBody
-         * @description The owner of the assignment. `version` as the last answer gave it; absent: any version.
+         * @description The agent who holds the assignment, and the assignment's `version` from the last answer.
+         *
+         *     Without a `version`, any version is accepted.
          */
         OwnerBody: {
             /**
@@ -1606,8 +1619,9 @@ export interface components {
          * @description A callback or missed call of the user that is pending.
          *
          *     `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed`, `put_off`, `paused` or
-         *     the name of a rule. `queue` is the dialer queue of the user by their facts, if any. `kept_for`
-         *     is the only agent who may have the user for `callback_preferred` from `due_at` on.
+         *     the name of a rule. `queue` is the dialer queue to which the user belongs by the CRM's facts, if
+         *     any. `kept_for` is the only agent to whom the user can be assigned until the time
+         *     `callback_preferred` (a setting) has passed since `due_at`; null: any agent.
          */
         PromiseFound: {
             source: components["schemas"]["Source"];
@@ -1643,7 +1657,7 @@ export interface components {
             title: string;
             /**
              * Conversion
-             * @description The type of its conversions.
+             * @description The type under which its conversions (users who reach the goal) are recorded.
              */
             conversion: string;
             /** Rules */
@@ -1722,7 +1736,7 @@ export interface components {
         };
         /**
          * Readiness
-         * @description The readiness of the gateway. The state of the system is told, and does not end readiness.
+         * @description The readiness of the gateway, and the state of the system, on which it does not depend.
          */
         Readiness: {
             /**
@@ -1744,7 +1758,9 @@ export interface components {
         };
         /**
          * Report
-         * @description The measured service levels from `since` to `until`; the incident report set the targets.
+         * @description The measured service levels from `since` to `until`.
+         *
+         *     The targets are those of the incident report (docs/original-dialer.md).
          */
         Report: {
             /**
@@ -1754,12 +1770,12 @@ export interface components {
             asked: number;
             /**
              * Useful
-             * @description Requests answered with a user, or that there is none, that the dialer queue is paused, or that a rule keeps the agent from calling.
+             * @description Requests whose answer was a user, or said that there is none, that the dialer queue is paused, or that a rule keeps the agent from calling.
              */
             useful: number;
             /**
              * Unanswered
-             * @description Requests that failed, by how: unavailable or timed out, too late, left by their caller, or an internal error.
+             * @description Requests that failed, by kind: unavailable or timed out, too late, left by their caller, or an internal error.
              */
             unanswered: {
                 [key: string]: number;
@@ -1771,7 +1787,7 @@ export interface components {
             mistakes: number;
             /**
              * Success Rate
-             * @description `useful` divided by `asked`; null where nobody asked.
+             * @description `useful` divided by `asked`; null if there was no request.
              */
             success_rate: number | null;
             /**
@@ -1786,7 +1802,7 @@ export interface components {
             minutes_unavailable: number;
             /**
              * Availability
-             * @description The share of these minutes that were available; null where nobody asked.
+             * @description The share of `minutes` that were available; null if there was no request.
              */
             availability: number | null;
             unseen: components["schemas"]["Unseen"];
@@ -1802,12 +1818,12 @@ export interface components {
             until: string;
             /**
              * Assignments
-             * @description Holds that began.
+             * @description Assignments that began.
              */
             assignments: number;
             /**
              * Ended
-             * @description Holds that ended, by how.
+             * @description Assignments that ended, by their last state.
              */
             ended: {
                 [key: string]: number;
@@ -1826,19 +1842,19 @@ export interface components {
             failed: number;
             /**
              * Lost
-             * @description Assignments that were told and are not there: none, ever.
+             * @description Assignments that an event records but that have no row. It must always be 0.
              */
             lost: number;
             /**
              * Races
-             * @description Races met and resolved, by kind.
+             * @description Races (conflicts between two writers) that were resolved, by kind.
              */
             races: {
                 [key: string]: number;
             };
             /**
              * Interleavings
-             * @description Rebuilds and claims that got into each other's way, as the doctor finds them now: none, ever.
+             * @description Breaches of guarantees 2 and 9 that the doctor finds now, such as a rebuild that disturbed a claim. It must always be 0.
              */
             interleavings: number;
             seconds_to_assign: components["schemas"]["TimeToAssign"];
@@ -1862,26 +1878,26 @@ export interface components {
             queue?: string | null;
             /**
              * Request Id
-             * @description The same id gets the same answer; made where it is absent.
+             * @description The same id gets the same answer. If absent, the gateway makes one.
              */
             request_id?: string | null;
             /**
              * Timeout Ms
-             * @description After it nobody is assigned.
+             * @description Milliseconds to wait. After that no user is assigned.
              * @default 10000
              */
             timeout_ms: number;
         };
         /**
          * RuleDescription
-         * @description A rule of a dialer queue. `name` is the reason that is reported if it does not hold.
+         * @description A rule of a dialer queue. `name` is the reason that is reported if the rule does not hold.
          */
         RuleDescription: {
             /** Name */
             name: string;
             /**
              * Kind
-             * @description What a user who breaks the rule is: done, not callable, or callable later.
+             * @description The effect on a user who breaks the rule: done, not callable, or callable later.
              * @enum {string}
              */
             kind: "converted" | "blocked" | "resting";
@@ -1909,7 +1925,7 @@ export interface components {
         };
         /**
          * Sent
-         * @description The answer to a call that sent a message: a request for a build, or a dead letter again.
+         * @description The answer to a call that sent a Celery message, such as a request for a rebuild.
          */
         Sent: {
             /** Task Id */
@@ -1917,9 +1933,10 @@ export interface components {
         };
         /**
          * SettingChange
-         * @description A new value of an operational setting. `value` None removes the subject's own value.
+         * @description A new value of an operational setting for all, for a dialer queue, or for a team of agents.
          *
-         *     The value for all, or else the default, then counts.
+         *     `value` None removes the present value. For a dialer queue or a team, the value for all then
+         *     counts. If that is missing too, the default counts.
          */
         SettingChange: {
             /** Name */
@@ -1935,7 +1952,7 @@ export interface components {
          * SettingInForce
          * @description An operational setting: its values in force, its default, and what is accepted.
          *
-         *     `default` and a value `none`: it is switched off.
+         *     The text `none`, as `default` or as a value, means that the setting is switched off.
          */
         SettingInForce: {
             /** Name */
@@ -1950,7 +1967,7 @@ export interface components {
         };
         /**
          * SettingScope
-         * @description The kind of subject that may have its own value of a setting: a dialer queue or a team.
+         * @description The kind of subject that may have its own value of a setting: dialer queue, team, or none.
          * @enum {string}
          */
         SettingScope: "nothing" | "queue" | "team";
@@ -2145,10 +2162,11 @@ export interface components {
         };
         /**
          * TimeToAssign
-         * @description Seconds from the sending, by the requester's clock, to the commit of the assignment.
+         * @description Seconds from the sending of a request to the commit of its assignment.
          *
-         *     Covers the latest assignments of the period, `MEASURED_AT_MOST` at the most; None if there was
-         *     none.
+         *     The time of sending is by the requester's clock; requests without it are left out. At most
+         *     `MEASURED_AT_MOST` assignments are measured, the latest of the period. If there was none,
+         *     `measured` is 0 and the other fields are None.
          */
         TimeToAssign: {
             /** Measured */
@@ -2194,12 +2212,12 @@ export interface components {
             dropped: number;
             /**
              * Counted From
-             * @description Since when unanswered requests are counted, where that is after the period began. Null: for the whole period.
+             * @description The time from which unanswered requests are counted, if the period began before it. Null: they are counted for the whole period.
              */
             counted_from: string | null;
             /**
              * Records From
-             * @description Since when answers are still stored, where that is after the period began. Null: for the whole period.
+             * @description The time from which answers are still stored, if the period began before it. Null: they are stored for the whole period.
              */
             records_from: string | null;
         };
@@ -2226,7 +2244,9 @@ export interface components {
         };
         /**
          * ValueInForce
-         * @description A value in force of an operational setting; `queue` and `team` None: for all others.
+         * @description A value in force of an operational setting, for a dialer queue, for a team, or for all.
+         *
+         *     `queue` and `team` are None in the value for all dialer queues and teams without their own.
          */
         ValueInForce: {
             /** Name */
@@ -2258,9 +2278,9 @@ export interface components {
          * ProblemDetails
          * @description A problem (RFC 9457).
          *
-         *     With `outcome` it is an answer. `refused`: the same call gets the same answer, unless
-         *     `retry_after` tells when it may succeed; `code` names the reason. `unavailable`: the call may
-         *     succeed after `retry_after` seconds.
+         *     `outcome` `refused`: the same call gets the same answer, unless `retry_after` tells when it may
+         *     succeed; `code` names the reason. `outcome` `unavailable`: the call may succeed after
+         *     `retry_after` seconds. Other problems, such as an unknown path, have no `outcome`.
          */
         ProblemDetails: {
             /**
@@ -2289,19 +2309,19 @@ export interface components {
             code: components["schemas"]["Code"] | null;
             /**
              * Request Id
-             * @description As sent or made, where a user was asked for.
+             * @description The id of a request for a user.
              * @default null
              */
             request_id: string | null;
             /**
              * Retry After
-             * @description Seconds until it may be worth a try.
+             * @description Seconds after which it may succeed.
              * @default null
              */
             retry_after: number | null;
             /**
              * Errors
-             * @description All that was wrong in what was sent.
+             * @description All errors in the data that was sent.
              * @default null
              */
             errors: components["schemas"]["Wrong"][] | null;
@@ -2337,7 +2357,7 @@ export interface components {
             until: string | null;
             /**
              * State
-             * @description Of an agent.
+             * @description The agent's state.
              * @default null
              */
             state: string | null;
@@ -2355,7 +2375,7 @@ export interface components {
             actions: string[] | null;
             /**
              * Reason
-             * @description The rule that took a user out.
+             * @description The reason, such as the rule against a user.
              * @default null
              */
             reason: string | null;
@@ -2381,7 +2401,7 @@ export interface components {
             trigger: string | null;
             /**
              * Kind
-             * @description Of a race.
+             * @description The kind of a race: a conflict of two writers.
              * @default null
              */
             kind: string | null;
@@ -5212,7 +5232,7 @@ export interface operations {
     report: {
         parameters: {
             query?: {
-                /** @description With a zone; absent: a day ago. */
+                /** @description The beginning, with a time zone; absent: a day ago. */
                 since?: string | null;
             };
             header?: never;
@@ -6220,7 +6240,7 @@ export interface operations {
     settings_history: {
         parameters: {
             query?: {
-                /** @description The most versions. */
+                /** @description The greatest number of versions. */
                 most?: number;
             };
             header?: never;
@@ -6325,11 +6345,11 @@ export interface operations {
     events: {
         parameters: {
             query?: {
-                /** @description Only what this agent does. */
+                /** @description Only the events of this agent. */
                 agent_id?: number | null;
             };
             header?: {
-                /** @description The last id that was read: go on from there. */
+                /** @description The last id that was read. Later events are sent. */
                 "Last-Event-ID"?: number | null;
             };
             path?: never;
