@@ -25,9 +25,8 @@ CONNECT_SECONDS = 5.0
 def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
     """Return an engine by which an external CRM is read, with sessions in UTC.
 
-    PostgreSQL refuses writes in these sessions; MySQL and MariaDB do not. `seconds`: the
-    approximate limit per statement. `pool`: the number of connections to keep open; None: a
-    connection is opened for each use.
+    The server refuses writes in these sessions. `seconds`: the approximate limit per statement.
+    `pool`: the number of connections to keep open; None: a connection is opened for each use.
     """
     milliseconds = round(seconds * 1000)
     arguments: dict[str, Any]
@@ -41,7 +40,7 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
             "read_timeout": seconds,
             "write_timeout": seconds,
         }
-        limits = ["SET time_zone = '+00:00'"]
+        limits = ["SET time_zone = '+00:00'", "SET SESSION TRANSACTION READ ONLY"]
     else:
         address = url_of(parameters_of(url))
         if (schema := query_of(url).get("schema", PUBLIC)) != PUBLIC:

@@ -116,7 +116,7 @@ def wait(transaction: FencedTransaction, skipped: Sequence[dict[str, Any]]) -> N
 
 
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
-    """Cancel, postpone, or leave to an operator the missed calls of users who may not be called.
+    """Cancel, postpone, or leave to an operator the missed calls of users who must not be called.
 
     `unfit`: the missed calls, each with the name of the rule that forbids the call. Missed calls of
     users who opted out or converted are cancelled. So is a second report of a call that was

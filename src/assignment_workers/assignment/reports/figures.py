@@ -64,10 +64,10 @@ class JobFigures(BaseModel):
     overlapping_last_day: int
     """Number of runs of the last day that were skipped because another run was in progress."""
     missed_last_day: int | None
-    """Number of due times in the last day for which no run succeeded.
+    """Number of periods that ended in the last day, and for which no run has succeeded.
 
-    Only those between the first and the last success of the last day are counted. They are an hour
-    apart for `queue.regenerate` and a day apart for other jobs. None if no run has a due time.
+    A period is an hour for `queue.regenerate` and a day for other jobs. Periods before the first
+    known run do not count. None if the job has no periods.
     """
 
 
@@ -295,14 +295,18 @@ WITH RECURSIVE {JOB_NAMES}, runs AS (
         count(*) FILTER (WHERE status = 'failed' AND lately) AS failed_last_day,
         count(*) FILTER (WHERE error = 'locked' AND status = 'skipped' AND lately)
             AS overlapping_last_day,
-        CASE WHEN count(slot) > 0 THEN greatest(0, (extract(epoch FROM
-                max(slot) FILTER (WHERE status = 'succeeded' AND lately)
-                - min(slot) FILTER (WHERE status = 'succeeded' AND lately))
-            / CASE job WHEN 'queue.regenerate' THEN 3600 ELSE 86400 END)::int + 1
-            - count(DISTINCT slot) FILTER (WHERE status = 'succeeded' AND lately))
-        END AS missed_last_day
-    FROM (SELECT *, started_at > statement_timestamp() - interval '1 day' AS lately FROM runs) AS r
-    GROUP BY job, queue
+        -- The periods that ended in the last day, from the first known one on, without a success.
+        (floor(extract(epoch FROM statement_timestamp() - min(slot)) / seconds)
+            - greatest(0, floor(
+                extract(epoch FROM statement_timestamp() - interval '1 day' - min(slot)) / seconds))
+            - count(DISTINCT slot) FILTER (WHERE status = 'succeeded'
+                AND slot + period > statement_timestamp() - interval '1 day'
+                AND slot + period <= statement_timestamp()))::int AS missed_last_day
+    FROM (SELECT *, extract(epoch FROM period) AS seconds,
+            started_at > statement_timestamp() - interval '1 day' AS lately
+        FROM (SELECT *, CASE job WHEN 'queue.regenerate' THEN interval '1 hour'
+                ELSE interval '1 day' END AS period FROM runs) AS r) AS r
+    GROUP BY job, queue, seconds
 )
 SELECT DISTINCT ON (r.job, r.queue) r.job, r.queue, r.trigger, r.status, r.started_at,
     extract(epoch FROM r.ended_at - r.started_at)::float8 AS seconds, r.error,

@@ -155,9 +155,10 @@ class Callers:
     )
 
     async def caller(self, request: Request) -> Caller:
-        """Return the caller. Raises `Problem` 401 without a valid token, 429 for too many calls.
+        """Return the caller, and store it in the state of the request.
 
-        The caller is also stored in the state of the request.
+        Raises `Problem` 401 without a valid token, 429 for too many calls, and 503 if the token
+        cannot be looked up because the database is unavailable.
         """
         found = await self.bearer(
             bearer_of(request.headers.get("authorization", "")),
@@ -171,7 +172,7 @@ class Callers:
 
         `outlives`: while the database is unavailable, a token that was valid within
         `REMEMBERED_SECONDS` is accepted. Raises `Problem` 401 if the token is not valid, 429 for
-        too many calls.
+        too many calls, and 503 if the database that has the tokens is unavailable.
         """
         if not self.required:
             return EVERYBODY

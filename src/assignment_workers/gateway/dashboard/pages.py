@@ -163,7 +163,7 @@ async def quarantine(request: Request) -> Response:
 @ROUTES.get("/closed")
 @as_page
 async def closed(request: Request) -> Response:
-    """Show the users whom a dialer queue does not offer, because an agent closed them there."""
+    """Show the closed users: those whom an agent has excluded from a dialer queue."""
     return await show(request, views.closed())
 
 

@@ -126,16 +126,7 @@ def test_jobs_tell_of_failed_missed_and_overlapping_runs(world: World) -> None:
         (1, "skipped", "locked"),
         (0, "succeeded", None),
     ):
-        world.execute(
-            "INSERT INTO assignment.job_runs (job, queue, trigger, slot, status, started_at,"
-            " ended_at, error) VALUES ('queue.regenerate', :queue, 'hourly',"
-            " date_trunc('hour', now()) - :slot * interval '1 h', :status,"
-            " now() - :slot * interval '1 h', now() - :slot * interval '1 h' + interval '2 s', :error)",
-            queue=UNSIGNED,
-            slot=slot,
-            status=status,
-            error=error,
-        )
+        ran(world, "queue.regenerate", slot, status, error, period="1 h")
     (job,) = read(world).jobs
     assert (job.job, job.queue, job.status, job.seconds) == (
         "queue.regenerate",
@@ -144,6 +135,47 @@ def test_jobs_tell_of_failed_missed_and_overlapping_runs(world: World) -> None:
         2.0,
     )
     assert (job.failed_last_day, job.overlapping_last_day, job.missed_last_day) == (1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("job", "runs", "missed"),
+    [
+        ("queue.regenerate", {0: "succeeded"}, 0),
+        ("queue.regenerate", {3: "succeeded"}, 2),
+        ("queue.regenerate", {3: "failed"}, 3),
+        ("queue.regenerate", {30: "succeeded"}, 24),
+        ("queue.regenerate", {30: "succeeded", 0: "running"}, 24),
+        ("scores.age", {0: "failed"}, 0),
+        ("scores.age", {1: "succeeded"}, 0),
+        ("scores.age", {1: "failed", 0: "succeeded"}, 1),
+        ("scores.age", {5: "succeeded"}, 1),
+    ],
+)
+def test_a_period_without_a_success_is_missed_also_after_the_last_success(
+    world: World, job: str, runs: dict[int, str], missed: int
+) -> None:
+    for slot, status in runs.items():
+        error = "it broke" if status == "failed" else None
+        ran(world, job, slot, status, error, period="1 h" if job == "queue.regenerate" else "1 day")
+    assert [each.missed_last_day for each in read(world).jobs] == [missed]
+
+
+def ran(world: World, job: str, slot: int, status: str, error: str | None, *, period: str) -> None:
+    """A run of the period (an hour or a day) that was current so many periods ago."""
+    world.execute(
+        "INSERT INTO assignment.job_runs (job, queue, trigger, slot, status, started_at,"
+        " ended_at, error) SELECT :job, :queue, 'hourly',"
+        " date_bin(CAST(:period AS interval), now(), timestamptz 'epoch')"
+        " - :slot * CAST(:period AS interval), :status, at,"
+        " CASE :status WHEN 'running' THEN null ELSE at + interval '2 s' END, :error"
+        " FROM (SELECT now() - :slot * CAST(:period AS interval) AS at) AS times",
+        job=job,
+        queue=UNSIGNED,
+        slot=slot,
+        status=status,
+        error=error,
+        period=period,
+    )
 
 
 def test_the_findings_of_the_doctor_are_kept_and_replaced(busy: World) -> None:
