@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import redis
-from celery import Celery
 
 from assignment_workers.assignment.answers import Answer
 from assignment_workers.client import (
@@ -24,6 +23,7 @@ from assignment_workers.client import (
 from assignment_workers.client.wire.dispatcher import FAILED
 from assignment_workers.client.wire.message import message
 from tests.client.worker import HELD, Worker, assigned
+from tests.support.celery_programs import celery_program
 from tests.support.processes import wait_until
 from tests.support.sessions import cut
 
@@ -259,12 +259,10 @@ def test_hazard_c14_our_message_is_the_one_that_celery_would_send(
 ) -> None:
     import json
 
-    app = Celery("other", broker=redis_url, backend=redis_url, set_as_current=False)
-    app.conf.update(broker_transport_options={"priority_steps": [0]})
-    app.send_task("some.task", kwargs={"a": 1}, queue="assignment", task_id="theirs")
-    with redis.Redis.from_url(redis_url) as client:
+    with celery_program(redis_url, redis_url) as app, redis.Redis.from_url(redis_url) as client:
+        app.conf.update(broker_transport_options={"priority_steps": [0]})
+        app.send_task("some.task", kwargs={"a": 1}, queue="assignment", task_id="theirs")
         theirs = json.loads(client.rpop("assignment"))
-    app.close()
     ours = message("some.task", [], {"a": 1}, task_id="x", celery_queue="assignment", expires=None)
     assert set(theirs) == set(ours)
     assert set(theirs["properties"]) <= set(ours["properties"])

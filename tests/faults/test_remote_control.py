@@ -17,6 +17,7 @@ from celery.worker.control import Panel
 
 from assignment_workers.client import Assigned
 from assignment_workers.sequencer.remote_control import OBSERVING
+from tests.support.celery_programs import celery_program
 from tests.support.poison import FORMS, deep, envelope, publish, push
 from tests.support.processes import Stack, running, wait_until
 
@@ -49,10 +50,8 @@ def stack(
         yield made
 
 
-def celery(stack: Stack) -> Celery:
-    return Celery(
-        broker=stack.broker_url or stack.redis_url, backend=stack.redis_url, set_as_current=False
-    )
+def celery(stack: Stack) -> Any:
+    return celery_program(stack.broker_url or stack.redis_url, stack.redis_url)
 
 
 def replies(app: Celery, command: str, arguments: dict[str, Any], count: int) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from celery import Celery
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.gateway.serving import serving
 from tests.gateway.stage import Gateway
+from tests.support.celery_programs import celery_program
 from tests.support.processes import wait_until
 
 TOGETHER = 8
@@ -192,14 +192,13 @@ def test_a_celery_caller_gets_one_trace_too(
 ) -> None:
     spans, _ = collector
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    app = Celery(broker=traced.stack.redis_url, backend=traced.stack.redis_url)
-    answer = app.send_task(
-        "assignment.request",
-        [90],
-        queue="assignment",
-        headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "traces": ["nonsense", 5]},
-    ).get(timeout=20)
-    app.close()
+    with celery_program(traced.stack.redis_url, traced.stack.redis_url) as app:
+        answer = app.send_task(
+            "assignment.request",
+            [90],
+            queue="assignment",
+            headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "traces": ["nonsense", 5]},
+        ).get(timeout=20)
     assert answer["outcome"] == "assigned"
     wait_until(lambda: spans.kept(trace), "SQL")
     found = wait_until(lambda: spans.named("run/assignment.request"), "the task's span")

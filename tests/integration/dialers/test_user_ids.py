@@ -31,6 +31,7 @@ from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from tests.gateway.stage import Gateway, Reply, free_port
 from tests.integration.dialers.test_dialers import CASES
+from tests.support.celery_programs import ended
 from tests.support.commands import type_in
 from tests.support.dialers import DIALERS, EXAMPLES, using
 from tests.support.example_crm import ExampleCrm, example_elsewhere
@@ -82,8 +83,10 @@ class Doors:
 
     def send(self, task: str, **arguments: Any) -> Any:
         """The result of a Celery message on the assignment queue."""
-        app = create_app(Settings.from_environment({"REDIS_URL": self.stack.redis_url}))
-        return app.send_task(task, kwargs=arguments, queue="assignment").get(timeout=20)
+        with ended(
+            create_app(Settings.from_environment({"REDIS_URL": self.stack.redis_url}))
+        ) as app:
+            return app.send_task(task, kwargs=arguments, queue="assignment").get(timeout=20)
 
     def form(self, path: str, said: Mapping[str, str]) -> Reply:
         """Submit a form of the dashboard."""

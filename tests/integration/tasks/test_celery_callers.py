@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from celery import Celery, chain, chord, signature
+from celery import chain, chord, signature
 
+from tests.support.celery_programs import celery_program
 from tests.support.processes import running
 
 
 def test_a_call_is_answered_and_one_with_a_link_a_chain_or_a_chord_is_refused(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    with running(database_url, redis_url, tmp_path) as stack:
+    with (
+        running(database_url, redis_url, tmp_path) as stack,
+        celery_program(redis_url, redis_url) as app,
+    ):
         stack.start("sequencer")
         stack.built()
-        app = Celery(broker=redis_url, backend=redis_url, set_as_current=False)
         told = signature("agent.tend", queue="maintenance", app=app)
 
         def asked(number: int) -> Any:
@@ -36,4 +39,3 @@ def test_a_call_is_answered_and_one_with_a_link_a_chain_or_a_chord_is_refused(
             assert (answer["outcome"], answer["code"]) == ("refused", "malformed")
             assert answer["reason"].startswith(f"{link}: no other task is sent")
         assert stack.value("SELECT count(*) FROM assignment.assignments") == 1
-        app.close()

@@ -1,0 +1,31 @@
+"""Other Celery programs in the test's own process, whose connections end with the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery import Celery
+
+
+@contextmanager
+def ended(app: Celery) -> Iterator[Any]:
+    """The application, whose connections for results are closed at the end.
+
+    Celery leaves them to the garbage collector, which may find the socket before its owner: then
+    it warns, in whatever test runs at that time.
+    """
+    with app:
+        try:
+            yield app
+        finally:
+            backend: Any = app.backend
+            if consumer := getattr(backend, "result_consumer", None):
+                consumer.stop()
+                backend.client.close()
+
+
+def celery_program(broker: str, results: str) -> Any:
+    """A program that sends tasks through `broker` and reads their results in `results`."""
+    return ended(Celery(broker=broker, backend=results, set_as_current=False))
