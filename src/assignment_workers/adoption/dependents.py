@@ -1,4 +1,4 @@
-"""Views, rules and triggers of others on the queue tables, and what the switch does to them."""
+"""Other programs' views, rules and triggers on the queue tables, and a migration's effect."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from assignment_workers.adoption.shapes import (
 class TableVerdict(StrEnum):
     """The classification of a table.
 
-    absent: it does not exist. deployed: it is as in the dialer in production. target: it is as in a
-    draft of the dialer. hybrid: it is partly like both. ours: it is as this release needs it.
-    unknown: it is none of these; such a table is reported and not changed.
+    absent: it does not exist. deployed: it is as in the dialer in production. target: it is as in
+    the dialer's draft of a later schema. hybrid: it is partly like both. ours: it is as this
+    release needs it. unknown: it is none of these; such a table is reported and not changed.
     """
 
     ABSENT = "absent"

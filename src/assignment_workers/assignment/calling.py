@@ -1,4 +1,4 @@
-"""The calling rules of the settings: the policies of this installation."""
+"""The policies of the dialer queues under the calling rules of the settings in force."""
 
 from __future__ import annotations
 

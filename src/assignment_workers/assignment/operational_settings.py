@@ -181,7 +181,7 @@ OF_QUEUES = {
     "calling_holidays": "holidays",
     "queue_limit": "size_limit",
 }
-"""Maps an operational setting to the field of `Queue` that has the setting's first value.
+"""Maps an operational setting to the field of `Queue` with the value before any operator's change.
 """
 
 

@@ -211,10 +211,10 @@ def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict
 
 
 def _memory(engine: Engine) -> dict[int, str]:
-    """Return the cached ids of the engine's database, by the users' numbers.
+    """Return the cache that maps our numbers of users to the CRM's ids, for this engine's database.
 
-    The cache is cleared with each new connection, because a promoted standby may have assigned a
-    lost number to another user.
+    The cache is cleared with each new connection: if a promoted standby had not received the
+    latest numbers, it may have assigned them to other users.
     """
     if engine not in _remembered:
         memory: dict[int, str] = {}

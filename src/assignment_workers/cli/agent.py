@@ -1,4 +1,4 @@
-"""The commands of an agent: `request`, and one of each verb."""
+"""The commands of an agent: `request`, and one for each verb, such as `complete` or `release`."""
 
 from __future__ import annotations
 

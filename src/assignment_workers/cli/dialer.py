@@ -1,4 +1,4 @@
-"""The dialer of this installation: `dialerconfig.py` checked, shown, begun, and as types."""
+"""The commands `dialer`: check and show `dialerconfig.py`, begin one, generate types from it."""
 
 from __future__ import annotations
 

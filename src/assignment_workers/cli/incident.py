@@ -1,4 +1,4 @@
-"""The incident, before and after: the replay as a command."""
+"""The command `replay-incident`: the incident under the original's algorithm and under ours."""
 
 from __future__ import annotations
 

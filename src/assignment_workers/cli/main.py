@@ -1,4 +1,4 @@
-"""All commands under one name. Errors become one line and an exit code here alone."""
+"""The command `assignment-workers`: its subcommands; makes each error one line and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The offers that a client has accepted already; their next heartbeats need no accept command."""
+"""Offers that a client has accepted already. Heartbeats about them send no accept command again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clients of an agent: what those over Celery and those over HTTP have in common."""
+"""The common base of the agents' clients over Celery and over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods of the clients over HTTP without input and output; see `core`."""
+"""The methods of the clients over HTTP, without I/O; see `core`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A RabbitMQ node for a run of its own: the machine's own program, as Debian installs it.
+"""A RabbitMQ node of our own, started from the program that Debian installs on this machine.
 
 `up` starts no RabbitMQ. The laboratory and the tests do, where the program is installed.
 """

@@ -1,4 +1,4 @@
-"""Servers for as long as a block lasts: a PostgreSQL alone, a RabbitMQ alone, or a whole stack."""
+"""Temporary servers, ended with a `with` block: a PostgreSQL, a RabbitMQ, or a whole stack."""
 
 from __future__ import annotations
 

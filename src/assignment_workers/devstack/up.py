@@ -1,4 +1,4 @@
-"""Everything on this machine, in the foreground: the embedded servers and our processes on them."""
+"""The command `up`: the embedded servers and our processes on this machine, in the foreground."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dialer in plain values, for the interfaces, and as types of other languages."""
+"""The description of a dialer: as JSON for HTTP and pages, and as TypeScript or Python types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts of this gateway's answers to requests, stored late: for the service levels.
+"""Count this gateway's answers to requests, for the service levels.
 
 Every call of `POST /v1/requests` is counted by the answer that its caller got, in memory. The sums
 are written every few seconds, so that no call waits for it, and are kept while the database is

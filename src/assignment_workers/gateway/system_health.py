@@ -1,4 +1,4 @@
-"""The health of the system as this gateway sees and tells it."""
+"""The health of the system as this gateway reads and reports it."""
 
 from __future__ import annotations
 

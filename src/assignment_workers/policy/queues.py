@@ -1,4 +1,4 @@
-"""The policies: one object per dialer queue, with the expressions that it provides."""
+"""Policies: one object for each dialer queue, with its rules and its order as SQL expressions."""
 
 from __future__ import annotations
 

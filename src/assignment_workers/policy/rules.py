@@ -278,7 +278,7 @@ def _unexpired(
 
 
 def _listed(queue: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Return a SQL condition: a phone number of a suppression list in force meets `condition`.
+    """Return a SQL condition: a suppression list in force has a number that meets `condition`.
 
     The numbers of a suppression list must not be called. Lists for this dialer queue and
     lists for all dialer queues count. Cost: one index read per list.

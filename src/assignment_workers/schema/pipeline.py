@@ -1,4 +1,4 @@
-"""Run the busiest transactions' statements compiled, prepared and several per round trip.
+"""Run statements of the busiest transactions: compiled once, prepared, several in a round trip.
 
 The statements are SQLAlchemy expressions, in a transaction that SQLAlchemy begins and ends. But
 SQLAlchemy and the driver spend more on each execution than the database spends on a claim. So the

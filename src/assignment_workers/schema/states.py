@@ -1,4 +1,4 @@
-"""Values of the tables that clients know too: importing them does not import SQLAlchemy."""
+"""Values of table columns that clients use too, in a module that does not import SQLAlchemy."""
 
 from __future__ import annotations
 

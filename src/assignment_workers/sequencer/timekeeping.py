@@ -1,4 +1,4 @@
-"""The database's clock: its lead over Redis's clock, for clients, and its steps.
+"""Measure the database's clock: its difference to Redis's clock, and sudden changes.
 
 A request's deadline is compared with the database's clock alone. A client cannot read that clock,
 and the clock of its own host may be wrong.

@@ -1,4 +1,4 @@
-"""Transports: Celery never sees a malformed message; the sequencer's loses and reorders nothing.
+"""Kombu transports that keep malformed messages from Celery, and keep the sequencer's in order.
 
 Kombu's own transport raises for a message that is not Celery's, and the worker ends. It takes a
 message off the queue with BRPOP and records it afterwards, so a message is lost if the process is
@@ -233,7 +233,7 @@ class Channel(redis.Channel):
         """
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """Put a malformed message without a stored dead letter into the list `unstored_key`."""
+        """Put a malformed message into the list `unstored_key` until it is stored as a dead letter."""
         with self.conn_or_acquire() as client:
             client.rpush(unstored_key(queue), item)
 

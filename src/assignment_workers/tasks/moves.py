@@ -1,4 +1,4 @@
-"""Tasks by which agents accept, renew and end their assignments: one of each verb, and a batch."""
+"""Tasks by which agents accept, renew and end assignments: one for each verb, one for batches."""
 
 from __future__ import annotations
 

@@ -136,7 +136,11 @@ class RedactedRequest(Request):
             self._send_all(type, fields)
 
     def _send_all(self, ended: str, fields: dict[str, Any]) -> None:
-        """Send the events of a routine task: received, started, and `ended`, its last event."""
+        """Send all three events of a task after it has ended: received, started, and the last one.
+
+        They were held back, because most runs of this task do nothing. `ended`: the type of the
+        last event; `fields`: its fields.
+        """
         eventer = self.eventer
         if not (eventer and eventer.enabled):
             return

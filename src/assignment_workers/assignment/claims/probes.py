@@ -1,4 +1,4 @@
-"""The plans of the rules that a dialer adds, as a claim would run them.
+"""Query plans of the rules that a dialer adds, to find those that no index serves.
 
 The plans show whether a rule makes a claim read a whole table.
 """

@@ -121,8 +121,9 @@ def _what_stood(
 def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int, int] | None:
     """Return the ranks of a generation's users, by user; None if they cannot be known.
 
-    That is so for a purged generation, and for one whose build began less than `LONGEST_TURN` after
-    `since`, because events before `since` may have influenced it.
+    `since`: the time from which events are replayed. The ranks cannot be known if the generation is
+    purged, or if its build began less than `LONGEST_TURN` after `since`, because earlier events may
+    have influenced it.
     """
     parameters = {"generation": generation, "name": partition(generation)}
     begun = {"since": since + LONGEST_TURN}

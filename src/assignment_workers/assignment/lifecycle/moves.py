@@ -1,4 +1,4 @@
-"""The verbs of an agent: five that end an assignment, accepting it, and renewing its lease.
+"""The verbs (commands of an agent): five that end an assignment, accepting it, and renewing it.
 
 Each verb is declared once, by a function of this module. The function returns a move: an object
 with the values that `finish` needs to carry out the verb. To add a verb, declare it, add it to

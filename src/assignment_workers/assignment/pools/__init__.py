@@ -1,1 +1,1 @@
-"""Pools: users discovered, converted and aged."""
+"""Pools: the users who belong to each dialer queue, discovered, converted and aged."""

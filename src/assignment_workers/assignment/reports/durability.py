@@ -1,4 +1,4 @@
-"""The copies that a commit waits for before agents get its answer, and the loss at a failover."""
+"""Durability: the servers that have a commit before it is answered, and the loss at a failover."""
 
 from __future__ import annotations
 

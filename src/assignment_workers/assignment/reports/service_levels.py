@@ -41,11 +41,11 @@ _EXPLAINED = (
     AnswerKind.RULED,
     AnswerKind.MISTAKE,
 )
-"""The kinds of answers, in the order in which surplus records are taken to be late answers.
+"""The kinds of answers that may have come too late for their caller, the likeliest first.
 
-A surplus record is a recorded answer that no counted answer matches. It may be an answer that came
-too late, to a request that was counted as unanswered. If there are more surplus records than such
-requests, those of the first kinds are taken.
+A recorded answer that no counted answer matches is such an answer, if a request was counted as
+unanswered. If there are more such records than unanswered requests, those of the first kinds here
+are matched with the requests.
 """
 
 

@@ -1,4 +1,4 @@
-"""Batches of calls: the calls of each message and its time. No connection, no clock.
+"""Batches of calls: decides the calls of each message and its time. No connection, no clock.
 
 Calls wait while `UNDER_WAY` messages of their kind are unanswered; else they are sent at once. When
 a message is answered, the waiting calls are sent together in order of arrival. A call of a task

@@ -1,4 +1,4 @@
-"""Senders of messages to a Celery queue. This one pushes in Redis; see `rabbitmq` for the other."""
+"""Senders of messages to a Celery queue, and the one that uses Redis; `rabbitmq` has the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn here for the pages and for the report in one file: no script is needed.
+"""Charts as SVG, for the pages and for the report in one file. They need no script.
 
 A chart is made in a template from rows with times and numbers, after their redaction.
 """

@@ -1,4 +1,4 @@
-"""An agent's day: log in, ask, talk, choose an outcome, take a break, or just close the tab."""
+"""A simulated agent's day: log in, ask, talk, choose an outcome, take a break, or close the tab."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory and the open files of the processes of a stack, for each life of each process."""
+"""Memory and open files of a stack's processes, from each start of a process to its end."""
 
 from __future__ import annotations
 
