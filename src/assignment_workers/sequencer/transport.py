@@ -233,7 +233,7 @@ class Channel(redis.Channel):
         """
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """Put a malformed message into the list `unstored_key` until it is stored as a dead letter."""
+        """Put a malformed message into `unstored_key` until it is stored as a dead letter."""
         with self.conn_or_acquire() as client:
             client.rpush(unstored_key(queue), item)
 
