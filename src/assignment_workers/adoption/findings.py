@@ -47,10 +47,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A table and its classification.
+    """A table and its classification, the verdict.
 
-    `needed`: True if this release runs only with the verdict `ours` (or, for a queue table,
-    `absent`).
+    `needed`: True if this release runs only if the table is `ours` (see `TableVerdict`) or, for a
+    queue table, does not exist.
     """
 
     table: str

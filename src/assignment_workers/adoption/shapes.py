@@ -175,7 +175,7 @@ TARGET: Mapping[str, Shape] = {
         },
     ),
 }
-"""The queue tables in the form of a draft that was never deployed completely, by name."""
+"""The queue tables as the dialer's authors once drafted them, but never deployed all, by name."""
 
 LEGACY_CALL_QUEUE = Shape(
     _columns("""

@@ -1,4 +1,4 @@
-"""The dialer's queue tables, which are taken over, and the views that take their names."""
+"""The dialer's queue tables. A migration renames each, and creates a view under its name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def agent_expression(columns: Iterable[str], alias: str) -> str:
 
 
 def narrowed(number: str) -> str:
-    """Return SQL that limits the SQL expression `number` to the range of `integer`.
+    """Return SQL that brings the value of the expression `number` into the range of `integer`.
 
     A number of the dialer's table may have a wider type, such as `bigint`.
     """

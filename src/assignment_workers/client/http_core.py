@@ -50,9 +50,9 @@ PAUSE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """An exchange that a client method yields: send one HTTP request.
+    """An HTTP request that a client method yields, so that the client sends it.
 
-    The method gets the `Reply`, or None if no response in JSON arrives within `seconds`.
+    The method then gets the `Reply`, or None if no response in JSON arrives within `seconds`.
     """
 
     method: str

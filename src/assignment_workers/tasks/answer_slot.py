@@ -1,6 +1,6 @@
-"""The answer of one execution of a task, passed to Celery's `Request` of that execution.
+"""Passes the whole answer of a task to the worker's `Request` object, for the events in Flower.
 
-Celery itself passes only a shortened text of the result to its `Request`.
+Celery itself passes only a shortened text of the result to that object.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ from assignment_workers.schema.tables import (
 LONGEST_TURN = timedelta(minutes=10)
 """Assumed maximum duration of a fenced transaction (one that proves the sequencer's term first).
 
-If a build did not see the end of an assignment, the assignment therefore ended at most this long
-before the build began.
+A build of a generation reads a snapshot. An assignment whose end the snapshot does not contain has
+therefore ended no earlier than this long before the build began.
 """
 
 

@@ -272,8 +272,8 @@ class Replay:
     def _line(self, fact: Fact, term: int) -> None:
         """Check that the event follows the earlier transactions of its lane.
 
-        The transactions of a lane must not overlap, and their terms must not decrease. Between the
-        events of one publication there must be no other event, of any lane.
+        The transactions of a lane must not overlap, and their terms must not decrease. The events
+        that publish one generation must follow each other, with no event of any lane in between.
         """
         if fact.kind == EventKind.TERM_BEGUN:
             self._lane_of[term] = fact.lane or DEFAULT_LANE

@@ -110,7 +110,7 @@ class _Finish:
     scores: list[dict[str, Any]] = field(default_factory=list)
     promises: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Changes of callbacks that were the source of the assignments."""
+    """Changes to the promised callbacks for which the assignments were made."""
     followed_up: list[int] = field(default_factory=list)
     """Ids of users who answered a call, and whose missed calls are thereby followed up."""
     called_back: list[UUID] = field(default_factory=list)

@@ -14,7 +14,7 @@ from assignment_workers.assignment.answer_counts import LOST
 from assignment_workers.schema.tables import AnswerKind
 
 BARS = 48
-"""Number of equal parts into which the period of a breakdown is divided."""
+"""Number of equal parts into which the period of the report is divided, one bar of a chart each."""
 
 
 class Share(BaseModel):

@@ -62,7 +62,7 @@ class Trend(NamedTuple):
     level: float | None = None
     grown: float | None = None
     seconds: float | None = None
-    """The seconds after its warm-up for which the longest life was sampled."""
+    """The seconds for which the process that ran longest was sampled, without its warm-up."""
 
 
 def judge(lives: Iterable[Points], limit: Limit) -> Trend:
