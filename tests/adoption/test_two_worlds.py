@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine
 
+from assignment_workers.adoption import promises
 from assignment_workers.adoption.rollback import rollback
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.policy.process_dialer import loaded
@@ -21,6 +22,7 @@ from tests.adoption import dialers
 from tests.adoption.dialers import UNSIGNED, connected
 from tests.adoption.moving import check, moved, rows
 from tests.adoption.test_inspect import inspected
+from tests.support.processes import wait_until
 
 CLAIM = (
     'UPDATE "public"."callbacks" SET "status" = %s, "assigned_to_agent_id" = %s,'
@@ -266,8 +268,55 @@ def test_promises_that_were_stuck_come_back_or_are_an_operators(
             *(("callbacks", user, hold) for user in live),
         ]
     )
-    assert [user for user, now in status.items() if now == "pending"] == sorted({1, other})
+    assert {user for user, now in status.items() if now == "pending"} == {1, other}
     assert decided[5:] == [("missed_calls", 10 + n, due if n < 4 else operator) for n in range(6)]
     check(url)
     moved(url)
     assert len(rows(url, "SELECT 1 FROM assignment.adoption_decisions")) == 11
+
+
+@pytest.mark.parametrize("missed", ["1 hour", "30 days"])
+def test_the_cost_of_stuck_promises_grows_with_their_number_alone(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch, missed: str
+) -> None:
+    monkeypatch.setattr(promises, "AT_A_TIME", 50)
+    read = []
+    with connected(empty_database_url) as connection:
+        dialers.deployed(connection)
+    moved(empty_database_url)
+    for count in (500, 2_000):
+        with connected(empty_database_url) as connection:
+            connection.execute(
+                "DELETE FROM missed_calls; INSERT INTO missed_calls (id, user_id, phone_number,"
+                " reason, missed_at, status, assigned_to_agent_id, assigned_at)"
+                f" SELECT gen_random_uuid(), n, '1', 'x', now() - interval '{missed}', 'assigned',"
+                f" 10, now() - interval '1 day' FROM generate_series(1, {count}) n".encode()
+            )
+            before = connection.execute(FETCHED).fetchone()
+            engine = create_engine(driver_url(empty_database_url))
+            promises.settle(engine, lambda _: None)
+            engine.dispose()
+            wait_until(lambda: left(empty_database_url) == 1, "the session to end, with its counts")
+            after = connection.execute(FETCHED).fetchone()
+            assert before is not None
+            assert after is not None
+            read.append(after[0] - before[0])
+    assert read[0] >= 500
+    assert read[1] < 6 * read[0]
+
+
+FETCHED = (
+    "SELECT idx_tup_fetch + seq_tup_read, pg_stat_clear_snapshot() FROM pg_stat_user_tables"
+    " WHERE relname = 'missed_calls'"
+)
+
+
+def left(url: str) -> int:
+    """The sessions in this database."""
+    with connected(url) as connection:
+        return len(
+            connection.execute(
+                "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+                " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            ).fetchall()
+        )

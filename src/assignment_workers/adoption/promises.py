@@ -5,6 +5,9 @@ The dialer takes none back, so they would stay with an agent who left long ago.
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
+
 from sqlalchemy import Engine, text
 
 from assignment_workers.adoption.backfill import TRY_SECONDS, Tell
@@ -21,6 +24,11 @@ DUE_AGAIN = "handed out by the dialer and not ended: due again"
 FOR_OPERATOR = "handed out by the dialer and not ended, due long ago or at no time: for an operator"
 HELD = "an agent of the dialer is at work on it: a hold of ours"
 
+_BY_INDEX = "SELECT " + ", ".join(
+    f"set_config('enable_{way}', 'off', true)"
+    for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
+)
+"""Makes the transaction read by indexes, whatever the statistics of a table in use say."""
 _NOW = "timezone('UTC', clock_timestamp())"
 _KINDS = {
     "callbacks": (
@@ -51,31 +59,57 @@ def settle(engine: Engine, tell: Tell) -> None:
     become pending again; the rest are left unchanged, for an operator. If a user would then have
     several pending callbacks, all but the latest are cancelled. A repeated call leaves
     unchanged what is left to an operator, and what is an active assignment. `tell` is called with a
-    line for each kind of decision.
+    line for each kind of decision. Cost: each pass over a table reads it once, in the order of its
+    ids, and the last pass finds nothing; a second one decides about rows that were locked.
     """
     for table in _KINDS:
         counts = {DUE_AGAIN: 0, FOR_OPERATOR: 0, HELD: 0}
-        while rows := patiently(lambda table=table: _some(engine, table), seconds=TRY_SECONDS):  # type: ignore[misc]
-            for rule, count in rows:
+        while decided := _pass(engine, table):
+            for rule, count in decided.items():
                 counts[rule] += count
         for rule, count in counts.items():
             if count:
                 tell(f"contract: {table}: {count} {rule}")
 
 
-def _some(engine: Engine, table: str) -> list[tuple[str, int]]:
+def _pass(engine: Engine, table: str) -> Counter[str]:
+    """Decide about the rows of a table once, batch by batch; return each decision's number of rows.
+
+    A row that another transaction has locked is passed over.
+    """
+    counts: Counter[str] = Counter()
+    after: object = None
+    while True:
+        decide = partial(_some, engine, table, after)
+        rows: list[tuple[str | None, int, object]] = patiently(decide, seconds=TRY_SECONDS)
+        if not rows:
+            return +counts
+        for rule, count, last in rows:
+            counts[rule or ""] += count
+            after = last
+
+
+def _some(engine: Engine, table: str, after: object) -> list[tuple[str | None, int, object]]:
     """Decide about the next callbacks or missed calls of a table in one transaction.
 
-    Returns each decision with the number of rows; empty if nothing is left to decide.
+    `after`: the id after which they begin; None: at the first one. Returns each decision with the
+    number of rows and with the last id of the batch, None with no rows if the batch needs no
+    decision, and an empty list at the end of the table. Cost: one index read for each row of the
+    batch and for each look-up, however large the tables are.
     """
     source, taken, due, live, queue, lease = _KINDS[table]
     live = live.format(now=_NOW)
     with engine.begin() as connection:
+        connection.execute(text(_BY_INDEX))
         return [
-            (row.rule, row.rows)
+            (row.rule, row.rows, row.last)
             for row in connection.execute(
                 text(f"""
-                WITH stuck AS MATERIALIZED (
+                WITH next AS MATERIALIZED (
+                    SELECT * FROM public.{table}
+                    WHERE {taken}{"" if after is None else " AND id > :after"}
+                    ORDER BY id LIMIT {AT_A_TIME} FOR UPDATE SKIP LOCKED
+                ), stuck AS MATERIALIZED (
                     SELECT id, user_id, assigned_to_agent_id AS agent,
                            CASE WHEN coalesce({live}, false) AND user_id IS NOT NULL
                                 AND assigned_to_agent_id IS NOT NULL
@@ -84,14 +118,13 @@ def _some(engine: Engine, table: str) -> list[tuple[str, int]]:
                                 THEN '{HELD}'
                                 WHEN {due} BETWEEN {_NOW} - interval '{OLD}' AND {_NOW}
                                 THEN '{DUE_AGAIN}' ELSE '{FOR_OPERATOR}' END AS rule
-                    FROM public.{table} q
-                    WHERE {taken} AND NOT EXISTS (
+                    FROM next
+                    WHERE NOT EXISTS (
                         SELECT FROM assignment.adoption_decisions d
-                        WHERE d.found_in = '{table}' AND d.row_id = q.id
+                        WHERE d.found_in = '{table}' AND d.row_id = next.id
                         AND d.rule = '{FOR_OPERATOR}')
                     AND NOT EXISTS (SELECT FROM assignment.assignments a
-                        WHERE a.state = 'active' AND a.source_id = q.id)
-                    ORDER BY id LIMIT {AT_A_TIME} FOR UPDATE SKIP LOCKED
+                        WHERE a.state = 'active' AND a.source_id = next.id)
                 ), again AS (
                     UPDATE public.{table} q SET status = 'pending', assigned_to_agent_id = NULL,
                            assigned_at = NULL, updated_at = {_NOW}
@@ -102,6 +135,9 @@ def _some(engine: Engine, table: str) -> list[tuple[str, int]]:
                     SELECT clock_timestamp(), '{table}', id, user_id, agent, rule FROM stuck
                     ON CONFLICT DO NOTHING
                 )
-                SELECT rule, count(*) AS rows FROM stuck GROUP BY rule""")
+                SELECT stuck.rule, count(stuck.id) AS rows, ends.id AS last
+                FROM (SELECT id FROM next ORDER BY id DESC LIMIT 1) AS ends LEFT JOIN stuck ON true
+                GROUP BY 1, 3"""),
+                {} if after is None else {"after": after},
             )
         ]
