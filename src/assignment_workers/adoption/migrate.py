@@ -256,13 +256,11 @@ def switch(
             for each in sources:
                 while carry_over(connection, each, numbers[each.queue], _other(numbers, each)):
                     pass
-                for sql in changes.end(each):
-                    connection.execute(text(sql))
+                connection.execute(text(";".join(changes.end(each))))
             place_holds(connection, sources, numbers)
             for each in sources:
                 theirs = definitions(connection, each.table)
-                for sql in renaming(each.table):
-                    connection.execute(text(sql))
+                connection.execute(text(";".join(renaming(each.table))))
                 follow(connection, theirs)
             take_over(transaction, numbers, settings)
             connection.execute(_SWITCHED, {"queues": list(numbers), "at": transaction.now})

@@ -13,8 +13,11 @@ from sqlalchemy import Engine, text
 from assignment_workers.adoption.backfill import TRY_SECONDS, Tell
 from assignment_workers.schema.retry import patiently
 
-AT_A_TIME = 2_000
-"""The number of callbacks or missed calls about which one transaction decides."""
+AT_A_TIME = 500
+"""The number of callbacks or missed calls about which one transaction decides.
+
+A statement of the dialer may wait for the whole transaction, if both concern the same row.
+"""
 OLD = "7 days"
 """A callback or missed call that is overdue by more than this is left to an operator."""
 LATELY = "10 minutes"
