@@ -303,9 +303,8 @@ def test_what_the_sequencer_refuses_is_told_with_its_code(
 
         for words in (["request", "26", "--queue=signed_users"], ["pause", "signed_users"]):
             said = shell.run(*words, **servers)
-            said.check(
-                USED_WRONGLY, "refused (unknown_queue)", "'signed_users'", *loaded().policies
-            )
+            queues = loaded().policies
+            said.check(USED_WRONGLY, "refused (unknown_queue)", "'signed_users'", *queues)
 
         lost = shell.run("release", ID, "--agent=26", **servers)
         lost.check(USED_WRONGLY, "refused (unknown_assignment)", ID)
