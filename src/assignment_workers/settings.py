@@ -504,7 +504,7 @@ class Settings(BaseModel):
 
     @property
     def outcome_changes(self) -> dict[str, dict[str, Any]]:
-        """The parsed setting `outcomes`: the changed properties, by outcome."""
+        """The parsed setting `outcomes`: by outcome, the properties that it changes."""
         changes = _OUTCOMES.validate_json(self.outcomes)
         return {name: each.model_dump(exclude_unset=True) for name, each in changes.items()}
 

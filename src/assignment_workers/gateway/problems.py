@@ -82,9 +82,9 @@ def refused(
     headers: dict[str, str] | None = None,
     retry_after: float | None = None,
 ) -> Problem:
-    """Return the problem for a refusal: the same call gets the same refusal.
+    """Return the problem for a refusal.
 
-    With `retry_after`, the call may succeed after that many seconds.
+    `retry_after`: the seconds after which the same call may succeed; None: it never will.
     """
     if retry_after is not None:
         headers = (headers or {}) | {"Retry-After": str(max(1, ceil(retry_after)))}

@@ -84,7 +84,7 @@ class Outcome:
     """A sentence that explains to agents when to choose the outcome."""
 
     def asks_for(self, *, earlier: int, promised: bool) -> list[str]:
-        """Return the names of the actions that a call with this outcome requests.
+        """Return the names of the actions, such as `review`, that follow a call with this outcome.
 
         `earlier` is the number of earlier calls of the user with this outcome. `promised` is True
         if a callback was promised.

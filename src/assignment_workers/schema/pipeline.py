@@ -299,7 +299,7 @@ First the schema of the dialer's tables, then SQLAlchemy's schema translations, 
 
 @dataclass
 class _Known:
-    """The state that is cached for one database connection."""
+    """Cached for one database connection: its type conversions and its prepared statements."""
 
     driver: BoundedConnection
     to: PGconn

@@ -942,7 +942,7 @@ class AccessRecord(Base):
 
 
 class AnswerCount(Base):
-    """The number of answers of one kind in one hour, by minute, counted by gateways and clients.
+    """The answers of one kind in one hour, counted for each minute by gateways and clients.
 
     The counts are added to the row some time after the answers. `requests` has only answers that
     were committed; this table also counts requests that got no answer.

@@ -217,10 +217,10 @@ class Candidacy:
         return self.lanes.queues(lane, self.dialer.policies)
 
     def compare(self) -> None:
-        """Compare this process's dialer file with those of the lanes' last leaders.
+        """Compare this process's dialer file with that of the last sequencer to lead each lane.
 
-        A dialer file defines the dialer queues, their rules and the outcomes. The result is stored
-        in `differing`.
+        A dialer file defines the dialer queues, their rules and the outcomes. Each sequencer stores
+        digests of its file in the database. The differing parts are stored in `differing`.
         """
         self._compare(self.connect())
 

@@ -20,7 +20,7 @@ KEPT = "exception.type"
 
 
 class DropRootClientSpans(Sampler):
-    """A sampler that drops the spans of `PROBE`, and client spans without a parent (polls)."""
+    """A sampler that drops polls (client spans without a parent) and spans of the task `PROBE`."""
 
     def __init__(self, then: Sampler) -> None:
         self._then = then
@@ -36,7 +36,7 @@ class DropRootClientSpans(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """Decide if a span is recorded: drop `PROBE` and client spans without a parent."""
+        """Decide if a span is recorded; drop client spans without a parent, and the probe's."""
         is_root = not get_current_span(parent_context).get_span_context().is_valid
         if (is_root and kind is SpanKind.CLIENT) or name.endswith(f"/{PROBE}"):
             return SamplingResult(Decision.DROP)

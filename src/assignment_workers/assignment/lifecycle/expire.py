@@ -36,7 +36,7 @@ class Lapsed:
     """The session of each agent who was set on break for not accepting offers in time, by agent."""
 
     def still(self, hold: Held) -> Held | None:
-        """Return the assignment with its present lease, or None if it has expired."""
+        """Return the assignment with its present lease, or None if the assignment has expired."""
         if hold.id in self.ended:
             return None
         until = self.kept.get(hold.id, hold.lease_expires_at)

@@ -93,7 +93,7 @@ class _Found:
     generation: int | None
     source_id: UUID | None
     has_missed_calls: bool
-    """True if the user has pending missed calls."""
+    """True if the user's own call was missed by the agents, and no follow-up has been made."""
     earlier: Sequence[str]
     """The outcomes of the user's calls that were completed before this transaction."""
 

@@ -48,7 +48,7 @@ Version = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 ASSIGNMENT = "assignment_id"
 AGENT = "agent_id"
 OWNER = (ASSIGNMENT, AGENT, "version")
-"""Names of the parameters that every verb has: assignment, agent, and known version."""
+"""Names of the parameters of every verb (an agent's command): assignment, agent, known version."""
 LIMITS, WAIT = "limits", "timeout"
 """Names of the parameters of a verb's function that are not sent in a message."""
 

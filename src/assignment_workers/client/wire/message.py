@@ -38,7 +38,9 @@ COMMAND_POSITION = "command_position"
 The database assigns the number, so that an old command that arrives late can be refused.
 """
 SIGNATURE = "signature"
-"""Header: the signature by a program that has verified the operator or the senders in the message.
+"""Header: the signature of the program that sent the message.
+
+The program has verified the operator or the senders whom the message names.
 """
 SENDERS = "senders"
 """Header: for each request of the message, the name of the token that sent it for its agent.

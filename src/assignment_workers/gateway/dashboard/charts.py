@@ -79,11 +79,11 @@ class Axis:
         return (self.until - self.since) / self.parts
 
     def place(self, moment: datetime) -> int:
-        """Return the number of the part in which `moment` is."""
+        """Return the number, from 0, of the part of the time axis in which `moment` is."""
         return int((moment - self.since) / self.length + 0.001)
 
     def x(self, place: float) -> float:
-        """Return the horizontal position of the beginning of part number `place`."""
+        """Return the horizontal position at which part number `place` of the time axis begins."""
         return round(LEFT + place * (WIDTH - LEFT) / self.parts, 1)
 
     def ticks(self) -> list[Tick]:

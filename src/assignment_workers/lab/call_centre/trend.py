@@ -31,13 +31,14 @@ LEAST = 16
 class Limit(NamedTuple):
     """The growth that a figure may show over the longest life of a process.
 
-    It is the larger of `beyond` and `share` of the figure's level.
+    It is the larger of `beyond` and `share` of the figure's median.
     """
 
     unit: str
     share: float
-    """The allowed growth as a share of the figure's level. Such growth is no leak, because
-    allocators make memory fluctuate.
+    """The allowed growth as a share of the figure's median.
+
+    So much growth is no sign of a leak, because the memory of a process fluctuates.
     """
     beyond: float
     """The growth that is always allowed, in the unit of the figure."""
