@@ -51,7 +51,7 @@ from tests.support.servers import Maria, Rabbit, free_port, wire
 PAGE = ROOT / "docs" / "waits.md"
 SLACK = 5.0
 """Seconds that a busy machine may take on top: sixty sessions share one process."""
-SLACK_OF_STACK = 6.0
+SLACK_OF_STACK = 12.0
 """And where processes begin anew, which takes seconds of a processor."""
 ENDS = (
     psycopg.Error,
