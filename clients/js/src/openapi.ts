@@ -791,8 +791,8 @@ export interface components {
          * AppliedChange
          * @description A changed value of an operational setting, for a dialer queue, for a team, or for all.
          *
-         *     `before`, `after`: the old and the new value; None: there was, or is, no such value, and the
-         *     value for all or the default counts.
+         *     `before`, `after`: the old and the new value. None if there is no value of its own for the
+         *     dialer queue or the team; then the value for all, or the default, counts.
          */
         AppliedChange: {
             /** Name */
