@@ -63,18 +63,22 @@ class OwnServer:
 
     def freeze(self) -> None:
         """Stop it with all its processes, which keep their connections and answer nothing."""
-        for each in self._processes():
-            each.suspend()
+        for each in self._processes():  # one of them may just have ended
+            with suppress(psutil.NoSuchProcess):
+                each.suspend()
 
     def thaw(self) -> None:
         """Let it go on."""
         for each in self._processes():
-            each.resume()
+            with suppress(psutil.NoSuchProcess):
+                each.resume()
 
-    def _processes(self) -> list[psutil.Process]:
+    def _processes(self) -> Iterator[psutil.Process]:
+        """The first one alone, before its children are looked for: it may begin another."""
         assert self._child is not None
         first = psutil.Process(self._child.pid)
-        return [first, *first.children(recursive=True)]
+        yield first
+        yield from first.children(recursive=True)
 
     def stop(self) -> None:
         """End it in good order."""
