@@ -23,6 +23,7 @@ from tests.adoption.dialers import UNSIGNED, connected
 from tests.adoption.moving import check, moved, rows
 from tests.adoption.test_inspect import inspected
 from tests.support.processes import wait_until
+from tests.support.sessions import OTHERS
 
 CLAIM = (
     'UPDATE "public"."callbacks" SET "status" = %s, "assigned_to_agent_id" = %s,'
@@ -311,12 +312,10 @@ FETCHED = (
 )
 
 
+CLIENTS = " AND backend_type = 'client backend'"
+
+
 def left(url: str) -> int:
-    """The sessions in this database."""
+    """The other sessions of clients in this database."""
     with connected(url) as connection:
-        return len(
-            connection.execute(
-                "SELECT FROM pg_stat_activity WHERE datname = current_database()"
-                " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
-            ).fetchall()
-        )
+        return len(connection.execute(f"SELECT {OTHERS}{CLIENTS}".encode()).fetchall())

@@ -33,7 +33,7 @@ from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Complete, Move, Owner, Release, Skip
 from assignment_workers.assignment.reports.doctor import examine
 from assignment_workers.assignment.reports.explain import explain
-from assignment_workers.assignment.reports.explanation import QueueVerdict
+from assignment_workers.assignment.reports.explanation import Explanation, QueueVerdict
 from assignment_workers.assignment.reports.status import Status, status
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.policy.process_dialer import loaded
@@ -365,6 +365,10 @@ class World:
 
     def explained(self, user: int, queue: str = UNSIGNED) -> QueueVerdict:
         """What is explained of a known user in this dialer queue."""
+        return next(each for each in self.explanation(user).queues if each.queue == queue)
+
+    def explanation(self, user: int) -> Explanation:
+        """What is explained of a known user."""
         with self.engine.connect() as connection:
             found = explain(
                 connection,
@@ -376,7 +380,7 @@ class World:
                 now=self.now,
             )
         assert found is not None
-        return next(each for each in found.queues if each.queue == queue)
+        return found
 
     def answer(self, *requests: ClaimRequest) -> list[RequestAnswer]:
         """The answers, in as few turns as it takes."""

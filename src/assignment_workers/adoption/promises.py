@@ -11,6 +11,7 @@ from functools import partial
 from sqlalchemy import Engine, text
 
 from assignment_workers.adoption.backfill import TRY_SECONDS, Tell
+from assignment_workers.schema.engine import PLANS_WITHOUT_INDEX
 from assignment_workers.schema.retry import patiently
 
 AT_A_TIME = 500
@@ -28,8 +29,7 @@ FOR_OPERATOR = "handed out by the dialer and not ended, due long ago or at no ti
 HELD = "an agent of the dialer is at work on it: a hold of ours"
 
 _BY_INDEX = "SELECT " + ", ".join(
-    f"set_config('enable_{way}', 'off', true)"
-    for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
+    f"set_config('enable_{way}', 'off', true)" for way in (*PLANS_WITHOUT_INDEX, "sort")
 )
 """Makes the transaction read by indexes, whatever the statistics of a table in use say."""
 _NOW = "timezone('UTC', clock_timestamp())"
@@ -66,13 +66,12 @@ def settle(engine: Engine, tell: Tell) -> None:
     ids, and the last pass finds nothing; a second one decides about rows that were locked.
     """
     for table in _KINDS:
-        counts = {DUE_AGAIN: 0, FOR_OPERATOR: 0, HELD: 0}
+        counts: Counter[str] = Counter()
         while decided := _pass(engine, table):
-            for rule, count in decided.items():
-                counts[rule] += count
-        for rule, count in counts.items():
-            if count:
-                tell(f"contract: {table}: {count} {rule}")
+            counts += decided
+        for rule in (DUE_AGAIN, FOR_OPERATOR, HELD):
+            if counts[rule]:
+                tell(f"contract: {table}: {counts[rule]} {rule}")
 
 
 def _pass(engine: Engine, table: str) -> Counter[str]:

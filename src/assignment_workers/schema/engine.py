@@ -63,6 +63,8 @@ FORMS = {
 """The session settings for the text format of values, which the driver parses. They take precedence
 over settings of the role or the database.
 """
+PLANS_WITHOUT_INDEX = ("seqscan", "bitmapscan", "hashjoin", "mergejoin")
+"""The plan types, as in PostgreSQL's settings `enable_…`, whose cost grows with the tables."""
 
 
 def driver_url(database_url: str) -> URL:
@@ -191,8 +193,7 @@ def connect(
         for setting, limit in milliseconds.items()
     ]
     if index_plans_only:
-        ways = ("seqscan", "bitmapscan", "hashjoin", "mergejoin")
-        limits += [f"enable_{way} TO off" for way in ways]
+        limits += [f"enable_{way} TO off" for way in PLANS_WITHOUT_INDEX]
         # Before PostgreSQL 18 a disabled plan type without an alternative gets a cost that triggers
         # JIT.
         limits.append("jit TO off")

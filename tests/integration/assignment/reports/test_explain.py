@@ -11,7 +11,7 @@ from assignment_workers.assignment.answers import Empty
 from assignment_workers.assignment.generations.pause import pause, resume
 from assignment_workers.assignment.lifecycle.moves import Close
 from assignment_workers.assignment.reports.explain import explain, funnel
-from assignment_workers.assignment.reports.explanation import Explanation, Funnel
+from assignment_workers.assignment.reports.explanation import Funnel
 from assignment_workers.policy.process_dialer import loaded
 from tests.support.world import (
     HOUR,
@@ -26,24 +26,8 @@ from tests.support.world import (
 )
 
 
-def explained(world: World, user: int) -> Explanation:
-    with world.engine.connect() as connection:
-        found = explain(
-            connection,
-            loaded(),
-            world.external_crm,
-            user,
-            policies=loaded().policies,
-            settings=world.settings,
-            now=world.now,
-        )
-    assert found is not None
-    return found
-
-
 def why(world: World, user: int, queue: str = UNSIGNED) -> str:
-    (verdict,) = [each for each in explained(world, user).queues if each.queue == queue]
-    return verdict.why
+    return world.explained(user, queue).why
 
 
 def counted(world: World, queue: str = UNSIGNED) -> Funnel:
@@ -133,7 +117,7 @@ def test_who_is_claimable_is_who_the_claim_hands_out(pool: World) -> None:
 
 
 def test_a_user_is_explained_rule_by_rule(pool: World) -> None:
-    found = explained(pool, 12)
+    found = pool.explanation(12)
     assert not found.offered
     unsigned, other = found.queues
     assert (unsigned.why, unsigned.free_at) == ("cooling_down", pool.now + HOUR)
@@ -149,14 +133,14 @@ def test_a_user_is_explained_rule_by_rule(pool: World) -> None:
         "in_other_queue",
         "cooling_down",
     ]
-    assert explained(pool, 3).offered
+    assert pool.explanation(3).offered
 
 
 def test_a_hold_a_skip_a_place_and_the_latest_events_are_told(pool: World) -> None:
-    held = explained(pool, 1)
+    held = pool.explanation(1)
     assert held.hold is not None
     assert (held.hold.agent_id, held.queues[0].why) == (1, "held")
-    skipped = explained(pool, 2)
+    skipped = pool.explanation(2)
     assert [(each.agent_id, each.until) for each in skipped.not_for] == [
         (2, pool.now + pool.settings.skip_agent)
     ]
@@ -165,7 +149,7 @@ def test_a_hold_a_skip_a_place_and_the_latest_events_are_told(pool: World) -> No
         pool.now + pool.settings.skip_everyone,
     )
     assert [each.kind for each in skipped.events] == ["skipped", "assigned"]
-    last = explained(pool, 5)
+    last = pool.explanation(5)
     assert last.queues[0].place is not None
     assert (last.queues[0].place.rank, last.queues[0].place.ahead) == (5, 2)
     assert last.facts is not None
@@ -180,7 +164,7 @@ def test_the_dialer_queue_itself_may_be_what_holds_a_user_back(world: World) -> 
     world.run(pause, UNSIGNED)
     assert why(world, 1) == "paused"
     assert counted(world).paused
-    assert not explained(world, 1).offered
+    assert not world.explanation(1).offered
 
 
 def test_what_a_user_is_due_is_explained_and_they_are_offered_for_it(world: World) -> None:
@@ -197,16 +181,17 @@ def test_what_a_user_is_due_is_explained_and_they_are_offered_for_it(world: Worl
 
     def due() -> list[tuple[str, str, Any, int | None]]:
         return [
-            (each.source, each.why, each.free_at, each.kept_for) for each in explained(world, 1).due
+            (each.source, each.why, each.free_at, each.kept_for)
+            for each in world.explanation(1).due
         ]
 
     missed = ("missed_call", "due", None, None)
     assert due() == [("callback", "not_due", at, 1), missed]
-    assert explained(world, 1).offered
+    assert world.explanation(1).offered
     world.now = at
     world.run(pause, UNSIGNED)
     assert due() == [("callback", "paused", None, 1), ("missed_call", "paused", None, None)]
-    assert not explained(world, 1).offered
+    assert not world.explanation(1).offered
     world.run(resume, UNSIGNED)
     assert due() == [("callback", "due", None, 1), missed]
     hold = world.held(1)
@@ -220,7 +205,7 @@ def test_what_a_user_is_due_is_explained_and_they_are_offered_for_it(world: Worl
     world.now = again
     world.execute("UPDATE crm.users SET is_enabled = false WHERE id = 1")
     assert {why for _, why, _, _ in due()} == {"disabled"}
-    assert not explained(world, 1).offered
+    assert not world.explanation(1).offered
 
 
 def test_nobody_is_explained_who_is_not_known(world: World) -> None:
@@ -236,7 +221,7 @@ def test_nobody_is_explained_who_is_not_known(world: World) -> None:
         )
     assert given is None
     world.add_users([User(1, has_score_row=False)])
-    assert explained(world, 1).facts is None
+    assert world.explanation(1).facts is None
     assert why(world, 1) == "in_other_queue"
 
 
@@ -294,6 +279,6 @@ def test_a_user_whom_an_agent_closed_is_explained_with_the_reason(world: World) 
     world.add_users([User(1)])
     world.regenerate()
     world.move(Close(owner(world.held(1)), "moved abroad"))
-    (closed,) = explained(world, 1).suppressions
+    (closed,) = world.explanation(1).suppressions
     assert (closed.kind, closed.queue, closed.reason) == ("closed", UNSIGNED, "moved abroad")
     assert closed.by == "agent 1"
