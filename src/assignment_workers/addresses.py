@@ -69,8 +69,8 @@ class SentinelAddress:
     """The address, in Celery's form, of a Redis whose primary server is found by Redis Sentinel.
 
     Example: `sentinel://:password@a:26379/0;sentinel://b:26379/0`. User, password and database are
-    those of the Redis, and are written once or with each Sentinel. The query may have
-    `master_name`, the user and the password of the Sentinels, and options for TLS (`ssl_...`).
+    those of the Redis server, given once or repeated with each Sentinel. The query may have
+    `master_name`, `sentinel_username`, `sentinel_password` and options for TLS (`ssl_...`).
     """
 
     sentinels: tuple[tuple[str, int], ...]
@@ -85,10 +85,10 @@ class SentinelAddress:
 
     @classmethod
     def read(cls, value: str) -> SentinelAddress:
-        """Parse the address.
+        """Parse the address `value`.
 
-        Raises ValueError if it is invalid. The message repeats no value, at most a parameter's
-        name.
+        Raises ValueError if the address is invalid. The error's message may name a parameter, but
+        never contains its value, which may be a password.
         """
         sentinels: list[tuple[str, int]] = []
         said: dict[str, set[str]] = {}
@@ -153,8 +153,8 @@ def libpq_parameters(
     """Parse a PostgreSQL address as libpq does; return its parameters by libpq's names.
 
     `translate` gets the parameters of a URI's query and returns those to pass to libpq. Raises
-    ValueError if the address is invalid. The message repeats no value, at most the name of an
-    unknown parameter.
+    ValueError if the address is invalid. The error's message may name an unknown parameter, but
+    never contains its value, which may be a password.
     """
     from psycopg import pq
     from psycopg.errors import OperationalError
@@ -182,8 +182,8 @@ def libpq_parameters(
 def hosts_of(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return `host`, `hostaddr` and `port` of each server that libpq's parameters name, in order.
 
-    An empty list if they name none; libpq then uses its defaults. Raises ValueError if the numbers
-    of hosts and ports differ.
+    Returns an empty list if the parameters name no server; libpq then uses its defaults. Raises
+    ValueError if the numbers of hosts and ports differ.
     """
     lists = {
         name: str(parameters[name]).split(",") for name in HOST_PARAMETERS if parameters.get(name)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 def no_queue(queue: str | None, queues: Iterable[str]) -> str:
-    """Return the reason for refusing `queue`, which is none of the dialer's `queues`."""
+    """Return the error message for `queue`, a name that no dialer queue in `queues` has."""
     return f"no dialer queue {queue!r}; there are {', '.join(queues)}"
 
 
@@ -38,7 +38,7 @@ class DatabaseUnavailable(AssignmentWorkersError):
     """PostgreSQL cannot answer now. A COMMIT whose reply was lost may have taken effect."""
 
     general = "the database cannot answer"
-    """The text for callers. The message itself is for the log, because it may name a host."""
+    """The text sent to clients instead of the exception's message, which may name a host."""
 
 
 class CrmUnavailable(DatabaseUnavailable):

@@ -23,7 +23,7 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class SignInCode:
-    """A valid code that has not expired. No two codes have the same `name`."""
+    """A correctly signed code that has not expired. No two codes have the same `name`."""
 
     name: str
     expires_at: datetime
@@ -41,7 +41,8 @@ def make(secret: str, purpose: str, *, now: datetime, lasts: timedelta = LINK_LA
 def read(secret: str, purpose: str, code: str, *, now: datetime) -> SignInCode | None:
     """Return the code if it was made with this secret for this purpose and has not expired.
 
-    Otherwise return None. A code that was used before is returned, too.
+    Otherwise return None. A code that was used before is returned as well; the caller must refuse
+    such a code (see `SignInCode.name`).
     """
     said, _, signature = code.rpartition(".")
     if len(code) > _LONGEST or not hmac.compare_digest(

@@ -38,19 +38,19 @@ RULES = 1
 stored normal forms of phone numbers are then made again from the original texts.
 """
 READ_AT_MOST = 250
-"""The length, in characters, to which a text is read, as in the library phonenumbers.
+"""The number of characters of a text that are read, the same as in the library phonenumbers.
 
-Digits after these characters count as unread.
+Digits after these characters count as unread (`Identity.unread`).
 """
 REACH = 7
-"""The number of last digits by which a number that cannot be read is compared with others."""
+"""The number of last digits that are compared if one of two phone numbers cannot be read."""
 _SHORTEST_CODE = 3
 _SHORTEST = 5
 """The least number of digits in a part of a text for the part to be read as a number."""
 _TOKENS_AT_MOST = 8
-"""The greatest number of groups of digits whose combinations are tried.
+"""The greatest number of groups of digits in a text that is split into several phone numbers.
 
-A text with more groups is not read.
+All combinations of the groups are tried, so a text with more groups is not split.
 """
 _REMEMBERED = 50_000
 
@@ -96,7 +96,7 @@ class Identity:
     has enough digits for a number but is none, or if it is a number that is not `sure`: it may be
     another number that was mistyped or cut short.
     `zones` are the time zones where the person may be; calling hours must be open in all of them.
-    `country` is the person's, with the part of the country if the CRM has it, as in `AU-WA`.
+    `country` is the person's country, with the part of it if the CRM has one, as in `AU-WA`.
     """
 
     numbers: tuple[Number, ...] = ()
@@ -132,7 +132,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads phone numbers with the settings of an installation.
+    """A reader of phone numbers, with the settings of an installation.
 
     `region` is the region of a number without a country code. `zones` are the time zones that an
     operator set by the first digits of a number, longest prefix first.
@@ -141,11 +141,15 @@ class Reader:
     region: str = "GB"
     zones: tuple[tuple[str, ZoneInfo], ...] = ()
     key: str | None = field(default=None, repr=False)
-    """The secret for the hashes of the numbers of erased users (`keyed`). None: no hashing."""
-    tag: str = field(init=False, default="", compare=False)
-    """The version of everything that affects the result: rules, library, region, zones and key.
+    """The secret key of the hashes that are stored in place of erased users' phone numbers.
 
-    Numbers that are stored with another tag are read again from the text that they came from.
+    The method `keyed` makes the hashes. None: no hashes can be made.
+    """
+    tag: str = field(init=False, default="", compare=False)
+    """The version of this reader, which is stored with the numbers that it reads.
+
+    It depends on all that affects the reading of a number: the rules, the library phonenumbers, the
+    region, the time zones and the key. If a stored number has another tag, its text is read again.
     """
 
     def __post_init__(self) -> None:
@@ -165,13 +169,13 @@ class Reader:
 
     @property
     def keyed_prefix(self) -> str | None:
-        """The prefix of the hashes that are made with this key; None without a key."""
+        """The prefix of the hashes that `keyed` makes, which identifies the key. None: no key."""
         return None if self.key is None else f"{KEYED}{self._key_id}:"
 
     def keyed(self, number: str) -> str:
-        """Return a keyed hash of a number in E.164, or of a text as returned by `plain`.
+        """Return the keyed hash of a phone number in E.164, or of a text normalised by `plain`.
 
-        The same number gives the same hash. Raises `ValueError` without a key.
+        With one key, the same number always gives the same hash. Raises `ValueError` without a key.
         """
         if self.key is None:
             raise ValueError("there is no key for phone numbers")
@@ -218,10 +222,10 @@ class Reader:
 
 
 Line = tuple[int, str, datetime | None]
-"""A line of an imported list: line number, text of the phone number, and expiry."""
+"""A line of an imported suppression list: line number, phone text, end of the suppression."""
 Read = tuple[int, str, list[str], int]
-"""The result of reading some lines: the number of lines, rows for PostgreSQL's COPY, a note on each
-unread line, and how many phone numbers of erased users were left out.
+"""The result of `read_chunk`: the number of lines, rows for PostgreSQL's COPY, a note on each line
+without a readable number, and the count of erased users' phone numbers that were left out.
 """
 
 
@@ -232,13 +236,13 @@ def read_chunk(
     forgotten: Mapping[str, datetime | None] | None = None,
     expires_at: datetime | None = None,
 ) -> Read:
-    """Read the phone numbers of some lines of an imported list.
+    """Read the phone numbers of some lines of an imported suppression list.
 
-    `forgotten`: the hashes of the numbers of erased users, each with the end of the number's
-    present suppression (ban on calls). An end of None means that the suppression does not end. A
-    number in `forgotten` is left out, unless the list would suppress it for longer. `expires_at`:
-    the expiry of the list. The function is in this module because a worker process that reads lists
-    loads nothing else.
+    The numbers on the list must not be called. `forgotten`: the hashes of the numbers of erased
+    users, each with the end of the number's present suppression; None: it has no end. A number in
+    `forgotten` is left out, unless the list would suppress it for longer. `expires_at`: the expiry
+    of the list. The function is in this module because a worker process that reads lists loads
+    nothing else.
     """
     made = []
     unread = []
@@ -283,7 +287,7 @@ NULL = "\\N"
 
 
 def reach(number: str) -> str:
-    """Return the last `REACH` digits of a number."""
+    """Return the last digits of a number that are compared with other numbers: `REACH` digits."""
     return number[-REACH:]
 
 
@@ -296,9 +300,9 @@ def plain(text: str) -> str:
 
 
 def tails(text: str) -> list[str]:
-    """Return the last `REACH` digits of each part of a text that has at least so many digits.
+    """Return the last `REACH` digits of each part of a text, also of parts that are no numbers.
 
-    The part need not be readable as a phone number.
+    A part with fewer than `REACH` digits is left out.
     """
     return sorted(set(_tails(_clean(text))))
 
@@ -316,9 +320,10 @@ def _read_text(given: str, region: str) -> tuple[tuple[Number, ...], tuple[str, 
 
 
 def _find(text: str, region: str) -> tuple[list[PhoneNumber], set[str]]:
-    """Return the phone numbers in a text, and the last digits of the parts that are none.
+    """Return the phone numbers in a text, and the last digits of the parts that are not numbers.
 
-    A text that can be read as one number is one number, unless each of its parts is a number.
+    If the text has several parts and each is a valid number, those numbers are returned. Otherwise,
+    if the whole text is one valid number, that number is returned. Otherwise the text is searched.
     """
     parts = [part for part in _SEPARATOR.split(text) if len(_digits(part)) >= _SHORTEST]
     if len(parts) > 1:

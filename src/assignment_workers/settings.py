@@ -163,14 +163,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     database_url: PostgresAddress | None = Field(None, alias="DATABASE_URL")
-    """PostgreSQL, which owns every decision; unset: the embedded server of `up`.
+    """The address of the PostgreSQL database; unset: the embedded server of `up`.
 
-    Any address of libpq, with `name=value` pairs too. Of several hosts, the primary serves.
+    Any form that libpq accepts, also `name=value` pairs. Of several hosts, the primary is used.
     """
     redis_url: RedisAddress | None = Field(None, alias="REDIS_URL")
-    """Redis or Valkey: messages, results, beat's lock; unset: the embedded server of `up`.
+    """The address of Redis or Valkey, for messages, results and beat's lock.
 
-    With Sentinel: `sentinel://:password@a:26379/0;sentinel://b:26379/0?master_name=dialer`.
+    Unset: the embedded server of `up`. An address with Sentinel is written as in
+    `sentinel://:password@a:26379/0;sentinel://b:26379/0?master_name=dialer`.
     """
     broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")
     """The broker if it is not REDIS_URL: RabbitMQ, or another Redis."""
@@ -193,18 +194,30 @@ class Settings(BaseModel):
     It must be the same for every process, and must never change. `up` makes a key of its own.
     """
     worker_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_WORKER_PASSWORD")
-    """The password that `schema migrate --roles` gives `assignment_worker`; unset: no login."""
+    """The password that `schema migrate --roles` gives the database role `assignment_worker`.
+
+    Unset: the role gets no password and no right to log in.
+    """
     gateway_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PASSWORD")
-    """The password that `schema migrate --roles` gives `assignment_gateway`; unset: no login."""
+    """The password that `schema migrate --roles` gives the database role `assignment_gateway`.
+
+    Unset: the role gets no password and no right to log in.
+    """
     reader_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_READER_PASSWORD")
-    """The password that `schema migrate --roles` gives `assignment_reader`; unset: no login."""
+    """The password that `schema migrate --roles` gives the database role `assignment_reader`.
+
+    Unset: the role gets no password and no right to log in.
+    """
     home: Path = Field(Path(".assignment-workers"), alias="ASSIGNMENT_WORKERS_HOME")
     """The folder of the embedded servers' data, of the logs and of the stack's secret."""
 
     lock_database_url: PostgresAddress | None = Field(
         None, alias="ASSIGNMENT_WORKERS_LOCK_DATABASE_URL"
     )
-    """The server on which the sequencer holds its lock, when DATABASE_URL is a pooler."""
+    """The address of PostgreSQL itself, needed if DATABASE_URL leads to a connection pooler.
+
+    The sequencer's lock, `LISTEN` and migrations use it, because they outlast a transaction.
+    """
 
     crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
     """The names of an external CRM's tables and columns.
@@ -213,19 +226,22 @@ class Settings(BaseModel):
     `mappings` in the dialer file.
     """
     crm_columns: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_COLUMNS")
-    """Optional columns of the CRM's users, `country=country_code, time_zone`; unset: none."""
+    """The optional columns that the CRM's table of users has; unset: none.
+
+    In `country=country_code, time_zone`, the CRM's column `country_code` is used as `country`.
+    """
     crm_timeout: Annotated[timedelta, _seconds(0.01)] = Field(
         timedelta(seconds=0.3), alias="ASSIGNMENT_WORKERS_CRM_TIMEOUT_SECONDS"
     )
     """The time that a claim waits for an answer of an external CRM."""
     crm_grace: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_GRACE_SECONDS")
-    """The greatest age of the copy of an external CRM that claims use while the CRM is unavailable.
+    """The greatest age at which claims use the mirror, while the external CRM is unavailable.
 
-    Unset: claims do not use the copy.
+    The mirror is the copy of the CRM's facts in our own database. Unset: claims do not use it.
     """
 
     lease: Seconds = Field(timedelta(minutes=5), alias="ASSIGNMENT_WORKERS_LEASE_SECONDS")
-    """The time that an accepted assignment lasts without a sign of life."""
+    """The time that an accepted assignment lasts without a sign of life of its agent."""
     offer: Seconds = Field(timedelta(minutes=2), alias="ASSIGNMENT_WORKERS_OFFER_SECONDS")
     """The time that an assignment waits to be accepted."""
     offers_lapsed: Annotated[int, Field(ge=1)] = Field(
@@ -263,7 +279,11 @@ class Settings(BaseModel):
     callback_preferred: Seconds = Field(
         timedelta(minutes=10), alias="ASSIGNMENT_WORKERS_CALLBACK_PREFERRED_SECONDS"
     )
-    """The time after its due time for which a callback is kept for the agent who promised it."""
+    """The time for which a callback is reserved for the agent who promised it.
+
+    The time begins when the callback is due. After it, or if that agent is not active, any agent
+    may get the callback.
+    """
     callback_retry: Seconds = Field(
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS"
     )
@@ -317,7 +337,8 @@ class Settings(BaseModel):
     """The number of suspicious removals within a day at which a user is quarantined.
 
     A removal is suspicious if a claim finds that the user breaks a rule that is marked
-    `suspicious`, such as `not_in_crm`. The build has included the user because the rule held then.
+    `suspicious`, such as `not_in_crm`, although the user met the rule when the dialer queue was
+    built.
     """
     calling_hours: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOURS")
     """Calling hours, such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
@@ -326,8 +347,8 @@ class Settings(BaseModel):
     calling_holidays: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOLIDAYS")
     """A country, or a part of one such as `GB-ENG`, on whose public holidays no user is called.
 
-    With several, as in `GB-ENG, US, AU-WA`, each applies to people of that country or part, the
-    first to all others.
+    With several, as in `GB-ENG, US, AU-WA`, each applies to people of that country or part. The
+    first also applies to people of all other countries.
     """
     calls_per_day: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLS_PER_DAY")
     """The greatest number of calls to a user in 24 h, by dialer queue: `sales=3, renewals=2`."""
@@ -352,8 +373,8 @@ class Settings(BaseModel):
     )
     """The time for which the answer to a message is stored, in case the message arrives again.
 
-    It has to be longer than any message can be under way while a sequencer leads. While none leads,
-    answers are stored longer: see `assignment.generations.purge`.
+    It must exceed the longest time that a message can be under way while a sequencer leads. While
+    no sequencer leads, answers are stored longer than this (`assignment.generations.purge`).
     """
     generation_retention: Seconds = Field(
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
@@ -405,18 +426,19 @@ class Settings(BaseModel):
     gateway_agent_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         20.0, alias="ASSIGNMENT_WORKERS_GATEWAY_AGENT_RATE"
     )
-    """The calls per second that the gateway accepts for one agent."""
+    """The API calls per second that the gateway accepts for one agent."""
     gateway_token_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         2_000.0, alias="ASSIGNMENT_WORKERS_GATEWAY_TOKEN_RATE"
     )
-    """The calls per second that the gateway accepts with one token."""
+    """The API calls per second that the gateway accepts with one token."""
     gateway_refusal_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         10.0, alias="ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE"
     )
-    """The refused calls per second from one address above which its unknown callers must wait.
+    """The refused API calls per second that the gateway tolerates from one address.
 
-    Their calls then get status 429, about a second late. A caller is known by a token or session
-    that was valid when it was last looked up.
+    If there are more, the gateway answers further calls from the address with status 429, after
+    about a second. A call with a token or session that was valid when it was last looked up is
+    still accepted.
     """
     gateway_proxies: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PROXIES")
     """Addresses or networks of proxies whose `X-Forwarded-For` is trusted; unset: none."""
@@ -477,12 +499,12 @@ class Settings(BaseModel):
     """The number of users that the demo CRM has for each of its two dialer queues."""
 
     def of(self, queue: str) -> Settings:
-        """Return the settings for this dialer queue, which may differ from these."""
+        """Return the settings of the dialer queue `queue`: its own, or these if it has none."""
         return self.of_queues.get(queue, self)
 
     @property
     def of_queues(self) -> Mapping[str, Settings]:
-        """Maps the name of a dialer queue to its settings, if they differ from these."""
+        """The settings of the dialer queues that have settings of their own, by queue name."""
         return {}
 
     def served(self, queues: Collection[str], team: str | None) -> list[str]:
@@ -504,7 +526,10 @@ class Settings(BaseModel):
 
     @property
     def outcome_changes(self) -> dict[str, dict[str, Any]]:
-        """The parsed setting `outcomes`: by outcome, the properties that it changes."""
+        """The setting `outcomes`, parsed: by outcome, the changed properties and their values.
+
+        Properties that the setting does not name keep their defaults and are not included.
+        """
         changes = _OUTCOMES.validate_json(self.outcomes)
         return {name: each.model_dump(exclude_unset=True) for name, each in changes.items()}
 
@@ -560,9 +585,10 @@ def _needed(variable: str, value: str | None) -> str:
 
 
 def _with_files(environment: Mapping[str, str], known: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the variables and their values.
+    """Yield the name and the value of each environment variable, with secrets read from files.
 
-    For a secret's `…_FILE`, the secret's own variable is yielded, with the content of the file.
+    A variable `X_FILE`, where `X` is the variable of a secret, has the path of a file. `X` is
+    yielded in its place, with the content of the file as the value.
     """
     for name, value in environment.items():
         of = name.removesuffix("_FILE")

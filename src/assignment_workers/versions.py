@@ -16,7 +16,10 @@ def own() -> str:
 
 
 def wheel() -> str:
-    """Return the file name of this release's wheel. An extra may be appended."""
+    """Return the file name of this release's wheel.
+
+    A caller may append the name of an extra, as in `….whl[embedded]`.
+    """
     return f"{PACKAGE.replace('-', '_')}-{own()}-py3-none-any.whl"
 
 

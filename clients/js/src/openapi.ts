@@ -177,8 +177,9 @@ export interface paths {
          * Heartbeat
          * @description Record that the agent is present, which keeps accepted work alive.
          *
-         *     Heartbeats are written together, about once a second. The first heartbeat that names an offer in
-         *     `assignment_id` accepts the offer. A heartbeat does not change the agent's state otherwise.
+         *     The heartbeats of all agents are written in batches, about once a second. The first heartbeat
+         *     that names an offer in `assignment_id` accepts the offer. Apart from that, a heartbeat does not
+         *     change the agent's state.
          */
         post: operations["heartbeat"];
         delete?: never;
@@ -198,7 +199,7 @@ export interface paths {
         put?: never;
         /**
          * State
-         * @description Set the agent's state. On break or offline, an offer that is not accepted is released.
+         * @description Set the agent's state. On break or offline, the agent's offer, if any, is released.
          */
         post: operations["state"];
         delete?: never;
@@ -277,6 +278,8 @@ export interface paths {
         /**
          * Explain Queue
          * @description Count the users of a dialer queue whom each rule excludes, and the claimable users left.
+         *
+         *     Of a large dialer queue, only the first users by score are counted.
          */
         get: operations["explain_queue"];
         put?: never;
@@ -338,7 +341,7 @@ export interface paths {
         put?: never;
         /**
          * Pause
-         * @description Pause a dialer queue: hand out nobody from it. Assignments go on.
+         * @description Pause a dialer queue: hand out none of its users. Active assignments are not affected.
          */
         post: operations["pause"];
         delete?: never;
@@ -500,9 +503,9 @@ export interface paths {
          * Forget User
          * @description Erase the free text about a user and the user's phone numbers; never offer the user again.
          *
-         *     The call is answered with 409 while an agent holds the user. It is answered with 503 if a number
-         *     of the user is on the do-not-contact list and would stay there as a keyed hash, but no key is
-         *     set. In both cases nothing is erased, but the user is not offered again.
+         *     A number that is on the do-not-contact list stays there, but only as a hash with a secret key.
+         *     The answer is 503 if there is such a number and no key is configured, and 409 while an agent
+         *     holds the user. In both cases nothing is erased, but the user is not offered again.
          */
         post: operations["forget_user"];
         delete?: never;
@@ -520,15 +523,15 @@ export interface paths {
         };
         /**
          * Settings
-         * @description Return the operational settings in force, with what each accepts.
+         * @description Return the operational settings in force, each with the values that it accepts.
          */
         get: operations["settings"];
         /**
          * Change Settings
-         * @description Change operational settings, all or none. The next claim judges by them, in every process.
+         * @description Change operational settings, all or none. Every process uses them from its next claim on.
          *
-         *     With `value` null, the value is dropped. A dialer queue or a team without a value of its own has
-         *     the value for all. Without a value for all, the default applies.
+         *     `value` null removes the stored value. A dialer queue or a team without a value of its own has
+         *     the value that is set for all. If none is set for all, the default applies.
          */
         put: operations["change_settings"];
         post?: never;
@@ -660,9 +663,9 @@ export interface paths {
          * Ready
          * @description Report that this gateway can answer callers, and the components that are not good.
          *
-         *     A gateway that can answer `unavailable` stays ready while a server is down or no sequencer
-         *     leads, so that a proxy still sends calls to the gateways. `GET /v1/health` tells whether agents
-         *     are served.
+         *     The gateway stays ready while a server is down or no sequencer leads, because it still answers
+         *     calls with `unavailable`, and a proxy must not take all gateways out of service. `GET
+         *     /v1/health` tells whether agents are served.
          */
         get: operations["ready"];
         put?: never;
@@ -684,7 +687,8 @@ export interface paths {
          * Health
          * @description Return the state of the system and of each component, as this gateway sees it.
          *
-         *     The answer waits for no server: it is at most three seconds old, and `at` is its time.
+         *     The gateway reads the servers in the background, so the call waits for none of them. The answer
+         *     is at most three seconds old; `at` is the time of the reading.
          */
         get: operations["health"];
         put?: never;
@@ -791,8 +795,9 @@ export interface components {
          * AppliedChange
          * @description A changed value of an operational setting, for a dialer queue, for a team, or for all.
          *
-         *     `before`, `after`: the old and the new value. None if there is no value of its own for the
-         *     dialer queue or the team; then the value for all, or the default, counts.
+         *     `before`: the old value; None: there was none. `after`: the new value; None: the value was
+         *     removed. For a dialer queue or a team without a value of its own, the value for all counts. If
+         *     there is no value for all, the default counts.
          */
         AppliedChange: {
             /** Name */
@@ -852,7 +857,8 @@ export interface components {
          * CeleryQueueHealth
          * @description The messages that wait in one Celery queue.
          *
-         *     A value that the broker does not tell is None: RabbitMQ does not show its messages.
+         *     A value that cannot be read is None. With RabbitMQ, `head_task` and `head_age_seconds` are
+         *     always None, because RabbitMQ does not show its messages.
          */
         CeleryQueueHealth: {
             /** Name */
@@ -930,8 +936,8 @@ export interface components {
          * @description One part of the system: its state, and the consequence for agents.
          *
          *     `name` is for programs: `postgresql`, `broker`, `results`, `crm`, `leader` (of the default lane)
-         *     or `leader:LANE`, `standbys`, `maintenance`, `beat`, `gateways`, `answers`, `certificates`,
-         *     `tokens`, `audit`, `queue:QUEUE`, `job:JOB` or `job:JOB:QUEUE`.
+         *     or `leader:LANE`, `standbys`, `maintenance`, `beat`, `heartbeats`, `flower`, `gateways`,
+         *     `answers`, `certificates`, `tokens`, `audit`, `queue:QUEUE`, `job:JOB` or `job:JOB:QUEUE`.
          */
         Component: {
             /** Name */
@@ -975,7 +981,7 @@ export interface components {
         };
         /**
          * ComponentKind
-         * @description The kinds of components.
+         * @description The kinds of components whose health is reported.
          * @enum {string}
          */
         ComponentKind: "server" | "process" | "lane" | "queue" | "job" | "credentials" | "answers";
@@ -1167,7 +1173,7 @@ export interface components {
         };
         /**
          * EmptyAnswer
-         * @description Nothing was claimable when the transaction committed.
+         * @description No user is assigned, because no user was claimable for this request.
          */
         EmptyAnswer: {
             /**
@@ -1192,9 +1198,9 @@ export interface components {
          *
          *     `offered` is True if an agent could get the user now: from a dialer queue, for a callback or for
          *     a missed call. `due` lists the user's callbacks, then the missed calls; both come before every
-         *     dialer queue. `events` lists the latest `EVENTS` events of the user, the last first.
-         *     `settings_version` is the version of the operational settings in force; None: those of the
-         *     environment.
+         *     dialer queue. `events` lists the newest `EVENTS` events of the user, the newest first.
+         *     `settings_version` is the version of the operational settings in force; None: the settings of
+         *     the environment are in force.
          */
         Explanation: {
             /**
@@ -1263,11 +1269,12 @@ export interface components {
         };
         /**
          * Funnel
-         * @description The number of users of a dialer queue whom each reason holds back at the time `at`.
+         * @description The users of a dialer queue at the time `at`, counted by the reason that holds them back.
          *
-         *     Each user counts once, for the first reason. If `complete` is False, only the first
-         *     `EXPLAINED_AT_MOST` users by score were judged. The `claimable` users are those left, who are
-         *     handed out unless the dialer queue is paused. `in_force` names the calling rules in force.
+         *     Each user counts once, for the first reason. The users whom no reason holds back are counted as
+         *     `claimable`; they are handed out unless the dialer queue is paused. If `complete` is False, only
+         *     the first `EXPLAINED_AT_MOST` users by score were judged. `in_force` describes the calling rules
+         *     that apply, such as calling hours.
          */
         Funnel: {
             /**
@@ -1298,8 +1305,8 @@ export interface components {
          * Health
          * @description The health of the whole system at `at`.
          *
-         *     `state` is `down` while agents are not served, `unknown` if nothing tells whether they are, and
-         *     `degraded` while anything else is not good.
+         *     `state` is `down` while agents are not served, `unknown` while it is unknown whether agents are
+         *     served, and `degraded` while agents are served but a component is not good.
          */
         Health: {
             /**
@@ -1345,13 +1352,16 @@ export interface components {
          * HealthState
          * @description The state of a component or of the whole system.
          *
-         *     `unknown`: the state cannot be read, for example because a server that tells it is down.
+         *     `unknown`: the state cannot be read, for example because the server that stores the necessary
+         *     facts is down.
          * @enum {string}
          */
         HealthState: "good" | "degraded" | "down" | "unknown";
         /**
          * HeartbeatBody
-         * @description The agent's current assignment. The first heartbeat that names an offer accepts it.
+         * @description The body of a heartbeat: the agent's current assignment.
+         *
+         *     The first heartbeat that names an offer accepts the offer.
          */
         HeartbeatBody: {
             /** Assignment Id */
@@ -1557,7 +1567,7 @@ export interface components {
         };
         /**
          * PausedAnswer
-         * @description An operator paused every dialer queue that the request may take from.
+         * @description No user is assigned, because every dialer queue that the request may take from is paused.
          */
         PausedAnswer: {
             /**
@@ -1618,8 +1628,9 @@ export interface components {
          * PromiseFound
          * @description A callback or missed call of the user that is pending.
          *
-         *     `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed`, `put_off`, `paused` or
-         *     the name of a rule. `queue` is the dialer queue to which the user belongs by the CRM's facts, if
+         *     `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed` (the callback or missed
+         *     call has a later time), `put_off` (the user was skipped or deferred), the name of a rule, or
+         *     `paused`. `queue` is the dialer queue to which the user belongs by the CRM's facts, if
          *     any. `kept_for` is the only agent to whom the user can be assigned until the time
          *     `callback_preferred` (a setting) has passed since `due_at`; null: any agent.
          */
@@ -1717,7 +1728,8 @@ export interface components {
          *
          *     `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
          *     `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at` is the time at which the
-         *     obstacle ends without intervention, if known. `in_force` names the calling rules in force.
+         *     obstacle ends without intervention, if known. `in_force` describes the calling rules that apply,
+         *     such as calling hours.
          */
         QueueVerdict: {
             /** Queue */
@@ -1736,7 +1748,9 @@ export interface components {
         };
         /**
          * Readiness
-         * @description The readiness of the gateway, and the state of the system, on which it does not depend.
+         * @description The readiness of the gateway, and the state of the whole system.
+         *
+         *     The gateway may be ready while other parts of the system are in trouble.
          */
         Readiness: {
             /**
@@ -1760,7 +1774,7 @@ export interface components {
          * Report
          * @description The measured service levels from `since` to `until`.
          *
-         *     The targets are those of the incident report (docs/original-dialer.md).
+         *     The targets for these values are in docs/original-dialer.md, section 0.
          */
         Report: {
             /**
@@ -2045,7 +2059,7 @@ export interface components {
         };
         /**
          * State
-         * @description The state of the gateway's process.
+         * @description The answer that shows that the gateway's process is alive.
          */
         State: {
             /** Status */
@@ -2097,11 +2111,10 @@ export interface components {
         };
         /**
          * Step
-         * @description One reason that holds users of a dialer queue back, and their number.
+         * @description One reason for which users of a dialer queue are not claimable, and the number of such users.
          *
-         *     `left` is the number of users whom neither this nor an earlier reason holds back.
-         *     `next_free_at` is the time at which the reason ends for the first of its users without
-         *     intervention, if known.
+         *     `left` is the number of users who remain after this step and all steps before. `next_free_at` is
+         *     the earliest time at which the reason ends for one of the users without intervention, if known.
          */
         Step: {
             /** Why */
@@ -2182,7 +2195,7 @@ export interface components {
         };
         /**
          * TooLateAnswer
-         * @description The deadline had passed; nobody was assigned.
+         * @description No user is assigned, because the deadline of the request had passed.
          */
         TooLateAnswer: {
             /**
@@ -2197,7 +2210,9 @@ export interface components {
         };
         /**
          * Unseen
-         * @description The requests that the figures of a period leave out.
+         * @description The gaps in the figures of a period: requests and answers that could not be counted.
+         *
+         *     For example, some programs do not count their time-outs, and old answers are deleted.
          */
         Unseen: {
             /**
@@ -2223,7 +2238,7 @@ export interface components {
         };
         /**
          * UserEvent
-         * @description An event of the user.
+         * @description A recorded change that concerns the user, such as an assignment or its end.
          */
         UserEvent: {
             /**
@@ -2246,7 +2261,8 @@ export interface components {
          * ValueInForce
          * @description A value in force of an operational setting, for a dialer queue, for a team, or for all.
          *
-         *     `queue` and `team` are None in the value for all dialer queues and teams without their own.
+         *     If `queue` and `team` are None, the value is for all. It counts for each dialer queue and team
+         *     without a value of its own.
          */
         ValueInForce: {
             /** Name */
@@ -2266,7 +2282,7 @@ export interface components {
         Code: "malformed" | "unknown_agent" | "inactive_agent" | "unknown_queue" | "queue_not_allowed" | "on_break" | "offline" | "session_limit" | "break_due" | "call_gap" | "request_id_taken" | "unknown_user" | "not_suppressed" | "forgotten" | "unknown_assignment" | "not_owner" | "not_active" | "stale_version" | "superseded" | "unknown_outcome" | "unknown_generation" | "unauthenticated" | "forbidden";
         /**
          * Wrong
-         * @description One error in the sent data, without the data.
+         * @description One error in the data that the caller sent. The data itself is not repeated.
          */
         Wrong: {
             /** Where */

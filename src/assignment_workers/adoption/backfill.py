@@ -15,8 +15,10 @@ from assignment_workers.schema.tables import Generation
 
 TRY_SECONDS = 300.0
 Tell = Callable[[str], None]
-"""The type of a function that prints one line: about a step or a batch that has committed, or about
-a session that the migration waits for.
+"""The type of a function that reports one line of progress to the operator.
+
+The line is about a step or a batch that was committed, or about a database session that the
+migration waits for.
 """
 
 
@@ -115,10 +117,12 @@ def one_queue_each(engine: Engine, numbers: dict[str, int]) -> None:
 
 
 def copy_statement(source: SourceTable, number: int, table: str, *, first: bool = False) -> str:
-    """Return the SQL that copies the next batch into `table`, the table of generation `number`.
+    """Return the SQL that copies the next batch of rows of a dialer's queue table into `table`.
 
-    The statement has the parameters `queue` and `batch` (rows). It continues after the row that was
-    copied last; with `first` it begins with the first row.
+    `source`: the dialer's queue table. `number`: the generation (build) whose users are in `table`.
+    The SQL has two parameters: `queue`, the name of the dialer queue, and `batch`, the number of
+    rows. It continues after the row that was copied last; with `first` it begins with the first
+    row.
     """
     last = "(SELECT last_id FROM assignment.adoptions WHERE queue = :queue)"
     after = "" if first else f"WHERE q.id > {last}"
@@ -147,9 +151,9 @@ def copy_statement(source: SourceTable, number: int, table: str, *, first: bool 
 def duplicates_statement(source: SourceTable) -> str:
     """Return the SQL that records rows that the copy leaves out, each with the reason.
 
-    Recorded are pending and assigned rows of a user who has a better one, and rows with a status
-    that the dialer does not declare. Rows with another declared status, such as completed, are left
-    out of the copy without a record.
+    The SQL records a pending or assigned row if the user has another such row with a better
+    position, and a row with a status that the dialer does not declare. Rows with another declared
+    status, such as completed, are left out of the copy without a record.
     """
     return f"""
         INSERT INTO assignment.adoption_decisions (at, found_in, row_id, user_id, rule)

@@ -72,10 +72,11 @@ def blockers(
 
 
 def _in_rows(connection: Connection, name: str, found: Found) -> Iterable[Blocker]:
-    """Count the rows of the table `name` that are a problem by themselves; omit zeroes.
+    """Count two kinds of rows of the table `name` that a migration has to decide about.
 
-    These are rows with a time out of range, and rows that meet the table's condition in `STUCK`.
-    The table is read once. The count is None if the role has no right to read the table.
+    The kinds are rows with a time outside the accepted range, and callbacks or missed calls that
+    the dialer has handed to an agent (see `STUCK`). A kind without rows is omitted. The table is
+    read once. The count is None if the role has no right to read the table.
     """
     columns = found["shape"].columns
     times = [f'"{each}"' for each in columns if columns[each].type.startswith("timestamp")]

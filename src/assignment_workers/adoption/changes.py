@@ -17,8 +17,8 @@ AT_A_TIME = 20_000
 
 TABLE = """CREATE TABLE IF NOT EXISTS assignment.adoption_changes (
     queue text NOT NULL, user_id bigint NOT NULL)"""
-"""The SQL that creates the table of users whose rows have changed since the copy began. It gets one
-row per user and statement of the dialer.
+"""The SQL that creates the table of users whose rows have changed since the copy began. For each
+statement of the dialer, triggers add one row for each user whose rows the statement changed.
 """
 
 _FUNCTION = """
@@ -69,11 +69,13 @@ def end(source: SourceTable) -> Iterator[str]:
 
 
 def carry_over(connection: Connection, source: SourceTable, number: int, other: int | None) -> int:
-    """Apply at most `AT_A_TIME` recorded changes of `source` to generation (build) `number`.
+    """Apply at most `AT_A_TIME` recorded changes of a dialer's queue table to a generation (build).
 
-    Returns the number of changes. A user without a pending or assigned row leaves the generation, a
-    new user comes last, and any other user keeps the position. A user who is in `other`, the
-    generation of the other dialer queue, leaves this one or is not added. None: there is no other.
+    `source`: the queue table. `number`: the generation. `other`: the generation of the other dialer
+    queue; None: there is no other. A user of a changed row is removed from `number` if the queue
+    table has no pending or assigned row of the user, or if the user is in `other`. Any other user
+    of a changed row is added at the end or, if in `number` already, keeps the position. Returns the
+    number of applied changes.
     """
     placed = (
         ""

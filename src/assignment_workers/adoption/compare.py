@@ -72,9 +72,9 @@ def compare(connection: Connection, crm: Crm | None, *, now: datetime) -> list[C
 
     A user is offered by the dialer if a row of its queue table is pending or assigned. From an
     external CRM, the facts of `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if no
-    queue table of the dialer exists, if a table that our rules read does not exist, or if the
-    dialer of this process lacks the dialer queue of one of the queue tables. Raises
-    `CrmUnavailable`, `SchemaMismatch` or `UsageError` if the external CRM cannot be read.
+    queue table of the dialer exists, if a table that our rules read does not exist, or if this
+    process has no policy for one of the queue tables. Raises `CrmUnavailable`, `SchemaMismatch` or
+    `UsageError` if the external CRM cannot be read.
     """
     sources = found_sources(connection)
     if not sources:
@@ -205,9 +205,11 @@ def _nobody(of: Table) -> Subquery:
 
 
 def _without_ours(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
-    """Replace a part of a rule that refers to one of our tables by an empty subquery.
+    """Return a substitute for `element` in a rule's SQL if `element` is one of our tables.
 
-    None leaves the part unchanged. Before the migration our tables do not exist.
+    Before a migration, our tables do not exist. So an empty subquery replaces each of our tables,
+    and a column of that subquery replaces a column of the table. Returns None for anything else,
+    which leaves `element` unchanged.
     """
     if isinstance(element, Column) and _is_ours(element.table):
         return _nobody(element.table).c[element.name]

@@ -46,10 +46,11 @@ def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
 
 
 def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
-    """Recreate views after another relation has taken the name of their table.
+    """Make other programs' views read our view that has taken the name of their table.
 
-    The views then read the new relation. `found`: the result of `definitions` from before the
-    change. Grants and owners are not changed.
+    PostgreSQL binds a view to its table, also when the table is renamed. So each view is recreated
+    from its SQL, in which the table is named. `found`: the names and the SQL of the views, which
+    `definitions` returned before the renaming. Grants and owners are not changed.
     """
     # Psycopg's own cursor, which does not replace the name `public` in the SQL of others.
     plain = psycopg.Cursor(cast("psycopg.Connection[Any]", connection.connection.driver_connection))

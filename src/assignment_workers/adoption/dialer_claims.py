@@ -1,10 +1,14 @@
 """Triggers that turn a claim of the dialer's own code into an assignment of ours.
 
-This is the one exception to "everything that changes who may be handed out goes through the
-assignment queue". A trigger inserts the assignment in the statement of the claim, and the unique
-indexes of guarantee 1 (one holder for each user and agent) apply to it. If the user or the agent
-already has an assignment, the trigger skips the row: the dialer's UPDATE changes no row, and its
-code continues as if another agent had been quicker. No statement waits longer than `WAITS_AT_MOST`.
+After a takeover, the dialer's own code may still claim a callback or a missed call for an agent, by
+an UPDATE of its status. A trigger inserts an assignment in that statement. So the unique indexes of
+guarantee 1 apply: a user has one agent at most, and an agent one user. If the user or the agent
+already has an assignment, the trigger skips the row: the UPDATE changes no row, and the dialer's
+code continues as if another agent had been quicker. The UPDATE waits at most `WAITS_AT_MOST` for
+another transaction about the same user or agent.
+
+These triggers are the one exception to the rule that every change of the users who may be handed
+out goes through the assignment queue.
 """
 
 from __future__ import annotations
@@ -144,4 +148,8 @@ TRIGGERS: Mapping[tuple[str, str], str] = {
     for table, source in (("callbacks", "callback"), ("missed_calls", "missed_call"))
     for name, words in (("dialer_claims", _CLAIMS), ("dialer_ends", _ENDS))
 }
-"""Maps a table and the name of a trigger to the SQL that follows the name in `CREATE TRIGGER`."""
+"""Maps a table and the name of a trigger to the SQL that follows the name in `CREATE TRIGGER`.
+
+The tables are those of callbacks and missed calls. One trigger turns a claim of the dialer's code
+into an assignment; the other ends the assignment when that code ends the callback or missed call.
+"""

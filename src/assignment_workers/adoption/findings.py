@@ -29,13 +29,13 @@ class TableVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between a table and its form in the schema `than`.
+    """A difference between a table as it was found and the form that a schema requires.
 
-    `than` is deployed (in production), target (a draft of the dialer) or ours.
-
-    `aspect` is column, type, null, default, unique, foreign key, index or kind. `what` names the
-    columns concerned, or for the aspect kind the table or the setting. `expected` is None if the
-    schema lacks what was found, `found` if the table lacks what was expected.
+    `than`: the name of that schema: deployed (the dialer's in production), target (a draft of the
+    dialer's authors for a later schema) or ours. `aspect` is column, type, null, default, unique,
+    foreign key, index or kind. `what` names the columns concerned, or for the aspect kind the table
+    or the setting. `expected`: the form in the schema; None: the schema has no such column,
+    default, key or index. `found`: the form of the table; None: the table has none.
     """
 
     than: str
@@ -47,10 +47,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A table and its classification, the verdict.
+    """A table with its classification, the verdict.
 
-    `needed`: True if this release runs only if the table is `ours` (see `TableVerdict`) or, for a
-    queue table, does not exist.
+    `needed`: True if this release can run only when the verdict is `ours` (see `TableVerdict`).
+    Exception: the dialer's queue tables may also be absent.
     """
 
     table: str
@@ -63,8 +63,9 @@ class Inspected:
 class Blocker:
     """Rows of one kind in one table that a migration has to decide about.
 
-    `what` describes the kind. `count`, the number of these rows, is None if the database role has
-    no right to read the table.
+    Such rows do not stop a migration. `what` describes the kind, such as "users twice in this
+    queue". `count`, the number of these rows, is None if the database role has no right to read the
+    table.
     """
 
     table: str
@@ -84,10 +85,11 @@ class Obstacle:
 class Inspection:
     """The result of inspecting a database before a migration.
 
-    `revision` is that of the schema `assignment` (None: it does not exist), `needs` the revision
-    that this release needs. `blockers` count rows that the migration has to decide about.
-    `obstacles` are the reasons for which a migration would refuse to begin if the same database
-    role ran it. `notes` are information and stop nothing.
+    `revision`: the revision of the schema `assignment`; None: the schema does not exist, or the
+    role may not read it. `needs`: the revision that this release needs. `obstacles`: the reasons
+    for which a migration by the inspecting database role would refuse to begin, such as a missing
+    privilege. `blockers`: counts of rows that do not stop a migration, but about which it has to
+    decide, such as users who are twice in a queue table. `notes`: information for the operator.
     """
 
     revision: str | None

@@ -38,9 +38,10 @@ def place_holds(
 def take_over(
     transaction: FencedTransaction, numbers: Mapping[str, int], settings: Settings
 ) -> None:
-    """Insert an assignment for each row that `place_holds` selected, as if claimed now.
+    """Insert assignments for assigned rows of the dialer's tables, as if claimed now.
 
-    `numbers` has the generation (build) of each dialer queue.
+    The rows are those for which `place_holds` has decided so, in this transaction. `numbers` has
+    the generation (build) of each dialer queue.
     """
     kept = transaction.connection.execute(_HOLDS_KEPT).mappings().all()
     made: list[dict[str, Any]] = [
@@ -103,7 +104,7 @@ def _answers(made: list[dict[str, Any]]) -> dict[ClaimRequest, RequestAnswer]:
 def holds_statement(sources: Iterable[SourceTable]) -> str:
     """Return the SQL that copies the assigned rows of these tables to a temporary table.
 
-    `JUDGE_HOLDS` then decides about these rows.
+    The SQL `JUDGE_HOLDS` then decides which of the copied rows become assignments.
     """
     holds = " UNION ALL ".join(_holds(sources))
     return f"CREATE TEMPORARY TABLE found_holds ON COMMIT DROP AS {holds}"

@@ -96,12 +96,13 @@ def _is_readable(shape: Shape) -> bool:
 
 
 def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
-    """Return those of `differences` that prove that a table does not belong to a schema.
+    """Return those of `differences` that prove that a table is not of the schema A.
 
-    A dialer's database has one of two schemas. `differences` are those between the table and its
-    form in the schema in question; `other` is its form in the other schema. A column that the table
-    lacks is a proof. So is a property that the table shares with `other`. A property that neither
-    schema has proves nothing, because somebody changed it. An index proves nothing either.
+    A dialer's database has one of two schemas, here called A and B. `differences`: those between
+    the table as it was found and its form in A. `other`: the table's form in B. A column of A that
+    the table lacks is a proof. So is a column, type or key that the table has in common with B. One
+    that neither A nor B has proves nothing, because somebody has changed the table. An index proves
+    nothing either.
     """
     return [
         each
@@ -225,8 +226,8 @@ def _other(name: str, found: Found | None) -> Inspected:
 def _crm(connection: Connection, crm: Crm | None) -> Iterable[Inspected]:
     """Inspect the tables or views of the CRM that this system reads; ignore their other columns.
 
-    If the CRM is external, its tables are inspected under the names in its mapping. None of the
-    tables is required (`needed` is False), because a CRM may be external.
+    The tables of an external CRM are inspected under the names in its mapping. `needed` is False in
+    every result, because the tables of a CRM may be in another database.
     """
     if crm is not None:
         yield from _crm_elsewhere(crm)

@@ -46,11 +46,15 @@ LOCK_AT_MOST = timedelta(milliseconds=250)
 wait behind such a statement.
 """
 SWITCH_AT_MOST = timedelta(milliseconds=700)
-"""The longest time for which `switch` locks the tables: under a second including the wait for
-locks.
+"""The longest time for which `switch` keeps the dialer's queue tables locked.
+
+Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits less than a second.
 """
 CATCH_UP_AT_MOST = 1_000
-"""The number of rounds of `catch_up` after which `switch` begins in any case."""
+"""The maximum number of rounds in which `catch_up` applies the dialer's changes.
+
+Then `switch` begins in any case, and applies the remaining changes itself.
+"""
 
 
 @contextmanager
@@ -208,7 +212,7 @@ def additions(connection: Connection) -> Iterator[str]:
 def _run(engine: Engine, sql: str) -> None:
     """Run a statement outside of a transaction, such as the concurrent build of an index.
 
-    The statement may wait for locks without a limit.
+    A statement with CONCURRENTLY waits for locks without a limit.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         is_index = "CONCURRENTLY" in sql
@@ -230,13 +234,14 @@ def _keep_books(engine: Engine) -> None:
 def switch(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], *, settings: Settings
 ) -> None:
-    """Publish the generations, turn holds into assignments, and replace queue tables by views.
+    """Switch from the dialer's queue tables to our generations (builds), in one transaction.
 
-    All of that is one transaction. `numbers` has, for each dialer queue, the generation (build)
-    that `backfill` filled. After the transaction, users are assigned from these. The transaction
-    makes the dialer wait once. Its duration depends on the number of holds, not on the size of the
-    tables. If it takes longer than `SWITCH_AT_MOST` after locking the tables, it is rolled back and
-    raises SQLAlchemy's `OperationalError`, so that it can be retried.
+    The generations that `backfill` filled are published, the assigned rows of the queue tables
+    become assignments, and each queue table is renamed and replaced by a view of our data.
+    `numbers` has the generation of each dialer queue. The dialer's statements wait once, while the
+    queue tables are locked. This wait depends on the number of assigned rows, not on the size of
+    the tables. If the tables are locked for longer than `SWITCH_AT_MOST`, the transaction is rolled
+    back, and SQLAlchemy's `OperationalError` is raised; the caller can then retry.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -300,9 +305,12 @@ def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
 def catch_up(
     engine: Engine, sources: list[SourceTable], numbers: dict[str, int], tell: Tell
 ) -> None:
-    """Apply the dialer's recorded changes to the generations, until few are left.
+    """Apply to our generations (builds) the changes that the dialer made during the copy.
 
-    `numbers` has the generation (build) of each dialer queue.
+    Triggers have recorded these changes of the dialer's queue tables. The function returns when
+    fewer than `changes.FEW` are left, or after `CATCH_UP_AT_MOST` rounds; `switch` applies the
+    rest. `numbers` has the generation of each dialer queue. `tell` is called with a line about the
+    number of applied changes.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -381,9 +389,10 @@ def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
 
 
 def locked_turn(connection: Connection) -> FencedTransaction:
-    """Lock the rows of all lanes and return a transaction like one of the default lane's sequencer.
+    """Lock the rows of all lanes; return a fenced transaction with the default lane's present term.
 
-    Because of the locks, no sequencer writes until the transaction ends.
+    Because of the locks, no sequencer writes until the transaction ends. So a migration can use the
+    operations of a sequencer, such as publishing a generation.
     """
     rows = connection.execute(
         select(LaneTerm.lane, LaneTerm.term).order_by(LaneTerm.lane).with_for_update()
@@ -396,9 +405,10 @@ def locked_turn(connection: Connection) -> FencedTransaction:
 def _grant(table: str) -> str:
     """Return the SQL that grants the privileges on `table` also on the view that takes its place.
 
-    The rights of the table's owner are among them. So every role keeps its access, whichever role
-    migrates. Column privileges become privileges on the same columns. A trigger refuses writes to
-    the view and gives the reason.
+    So every role keeps its access. The owner of the table gets the owner's privileges too, because
+    the view may belong to another role, the one that migrates. Privileges on columns become
+    privileges on the same columns of the view. A trigger refuses writes to the view and gives the
+    reason.
     """
     return f"""
         DO $grant$ DECLARE given record; BEGIN

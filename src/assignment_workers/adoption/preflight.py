@@ -31,9 +31,9 @@ OUR_INDEXES = {
 def obstacles(
     connection: Connection, tables: Sequence[Inspected], relations: Mapping[str, Found]
 ) -> list[Obstacle]:
-    """Return every obstacle to a migration that the role of this connection would run. Reads only.
+    """Return the reasons for which a migration by this connection's role would refuse to begin.
 
-    `tables`: the inspected tables. `relations`: the same tables by name, as
+    Only reads. `tables`: the inspected tables. `relations`: the same tables by name, as
     `catalogue.relations_of` returns them. A table that lacks one of our unique indexes is read
     once, to count duplicates.
     """
@@ -65,7 +65,12 @@ def _unlike(table: Inspected) -> Obstacle:
 
 
 def _of_place(connection: Connection) -> Iterator[Obstacle]:
-    """Yield an obstacle if the search path leads to tables in a schema that is not taken over."""
+    """Yield an obstacle for each schema that hides the dialer's tables from the `search_path`.
+
+    Such a schema has tables with the same names, and comes earlier in the `search_path` than the
+    dialer's schema, or in its place. There is no obstacle if the database address names the
+    dialer's schema, because the `search_path` is not used then.
+    """
     if is_named(connection):
         return
     names = [*QUEUE_TABLES.values(), "agents", "user_call_scores", "callbacks", "conversions"]

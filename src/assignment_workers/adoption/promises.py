@@ -20,9 +20,15 @@ AT_A_TIME = 500
 A statement of the dialer may wait for the whole transaction, if both concern the same row.
 """
 OLD = "7 days"
-"""A callback or missed call that is overdue by more than this is left to an operator."""
+"""The longest time for which a callback or missed call may be overdue to become pending again.
+
+One that is overdue for longer is left to an operator.
+"""
 LATELY = "10 minutes"
-"""An agent may still be working on a missed call that was handed out within this time."""
+"""The time after the hand-out of a missed call in which its agent may still be working on it.
+
+Within this time, the migration turns the missed call into an assignment.
+"""
 
 DUE_AGAIN = "handed out by the dialer and not ended: due again"
 FOR_OPERATOR = "handed out by the dialer and not ended, due long ago or at no time: for an operator"
@@ -31,7 +37,9 @@ HELD = "an agent of the dialer is at work on it: a hold of ours"
 _BY_INDEX = "SELECT " + ", ".join(
     f"set_config('enable_{way}', 'off', true)" for way in (*PLANS_WITHOUT_INDEX, "sort")
 )
-"""Makes the transaction read by indexes, whatever the statistics of a table in use say."""
+"""SQL that makes the transaction read tables by their indexes, even if a table's statistics are
+wrong.
+"""
 _NOW = "timezone('UTC', clock_timestamp())"
 _KINDS = {
     "callbacks": (
@@ -56,14 +64,16 @@ _KINDS = {
 def settle(engine: Engine, tell: Tell) -> None:
     """Decide about each callback or missed call that the dialer has handed out and not ended.
 
-    Each decision is stored in `adoption_decisions`. A callback with a lease that is in force and
-    ends within a day, and a missed call that was handed out within `LATELY`, become assignments if
-    user and agent are known and free. Of the others, those that became due within the last `OLD`
-    become pending again; the rest are left unchanged, for an operator. If a user would then have
-    several pending callbacks, all but the latest are cancelled. A repeated call leaves
-    unchanged what is left to an operator, and what is an active assignment. `tell` is called with a
-    line for each kind of decision. Cost: each pass over a table reads it once, in the order of its
-    ids, and the last pass finds nothing; a second one decides about rows that were locked.
+    A callback becomes an assignment if its lease is in force and ends within a day. A missed call
+    becomes one if it was handed out within the last `LATELY`. In both cases the row must name a
+    user and an agent, neither of whom has an assignment. Any other callback or missed call becomes
+    pending again if it became due within the last `OLD`; otherwise it is left unchanged, for an
+    operator. If a user would then have several pending callbacks, all but the latest are cancelled.
+
+    Each decision is stored in `adoption_decisions`, and `tell` is called with a line for each kind
+    of decision. A repeated call changes no callback or missed call that was left to an operator or
+    has an active assignment. Cost: each table is read in repeated passes, until a pass has decided
+    about no row. A row that was locked during one pass can be decided in the next.
     """
     for table in _KINDS:
         counts: Counter[str] = Counter()
@@ -75,9 +85,10 @@ def settle(engine: Engine, tell: Tell) -> None:
 
 
 def _pass(engine: Engine, table: str) -> Counter[str]:
-    """Decide about the rows of a table once, batch by batch; return each decision's number of rows.
+    """Decide about the handed-out callbacks or missed calls in `table`, in one pass over the table.
 
-    A row that another transaction has locked is passed over.
+    The pass has several batches; `settle` describes the decisions. Returns the number of rows by
+    decision. A row that another transaction has locked is skipped.
     """
     counts: Counter[str] = Counter()
     after: object = None
@@ -92,12 +103,15 @@ def _pass(engine: Engine, table: str) -> Counter[str]:
 
 
 def _some(engine: Engine, table: str, after: object) -> list[tuple[str | None, int, object]]:
-    """Decide about the next callbacks or missed calls of a table in one transaction.
+    """Decide about the next batch of callbacks or missed calls that the dialer has handed out.
 
-    `after`: the id after which they begin; None: at the first one. Returns each decision with the
-    number of rows and with the last id of the batch, None with no rows if the batch needs no
-    decision, and an empty list at the end of the table. Cost: one index read for each row of the
-    batch and for each look-up, however large the tables are.
+    Each becomes an assignment, becomes pending again, or is left to an operator, as `settle`
+    describes; the whole batch is one transaction. `table`: the table of callbacks or of missed
+    calls. `after`: the last id of the previous batch; None: begin with the first row. Returns one
+    tuple for each kind of decision: the decision, the number of its rows, and the last id of this
+    batch. The decision is None, with 0 rows, if no row of the batch needs one. The list is empty at
+    the end of the table. Cost: index reads in proportion to the batch, however large the tables
+    are.
     """
     source, taken, due, live, queue, lease = _KINDS[table]
     live = live.format(now=_NOW)

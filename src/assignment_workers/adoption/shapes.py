@@ -1,6 +1,7 @@
 """The two schemas that a dialer's database may have, as data (original-dialer section 1).
 
-A test compares them with the original's columns, keys and indexes.
+One schema is in production. The other is a draft of the dialer's authors for a later schema, which
+was never deployed completely.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ STATUSES = ("pending", "assigned", "completed", "skipped", "inactive", "invalid"
 """The statuses that the dialer declares for the rows of its queue tables."""
 
 KEPT = "_before_adoption"
-"""The suffix in the name of a queue table that was taken over. The table is never dropped."""
+"""The suffix that a migration adds to the name of the dialer's queue table, to free the name for a
+view. The table is never dropped.
+"""
 MADE = "_made_by_adoption"
 """The suffix in the name of a new view, until the view takes over the name of the old table."""
 
@@ -28,9 +31,9 @@ AGENT_COLUMNS = ("assigned_to_agent_id", "assigned_to_agent")
 
 @dataclass(frozen=True)
 class Column:
-    """A column in the form in which PostgreSQL prints it.
+    """A column of a table, with its type and its default as PostgreSQL prints them.
 
-    `default` is None for a column without one.
+    `null`: True if the column may be null. `default` is None for a column without a default.
     """
 
     type: str
@@ -46,8 +49,8 @@ class Column:
 class Shape:
     """The structure of a table: columns, constraints and indexes.
 
-    `unique` and `indexes` have the columns of each unique index and of each other index, without
-    the primary key. A foreign key is a pair of a column and the table that it refers to.
+    `unique` has the columns of each unique index, except the primary key. `indexes` has the columns
+    of each other index. A foreign key is a pair of a column and the table that it refers to.
     """
 
     columns: Mapping[str, Column]
@@ -175,7 +178,10 @@ TARGET: Mapping[str, Shape] = {
         },
     ),
 }
-"""The queue tables as the dialer's authors once drafted them, but never deployed all, by name."""
+"""Maps the name of a queue table to its structure in the dialer's draft schema.
+
+The draft is a later schema that the dialer's authors began and never deployed completely.
+"""
 
 LEGACY_CALL_QUEUE = Shape(
     _columns("""
@@ -195,9 +201,10 @@ LEGACY_CALL_QUEUE = Shape(
         updated_at time not null
     """)
 )
-"""The dialer's old table `call_queue`, which has the same form in production and in the draft.
+"""The structure of the dialer's old table `call_queue`.
 
-Foreign keys are left out, because a script of the dialer drops one.
+It is the same in the schema in production and in the later schema that the dialer's authors drafted
+and never deployed completely. Foreign keys are left out, because a script of the dialer drops one.
 """
 
 LEASES = frozenset(
@@ -234,10 +241,11 @@ TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "agent_sessions": (frozenset({"ended_at", "last_heartbeat"}), frozenset()),
     "call_sessions": (frozenset(), frozenset({"unsigned_queue_id", "outstanding_queue_id"})),
 }
-"""Maps a table of the dialer to the columns that only one of two schemas has.
+"""Maps a table of the dialer to the columns in which the dialer's two schemas differ.
 
-The first set is in the schema in production only. The second is in the draft only, a schema that
-was never deployed completely. The other columns of these tables are the same in both schemas.
+The first set of columns is only in the schema in production. The second is only in the later schema
+that the dialer's authors drafted and never deployed completely. All other columns of these tables
+are the same in both schemas.
 """
 
 ADDED: Mapping[str, frozenset[str]] = {
@@ -245,8 +253,10 @@ ADDED: Mapping[str, frozenset[str]] = {
     "missed_calls": frozenset({"available_from", "updated_at"}),
     "conversions": frozenset({"episode", "created_at", "updated_at"}),
 }
-"""Maps a table of the dialer to the columns that the migration adds. Neither the schema in
-production nor the draft has them.
+"""Maps a table of the dialer to the columns that the migration adds.
+
+The dialer has these columns neither in the schema in production nor in the later schema that its
+authors drafted.
 """
 
 READ: Mapping[str, Column] = {
@@ -278,8 +288,8 @@ _FAMILIES = (
 def is_readable(found: str, wanted: str) -> bool:
     """Return True if a column of type `found` can be used where type `wanted` is expected.
 
-    Types that differ only in width or precision can. A text column that is too narrow for the
-    longest name that this release writes cannot.
+    True for equal types, and for types of one family: whole numbers, texts, timestamps, or JSON.
+    False for another text type that is too narrow for the longest name that this release writes.
     """
     if found == wanted:
         return True

@@ -50,8 +50,10 @@ _VALUES: Mapping[str, tuple[str, str]] = {
         TIME,
     ),
 }
-"""Maps a column of the dialer's table to the SQL of our value and the value's SQL type. A column
-that is not named here gets its default, or null.
+"""Maps a column of the dialer's queue table to the value that our view shows in that column.
+
+Each value is a pair: the SQL expression, and the expression's SQL type. A column that is not named
+here shows its default, or null.
 """
 
 
@@ -111,7 +113,10 @@ def _as(value: str, of: str, kind: str) -> str:
 
 
 def take_name(table: str) -> str:
-    """Return the statement that gives the view the table's name. The name must be free."""
+    """Return the statement that gives our new view the name of the dialer's queue table `table`.
+
+    The dialer's table must have been renamed before, because the name must be free.
+    """
     return f"ALTER VIEW public.{table}{MADE} RENAME TO {table}"
 
 
@@ -148,11 +153,11 @@ def _view(table: str, query: str) -> Sequence[str]:
 def _places(queue: str) -> str:
     """Return a query of a dialer queue's users: those in its published generation, and held ones.
 
-    A user who is held from this queue may have no entry (row) in the generation. The query has one
-    branch per status, so that a reader of one status reads only that branch. Pending users come in
-    the order of rank, from the index that claims use. The branch states this order, because the
-    planner does not push an outer order into it. So reading the first user costs the same with ten
-    entries and with ten million.
+    A user whom an agent holds from this queue may have no entry in that generation. The query has
+    one branch per status, so that a reader of one status reads only that branch. The branch of the
+    pending users is sorted by position, from the index that claims use: the planner would not push
+    an outer ORDER BY into the branch. So reading the first user costs the same with ten entries and
+    with ten million.
     """
     number, published_at = (
         f"(SELECT {column} FROM assignment.generations"

@@ -23,7 +23,10 @@ AGAIN_SECONDS = 5.0
 
 @contextmanager
 def telling_of_waits(database_url: str, tell: Tell) -> Iterator[None]:
-    """Report by `tell`, while the block runs, each session whose lock the migration waits for."""
+    """Report each session whose lock the migration waits for, while the `with` block runs.
+
+    A thread calls `tell` with one line for each report.
+    """
     over = threading.Event()
     thread = threading.Thread(target=_look, args=(database_url, tell, over), daemon=True)
     thread.start()

@@ -39,9 +39,9 @@ Older counts are added to the kind `dropped`.
 """
 MINUTES = 60
 RULES = frozenset({Code.ON_BREAK, Code.OFFLINE, Code.SESSION_LIMIT, Code.BREAK_DUE, Code.CALL_GAP})
-"""Codes of refusals of a well-formed request, because of a rule for the agent.
+"""Codes of refusals because of a rule about the agent, such as a break that is due.
 
-Any other refusal is a mistake of the caller.
+Such a request has no mistake. A refusal with any other code is a mistake of the caller.
 """
 USEFUL = frozenset({AnswerKind.ASSIGNED, AnswerKind.EMPTY, AnswerKind.PAUSED, AnswerKind.RULED})
 """Kinds of answers that tell the agent the state of the dialer queues or of the agent."""
@@ -140,7 +140,7 @@ class AnswerTally:
 
 
 def store(connection: Connection, hours: Sequence[CountedHour]) -> None:
-    """Add these counts to the stored ones. The caller commits."""
+    """Add the counts of answers in `hours` to those in the database. The caller commits."""
     from sqlalchemy import text  # not for clients, which count and do not store
 
     if not hours:

@@ -100,9 +100,9 @@ class Code(StrEnum):
 
 
 class Assigned(_Value):
-    """The agent holds the user.
+    """The request was met: its agent holds the user of `assignment`.
 
-    `replayed`: the assignment existed already, and this request made no new one.
+    `replayed`: True if an earlier copy of this request made the assignment.
     """
 
     outcome: Literal["assigned"] = "assigned"

@@ -43,9 +43,15 @@ AT_A_TIME = 1_000
 For this number the transaction takes about 20 ms and stores about 40 kB.
 """
 TRANSACTIONS_AT_MOST = 200
-"""Maximum number of transactions of one run of the job; the next run continues."""
+"""Maximum number of transactions in which one run of the job extends the hash chains.
+
+The next run of the job continues.
+"""
 WRITERS_SECONDS = 3.0
-"""Maximum time in seconds that a run waits for open transactions that may still write events."""
+"""Maximum time in seconds that the job waits for open transactions that may still write events.
+
+The job is the one that extends the hash chains.
+"""
 WIDTH = 32
 """Length of a digest in bytes."""
 _LOCK = "audit"
@@ -182,9 +188,9 @@ def _reached(connection: Connection) -> int:
 
 
 def _settled(connection: Connection, sleep: Callable[[float], None]) -> bool:
-    """Wait for the open transactions that may still write an event with a smaller id.
+    """Wait until no open transaction can write an event with an id below those visible now.
 
-    Returns True if all of them ended within `WRITERS_SECONDS`.
+    Returns False if such a transaction is still open after `WRITERS_SECONDS`.
     """
     before = writers(connection)
     for _ in range(round(WRITERS_SECONDS / _LOOK_SECONDS)):

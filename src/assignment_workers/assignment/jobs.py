@@ -91,10 +91,10 @@ class Work:
         self.side_connection.commit()
 
     def reached(self, count: str) -> int:
-        """Return the highest number that a run of this slot (period) has stored under this name.
+        """Return the highest value of one count that any run for this slot (period) has stored.
 
-        `count`: the name among the stored counts. 0 if no run stored it. A run after a failed one
-        continues from there.
+        `count`: the name of the count. 0 if no run has stored the count. After a failed run, the
+        next run reads here how far the failed run came.
         """
         highest = func.max(JobRun.counts[count].as_integer())
         return int(
@@ -121,10 +121,11 @@ def run(engine: Engine, job: Job, work: Callable[[Work], Counts]) -> Ran:
 
 
 def run_for(engine: Engine, job: Job, work: Callable[[Work], Made[T]]) -> tuple[Ran, T | None]:
-    """Run the job as `run` does; also return the value of its work.
+    """Run the job: call `work`, and commit its changes with the record of the run's success.
 
-    The value is None if the job was skipped: another run is in progress, or the job has succeeded
-    for its period.
+    Returns the result of the run and the value of the work. The value is None if the job was
+    skipped: another run is in progress, or the job has succeeded for its slot (period). If `work`
+    fails, the error is stored in the run's row and raised.
     """
     with engine.connect() as connection, engine.connect() as side_connection:
         now = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -160,9 +161,9 @@ def last_slot(connection: Connection, name: str) -> datetime | None:
 
 
 def _begin(side_connection: Connection, job: Job, now: datetime) -> int | None:
-    """Store the row of a new run; return the run's number.
+    """Store the row of a new run of the job; return the run's number.
 
-    None if the job has succeeded for the slot (period) already.
+    Returns None, and stores nothing, if the job has already succeeded for its slot (period).
     """
     row = {
         "job": job.name,

@@ -52,7 +52,7 @@ class OperationalSetting:
     read: Callable[[str], object]
     """Function that parses a value. Raises `ValueError` if the value is not accepted."""
     names_queue: bool = False
-    """True if the environment variable's text has a part for each dialer queue."""
+    """True if the environment variable has values by dialer queue: `queue_a=3, queue_b=5`."""
     is_of_queues: bool = False
     """True if `read` returns names of dialer queues, which still have to be checked."""
 
@@ -143,9 +143,10 @@ class SettingsInForce(Settings):
 def in_force(
     dialer: Dialer, given: Settings, version: int | None, values: Values
 ) -> SettingsInForce:
-    """Return the settings `given` with the operational settings of a version.
+    """Return a copy of `given` with the values that a version has for operational settings.
 
-    `values`: the version's values, which replace the operational settings in `given`.
+    `given`: the settings of the environment. `version`, `values`: the version's number, and its
+    values.
     """
     names = list(dialer.policies)
     everywhere = dict(given) | _fields(values, None, names)
@@ -181,7 +182,10 @@ OF_QUEUES = {
     "calling_holidays": "holidays",
     "queue_limit": "size_limit",
 }
-"""Maps an operational setting to the field of `Queue` with the value before any operator's change.
+"""Maps an operational setting to the field of `Queue` that has the setting's first value.
+
+A `Queue` is a dialer queue as the dialer's file declares it. Once an operator has changed the
+setting, the field is ignored.
 """
 
 
@@ -291,7 +295,9 @@ def _text(
 ) -> str | None:
     """Return the value of a setting as the text that its environment variable would have.
 
-    None: the default applies. `values`, `queue`, `queues`: as for `_fields`.
+    None: the default applies. `values`: the values of a version of the settings. `queue`: the
+    dialer queue whose value is returned; None: the value that applies to all queues. `queues`: the
+    names of the dialer's queues.
     """
 
     def own(of: str | None) -> str | None:

@@ -86,7 +86,7 @@ class Person:
 
     @property
     def _written(self) -> str:
-        """Regular expression for the CRM's id of the user as it is written in JSON."""
+        """Regular expression that finds the CRM's id of the user as the value of a JSON field."""
         if isinstance(self.own, int):
             return rf'"?{self.own}\b'
         return "|".join(

@@ -1,4 +1,4 @@
-"""Stored phone identities: read from the CRM's facts about a user, and found by number."""
+"""The stored phone numbers of users: parsed from the CRM's facts, and looked up by number."""
 
 from __future__ import annotations
 
@@ -119,14 +119,15 @@ def store(connection: Connection, parameters: Mapping[str, Any]) -> None:
 
 
 def zones(connection: Connection) -> frozenset[str]:
-    """Return the names of the time zones in which the users are. There are only a few."""
+    """Return the names of all time zones in which users live, each name once."""
     return frozenset(connection.execute(ZONES).scalars())
 
 
 def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, ...]], Said]:
-    """Return a query for these users' numbers, countries and time zones, with its parameters.
+    """Return a query for the phone numbers, countries and time zones of `users`.
 
-    The query reads a CRM in our own database.
+    The second returned value has the query's parameters. The query reads a CRM in our own database.
+    `numbers`: the rules for reading phone numbers.
     """
     of_users = _said(numbers).where(CrmUser.id == any_(bindparam("users", type_=ARRAY(BigInteger))))
     return of_users, {"users": list(users)}

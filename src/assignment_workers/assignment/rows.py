@@ -1,4 +1,4 @@
-"""Rows of a query for a page, by the names of their columns."""
+"""Rows of a SQL query as dictionaries, by the names of their columns."""
 
 from __future__ import annotations
 

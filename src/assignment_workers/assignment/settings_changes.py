@@ -62,9 +62,9 @@ def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
     """Store the first values of operational settings, when a term begins.
 
     If no version exists, the first version gets the values of the environment and of the dialer's
-    file. Otherwise a new version gets those of the file's values whose setting never had a value
-    for the dialer queue, such as all values of a new queue. Returns the stored version; None if
-    there is nothing to store.
+    file. Otherwise a new version adds values of the dialer's file, but only where no version ever
+    had a value of the same setting for the same dialer queue, such as for a new queue. Returns the
+    stored version; None if there is nothing to store.
     """
     if (first := adopt(transaction, given)) is not None:
         return first
@@ -86,7 +86,10 @@ def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
 
 
 def _new_values(transaction: FencedTransaction) -> list[SettingValue]:
-    """Return the dialer file's values of settings that never had a value for the dialer queue."""
+    """Return the values in the dialer's file that are new, such as those of a new dialer queue.
+
+    A value is new if no stored version ever had a value of the same setting for the same queue.
+    """
     own = values_of_queues(transaction.dialer)
     if not own:
         return []
@@ -106,18 +109,20 @@ def change(
     why: str,
     given: Settings,
 ) -> Done | Refused:
-    """Make these changes one new version, in force from this commit on in every process.
+    """Store these changes as one new version of the operational settings.
 
-    `by`: the operator; `why`: the reason; `given`: the settings of the environment, from which the
-    first version is stored if there is none. Refused, with nothing changed: an unknown setting, a
-    value that is not accepted, a value for a dialer queue or a team if the setting cannot have one,
-    two changes of the same value, and values that cannot be used together. If all values are in
-    force already, no version is made. The answer has the number of the version in force, as
-    `counts["version"]`.
+    The version is in force from this commit on, in every process. If all values are in force
+    already, no version is made. The answer has the number of the version in force, as
+    `counts["version"]`. `by`: the operator; `why`: the reason; `given`: the settings of the
+    environment, from which the first version is stored if there is none.
+
+    Refused, with nothing changed: an unknown setting; a value that is not accepted; a value for a
+    dialer queue or a team, if the setting cannot have one; a value that is changed twice; and
+    values that cannot be used together.
 
     If a changed setting decides who may be called, users who wait because of a rule are made
     claimable, up to `entries.PROMOTED_AT_MOST` in each dialer queue, and the next claim judges
-    them. The next build includes the rest.
+    them by the new rules. The next build judges the other waiting users.
     """
     wrong = [said for each in changes if (said := misfit(each, transaction.dialer.policies))]
     named = [each.key for each in changes]

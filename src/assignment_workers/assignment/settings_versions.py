@@ -41,8 +41,9 @@ KNOWN_AT_MOST = 16
 class AppliedChange(BaseModel):
     """A changed value of an operational setting, for a dialer queue, for a team, or for all.
 
-    `before`, `after`: the old and the new value. None if there is no value of its own for the
-    dialer queue or the team; then the value for all, or the default, counts.
+    `before`: the old value; None: there was none. `after`: the new value; None: the value was
+    removed. For a dialer queue or a team without a value of its own, the value for all counts. If
+    there is no value for all, the default counts.
     """
 
     name: str
@@ -64,7 +65,10 @@ class StoredVersion(BaseModel):
     values: list[SettingValue]
 
     def in_force(self, dialer: Dialer, given: Settings) -> SettingsInForce:
-        """Return the settings `given`, with the operational settings of this version."""
+        """Return a copy of `given` with this version's values of the operational settings.
+
+        `given`: the settings of the environment.
+        """
         return in_force(dialer, given, self.version, self._by_key())
 
     def _by_key(self) -> Values:
@@ -146,7 +150,8 @@ def _version(row: Row[*tuple[Any, ...]]) -> StoredVersion:
 class ValueInForce(BaseModel):
     """A value in force of an operational setting, for a dialer queue, for a team, or for all.
 
-    `queue` and `team` are None in the value for all dialer queues and teams without their own.
+    If `queue` and `team` are None, the value is for all. It counts for each dialer queue and team
+    without a value of its own.
     """
 
     name: str
@@ -268,7 +273,11 @@ def unknown_values(connection: Connection, dialer: Dialer) -> list[str]:
 
 
 def tell_ignored(connection: Connection, dialer: Dialer, given: Settings) -> None:
-    """Log each line of `ignored` as a warning; called when a process starts."""
+    """Log a warning for each value in the environment or the dialer's file that has no effect.
+
+    A value has no effect if the version of the settings in force has another one. Called when a
+    process starts.
+    """
     for line in ignored(connection, dialer, given):
         log.warning("variable_ignored", why=line)
 

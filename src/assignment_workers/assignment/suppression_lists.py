@@ -83,10 +83,11 @@ _STAGED, _STANDING, _RETIRED = (sql_text(each) for each in SuppressionListState)
 
 @dataclass(frozen=True)
 class Named:
-    """The name of a list of suppressed phone numbers to import, and the list's terms.
+    """The name, the reason and the scope of a list of suppressed phone numbers to import.
 
-    `replaces`: True if the list replaces those of the same name. `queue`: the only dialer queue to
-    which it applies; None: all.
+    `replaces`: True if this list, once in force, replaces the earlier lists of the same name.
+    `queue`: the only dialer queue to which the list applies; None: every queue. `expires_at`: the
+    time at which the list's suppressions end; None: no end.
     """
 
     name: str
@@ -178,13 +179,14 @@ def stage(
 ) -> Staged:
     """Load the lines of a file into a new list of suppressed phone numbers that is not in force.
 
-    The command `flip` puts the list in force. `named`: the list's name and terms. `reader`: the
-    rules for reading phone numbers. `queues`: the names of the dialer's queues. The whole file is
-    loaded in one transaction, which neither waits for another nor blocks one. The number of an
-    erased person is left out, because its hash suppresses it. A line that is not a phone number is
-    counted and named; with `skip_unreadable` it is left out, otherwise nothing is stored, as in a
-    dry run. Raises `UsageError` for an unknown dialer queue. Cost: about 40 µs of processor time a
-    line, spread over all processors, and a COPY.
+    The command `flip` puts the list in force. `named`: the list's name, reason and scope.
+    `reader`: the rules for reading phone numbers. `queues`: the names of the dialer's queues. The
+    whole file is loaded in one transaction, which neither waits for another nor blocks one. The
+    number of an erased person is left out, because a stored hash suppresses this number already. A
+    line that is not a phone number is counted and named in the result. With `skip_unreadable` such
+    a line is left out; otherwise nothing is stored, as in a dry run. Raises `UsageError` for an
+    unknown dialer queue. Cost: about 40 µs of processor time a line, spread over all processors,
+    and a COPY.
     """
     if named.queue is not None and named.queue not in queues:
         raise UsageError(no_queue(named.queue, queues))
@@ -431,7 +433,7 @@ _INCOMING_QUEUES = text(
 
 
 class Matched(BaseModel):
-    """The suppressions of a phone number, and the users who have it."""
+    """The suppressions of a phone number, and the number of users who have this phone number."""
 
     text: str
     numbers: list[str]

@@ -42,11 +42,12 @@ from assignment_workers.schema.bulk import insert_rows
 from assignment_workers.schema.tables import Event, Forgotten, Suppression, SuppressionKind
 
 FORGOTTEN = "(forgotten)"
-"""The text that replaces the reason of a suppression (ban on calls) of an erased person."""
+"""The text that replaces erased texts about a person, such as the reason of a suppression."""
 COUNTED = timedelta(days=1)
-"""Period within which removals of a user by claims count towards a quarantine of the user.
+"""The period in which the removals of a user by claims are counted for a quarantine.
 
-A removal counts only if the user broke a rule that the build of the dialer queue checks, too.
+Only removals because of a rule marked `suspicious` count. A build includes only users who meet such
+a rule, so a claim soon after should rarely find the rule broken.
 """
 LISTED_AT_MOST = 1_000
 COUNTED_AT_MOST = 10_000
@@ -139,12 +140,13 @@ def do_not_contact(
 ) -> Done | Refused:
     """Suppress the user, or every user with this phone number, from this commit on.
 
-    `by`: the operator. `entry`: further terms, such as the dialer queue and the expiry. `reader`:
-    the rules for reading the phone number, which may be written in any form. Repeating the command
-    changes nothing. Refused: neither a user nor a phone number, or both; an unknown dialer queue;
-    an expiry that has passed; and a text that is not one phone number, unless `entry.raw` is set. A
-    raw text is compared with users' texts in the CRM, and users whose number has the same last
-    digits are not offered until an operator decides.
+    `by`: the operator. `entry`: the dialer queue, the expiry and the source of the suppression.
+    `reader`: the rules for reading the phone number, which may be written in any form. Repeating
+    the command changes nothing. Refused: neither a user nor a phone number, or both; an unknown
+    dialer queue; an expiry that has passed; and a text that is not one phone number, unless
+    `entry.raw` is set. Such a text is compared with the phone numbers as they are written in the
+    CRM. Users whose number has the same last digits as the text are not offered until an operator
+    decides.
     """
     entry = entry or SuppressionTerms()
     target = _target(user, phone, reader, raw=entry.raw)
@@ -252,11 +254,11 @@ def subject(
     phone: str | None = None,
     queue: str | None = None,
 ) -> str:
-    """Return a name for the state that a command to suppress or to lift sets.
+    """Return a text that identifies the suppression that a command creates or lifts.
 
-    Commands with the same kind, dialer queue, and user or phone number get the same name, in
-    whatever form the number is written. A command is refused if a later one with the same name was
-    carried out.
+    Commands with the same kind, dialer queue, and user or phone number get the same text, in
+    whatever form the number is written. A command is refused if another command with the same text
+    was sent later but carried out earlier.
     """
     whom = f"user {user}" if phone is None else f"phone number {_key(phone, reader)}"
     place = "" if queue is None else f" in {queue}"
@@ -320,9 +322,9 @@ def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after
     If a claim soon after finds that a user breaks such a rule, the claim removes the user. That
     should be rare, so a user to whom it happens repeatedly is not offered any more.
 
-    `failed`: the users whom this transaction has removed for such a rule. `after`: the number of
-    such removals within the period `COUNTED` from which on a user is quarantined. Removals before
-    an operator lifted the user's last quarantine do not count. Cost: a read of the events of these
+    `failed`: the users whom this transaction has removed for such a rule. `after`: a
+    user with this many such removals within the period `COUNTED` is quarantined. Removals before an
+    operator lifted the user's last quarantine do not count. Cost: a read of the events of these
     users.
     """
     if not failed:
@@ -341,7 +343,11 @@ def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after
 
 @dataclass(frozen=True)
 class SuppressionTerms:
-    """The terms of a do-not-contact suppression, besides its user or phone number."""
+    """The dialer queue, the expiry and the source of a do-not-contact suppression.
+
+    `expires_at`: the time at which the suppression ends; None: no end. `source`: the origin of the
+    suppression, if any, such as a register.
+    """
 
     queue: str | None = None
     """The only dialer queue to which the suppression applies; None: every queue."""
@@ -353,10 +359,11 @@ class SuppressionTerms:
 
 @dataclass(frozen=True)
 class Target:
-    """The phone number, or the text, to which a suppression applies.
+    """The phone number to which a suppression applies, or a text that is not a phone number.
 
-    If the suppression is one of a single user instead, no field is set. `number`: in E.164.
-    `plain`: the normalized text. `tail`: the last digits. `unsure`: True if the number is unclear.
+    `number`: the phone number in E.164; None: there is only a text. `plain`: the normalized text.
+    `tail`: the last digits. `unsure`: True if the number is unclear. For a suppression of a single
+    user, no field is set.
     """
 
     number: str | None = None
@@ -366,7 +373,11 @@ class Target:
 
     @property
     def by_text(self) -> bool:
-        """True if there is no number: a phone suppression then applies to users with its text."""
+        """True if the suppression applies to a text that is not a phone number.
+
+        Such a text is compared with the phone numbers as they are written in the CRM. For the
+        suppression of a single user, the property has no meaning.
+        """
         return self.number is None
 
 
@@ -437,9 +448,9 @@ _EXPIRE = (
         lifted_why="expired",
     )
 )
-"""Lift expired suppressions (bans on calls) of this user or number.
+"""SQL statement that marks the expired suppression of a user or phone number as lifted.
 
-A new one can then be stored.
+A new suppression of the same user or phone number can then be stored.
 """
 _LIFT = (
     update(Suppression)

@@ -32,7 +32,10 @@ class Suspicion:
 
     @property
     def of_the_whole(self) -> int:
-        """The number of processes that ended while no single part of the batch was handled."""
+        """The number of processes that ended while no single request of the batch was handled.
+
+        Such an end cannot be attributed to one request, but only to the whole message.
+        """
         return self.ends - len(self.parts)
 
 
@@ -71,10 +74,11 @@ def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> S
 
 
 def try_part(engine: Engine, digest: str, part: int | None) -> None:
-    """Store which part of a batch is handled from now on.
+    """Record the request or command of a batch message that is handled from now on.
 
-    If the process ends, the record then shows during which part. `digest` identifies the message.
-    `part`: the position in the batch; None: no single part.
+    If the process ends, the record shows the request or command during which the process ended.
+    `digest` identifies the message. `part`: the position in the message; None: no single request or
+    command is handled.
     """
     _change(engine, digest, part=part)
 

@@ -81,7 +81,10 @@ class EventKind(StrEnum):
     CALLBACK_SUPERSEDED = "callback_superseded"
     """The user was promised another callback, which replaces this one."""
     CALLBACK_ENDED_ELSEWHERE = "callback_ended_elsewhere"
-    """Another program ended the callback before its call ended; the callback stays unchanged."""
+    """Another program ended the callback while an agent had the assignment for it.
+
+    The callback stays as that program left it.
+    """
     MISSED_CALL_FOLLOWED_UP = "missed_call_followed_up"
     """The user of a missed call was called back."""
     MISSED_CALL_CANCELLED = "missed_call_cancelled"
@@ -141,7 +144,10 @@ class FencedTransaction:
     now: datetime
     term: int
     dialer: Dialer
-    """The dialer of this process. Its policies lack the calling rules that are in the settings."""
+    """The dialer queues and outcomes that this process has loaded.
+
+    The policies of these queues lack the calling rules that are in the settings.
+    """
     randomness: Random = field(default_factory=Random)
     races: list[dict[str, Any]] = field(default_factory=list)
     """The events of races (conflicts between two writers) that this transaction recorded.
@@ -154,7 +160,10 @@ class FencedTransaction:
     locked: frozenset[str] = frozenset({DEFAULT_LANE})
     """The lanes whose rows this transaction has locked."""
     first: Sequence[Rows] = ()
-    """The rows of the statements that were sent together with the check of the term."""
+    """Results of the first reads, such as the look-up of a command's stored answer.
+
+    These reads were sent in one round trip with the check of the term.
+    """
     settings_id: UUID | None = None
     """The id of the version of the operational settings in force; None: no version is stored."""
     last: list[Statement] | None = None

@@ -178,7 +178,11 @@ def number_new(
 
 
 def unnumbered(dialer: Dialer, connection: Connection, rows: str) -> int:
-    """Count the users of the SQL query `rows` who have no number because their ids are unusable."""
+    """Count the users in the query `rows` who still have no number in `assignment.user_ids`.
+
+    `rows`: a SQL query with the column `id`, the CRM's id of a user. Call this after `number_new`
+    with the same query: that function gives a number to each user, unless the id is unusable.
+    """
     kind = dialer.numbered
     statement = text(
         f"SELECT count(*) FROM ({rows}) n"  # noqa: S608
@@ -250,10 +254,11 @@ def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
 
 
 def _walk(name: str, value: object, of: Any, *, ours: bool = False) -> object:  # noqa: ANN401
-    """Return a copy of the value with `of(number)` in place of the number of each user.
+    """Return a copy of `value` in which `of(number)` replaces the number of each user.
 
-    `name`: the name of the field that has the value. `ours`: True if this package wrote the value's
-    texts; only then are numbers in them replaced.
+    `name`: the name of the field with this value; only fields such as `user_id` have numbers of
+    users. `ours`: True if this package wrote the texts in `value`, such as the reason of a refusal;
+    only in such texts are numbers replaced. Texts that people typed stay unchanged.
     """
     match value:
         case bool():

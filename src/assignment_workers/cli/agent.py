@@ -107,7 +107,7 @@ def _option(argument: Argument) -> str:
 
 
 def line(answer: object) -> str:
-    """Return the answer of a client's call as one line of text for people."""
+    """Return one line of text for people that describes an answer of the Python client."""
     match answer:
         case Assigned(assignment=held, replayed=replayed):
             again = " (the one already held)" if replayed else ""

@@ -75,7 +75,9 @@ def answers(
 ) -> int:
     """List what AGENT was answered, and why they got nobody: the newest, or those around a time.
 
-    Answers are kept for seven days, unless the retention is set otherwise.
+    Without --at, the newest 50 answers of the last hour are listed. With --at, the answers from
+    five minutes before that time to five minutes after it. Answers are stored for seven days,
+    unless the retention is set otherwise.
     """
     now = datetime.now(UTC)
     middle = None if at is None else _around(at, now)

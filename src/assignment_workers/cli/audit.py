@@ -26,7 +26,7 @@ group = typer.Typer(help="Events with chained digests: export and check.", no_ar
 
 AT_MOST = timedelta(hours=2)
 SHOWN = 20
-"""The number of findings that are printed for people."""
+"""The greatest number of findings that are printed without --json."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,8 +41,8 @@ def export(
 ) -> int:
     """Write the chained events as lines of JSON, for `audit verify FILE` on any machine.
 
-    Texts that people typed and phone numbers are left out. The role assignment_reader is
-    enough.
+    Texts that people typed and phone numbers are left out. The rights of the database role
+    assignment_reader are enough.
     """
     with database(patience=AT_MOST) as connection, _writing(file) as stream:
         count = audit_check.export(connection, stream.write, lane=lane)
@@ -98,8 +98,8 @@ def lost(
 ) -> int:
     """Name what an old primary has recorded and this database lacks; exit code 1 if anything.
 
-    Use it after a failover or a restore, while the old server can still be read. Nothing is
-    written to either server.
+    Each event that only the old primary has is printed. Use this command after a failover or a
+    restore, while the old server can still be read. Nothing is written to either server.
     """
     try:
         check_postgres(old)

@@ -47,7 +47,12 @@ class Run(Protocol[T_co]):
         *,
         broker: Broker | None,
     ) -> tuple[Recorder, T_co]:
-        """Simulate the plan; return the records and the result."""
+        """Simulate the call centre that `plan` describes; return the recorder and the result.
+
+        The recorder has what happened, such as waits, assignments and faults. The result says
+        whether the run broke a guarantee. `show` is called once a second, with the recorder and the
+        figures of that second.
+        """
 
 
 CALM_SECONDS = 30.0
@@ -170,10 +175,11 @@ def soak(
 def _simulated(
     run: Run[T_co], plan: Plan, report: Path, json: bool, rabbitmq: bool
 ) -> tuple[Recorder, T_co]:
-    """Run the simulation `run` on a stack; return the records and the result.
+    """Run the simulation `run` on a stack; return the recorder and the result of the run.
 
-    Progress is shown unless `json`. Raises `UsageError`, before anything starts, if the folder of
-    the report does not exist.
+    The recorder has what happened, such as waits, assignments and faults. The result says whether
+    the run broke a guarantee. Progress is shown unless `json`. Raises `UsageError`, before anything
+    starts, if the folder of the report does not exist.
     """
     if not report.absolute().parent.is_dir():
         raise UsageError(f"--report {report}: there is no folder {report.absolute().parent}")
@@ -185,11 +191,11 @@ def _simulated(
 
 @contextmanager
 def _stack(plan: Plan, rabbitmq: bool) -> Iterator[tuple[Stack, Settings, Plan, Broker | None]]:
-    """Yield the stack that runs here; if none runs, start a temporary one and yield that.
+    """Yield the stack that runs here or, if none runs, a temporary one, with three more values.
 
-    Also yields the stack's settings, the plan, which is marked if the stack is temporary, and the
-    stack's RabbitMQ if `rabbitmq`. Raises `UsageError` if a stack runs here but the plan has lanes
-    or `rabbitmq` is true, because these need a new stack.
+    The other values: the stack's settings; the plan, with `own_stack` True for a temporary stack;
+    and RabbitMQ if `rabbitmq`, else None. Raises `UsageError` if a stack runs here but the plan has
+    lanes or `rabbitmq` is true, because these need a new stack.
     """
     if running := running_stack(settings()):
         if plan.lanes or rabbitmq:

@@ -1,4 +1,4 @@
-"""The commands `dialer`: check and show `dialerconfig.py`, begin one, generate types from it."""
+"""The commands `dialer`: check, show or write `dialerconfig.py`, and generate types from it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def add_to(app: typer.Typer) -> None:
 
 @group.callback()
 def dialer() -> None:
-    """Group the commands of the dialer's definition."""
+    """Group the commands of the dialer's definition.
+
+    The function itself does nothing; Typer calls it before the subcommand.
+    """
 
 
 @group.command()
@@ -52,12 +55,12 @@ def check(
 ) -> int:
     """Check the definition of the dialer, without starting anything.
 
-    Each mistake is one line with file, dialer queue and rule; then the exit code is 2. If
-    DATABASE_URL is set or a stack runs here, the tables of its database are read too: a warning
-    names each rule for which a claim would read a whole table, and each dialer queue that no agent
-    may take from. The environment and the settings in force may contain a name, such as that of an
-    outcome, which the file does not have. This is a mistake if it would keep processes from
-    starting, otherwise a warning. A table or a column that an external CRM lacks is a mistake.
+    Each mistake is printed as one line with file, dialer queue and rule; then the exit code is 2.
+    If DATABASE_URL is set or a stack runs here, the database is read too. A warning then names each
+    rule for which a claim would read a whole table, and each dialer queue that no agent may take
+    from. The settings, of the environment or stored by operators, may name something that the file
+    does not have, such as an outcome. This is a mistake if it would keep processes from starting,
+    and a warning otherwise. A table or a column that an external CRM lacks is a mistake.
     """
     if file is not None:
         os.environ[VARIABLE] = str(file)
@@ -87,10 +90,11 @@ def check(
 
 
 def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
-    """Return the query plans of the rules under the settings in force, and warnings.
+    """Return the database's query plans of the dialer's rules, and warnings.
 
-    Raises `UsageError` if the environment has settings that do not fit the dialer's file, so that
-    no process would start.
+    Without a database, or if it is unavailable, there are no query plans. The rules are those under
+    the settings in force. `path`: the dialer's file, for messages. Raises `UsageError` if the
+    environment has settings that do not fit the dialer's file, so that no process would start.
     """
     given = settings()
     try:
@@ -144,10 +148,10 @@ def _has_database(given: Settings) -> bool:
 
 
 def _in_force(given: Settings) -> Settings:
-    """Return the settings, with the values that operators have set.
+    """Return the settings in force: `given`, changed by the values that operators have stored.
 
-    Without a database, or if it is unavailable, return the settings of the environment and of the
-    dialer's file.
+    `given`: the settings of the environment. Without a database, or if it is unavailable, the
+    settings of the environment and of the dialer's file are returned.
     """
     if _has_database(given):
         try:

@@ -1,4 +1,8 @@
-"""The command `replay-incident`: the incident under the original's algorithm and under ours."""
+"""The command `replay-incident`: the old dialer's incident, with its algorithm and with ours.
+
+In the incident, a rebuild deleted the queue row that the old dialer had just selected for an agent,
+and the agent's screen said that the dialer queue was empty (docs/original-dialer.md).
+"""
 
 from __future__ import annotations
 
@@ -40,9 +44,14 @@ def replay_incident(
 ) -> int:
     """Replay the incident: the original, its remedies and ours.
 
-    The replay runs in scratch databases on the server of DATABASE_URL, or else of the running
-    stack, or else on a server of its own. No other database is touched. The exit code is 1 if this
-    project's own way broke a guarantee.
+    The original is the old dialer that this project replaces. In the incident, the old dialer had
+    just selected a queue row for an agent when a rebuild deleted the row, and the agent was told
+    that the dialer queue was empty (docs/original-dialer.md).
+
+    The same simulated agents ask for users under the original's algorithm, under each usual remedy
+    for the fault, and under this project's algorithm. The exit code is 1 if this project's
+    algorithm broke a guarantee. The replay uses scratch databases on the server of DATABASE_URL, or
+    else of the running stack, or else on a server of its own. No other database is touched.
     """
     for name in ways or ():
         if name not in NAMES:

@@ -145,7 +145,7 @@ def options(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Accept the options that stand before a command."""
+    """Declare the options that stand before the name of a command."""
 
 
 def _with_choices(error: typer.TyperException) -> str:

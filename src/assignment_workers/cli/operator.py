@@ -181,7 +181,8 @@ def drain(
 ) -> int:
     """Take everybody who is not held out of QUEUE, until a build.
 
-    Pause the dialer queue first if it should stay empty.
+    Users whom an agent holds stay with the agent. The next build adds users again: pause the dialer
+    queue first if nobody from it should be handed out.
     """
     need_queue(queue)
     if dry_run:
@@ -259,8 +260,8 @@ def _watch(readings: Iterator[Health]) -> int:
 def _noted(readings: Iterator[Health], served: list[bool]) -> Iterator[Health]:
     """Yield each reading, at least `WATCH_SECONDS` apart.
 
-    Before a reading is yielded, the content of the list `served` is replaced by one value: True if
-    agents are served according to this reading.
+    The list `served` is an output: it has one value, True if agents are served according to the
+    reading that was yielded last.
     """
     for health in readings:
         served[:] = [health.agents_are_served]
@@ -557,7 +558,7 @@ def doctor(
 
 
 PLURAL = {"gateways", "answers"}
-"""The names of components whose title is a plural."""
+"""The names of components whose title is a plural, as in `Gateways serve agents`."""
 
 
 def _serving(health: Health) -> list[CheckResult]:
@@ -584,7 +585,7 @@ def _examine() -> tuple[list[CheckResult], Durability]:
 
 
 def _replayed() -> list[CheckResult]:
-    """Check all recorded events against the model of the guarantees (`assignment.history`).
+    """Replay all recorded events, and check that they break no guarantee (`assignment.history`).
 
     Returns one failed check for each guarantee that the events break, or else one passed check.
     """

@@ -52,9 +52,10 @@ class OutcomeRecorder:
         self.outcome: str | None = None
 
     def __call__(self, answer: T, *, done: str = "done") -> T:
-        """Record the outcome of the action, and return `answer`.
+        """Set the outcome of the action, and return `answer`.
 
-        The outcome is the text in `done`, unless `answer` is a refusal or `Unavailable`.
+        The outcome is the text in `done`, unless `answer` is a refusal or `Unavailable`. At the end
+        of its block, the context manager `recorded` stores the outcome in the database.
         """
         self.outcome = _line(answer, done)
         return answer

@@ -59,7 +59,8 @@ def export(user: User, why: Why = "a request for access", json: AsJson = False) 
 def forget(user: User, why: Why = "a request for erasure") -> int:
     """Erase what people typed about a user, and their numbers; the id is never offered again.
 
-    This is refused while an agent holds the user: release the assignment first.
+    The erasure is refused while an agent holds the user: release the assignment first. The user is
+    put on the do-not-contact list even then.
     """
     named = user_id(user)
     with recorded("person_forget", str(named), why) as told, client() as asking:

@@ -36,7 +36,8 @@ def report(
 ) -> int:
     """Report assignments, time to assign, success rate and lost rows.
 
-    Races and consistency are shown as well, and without --json the figures by dialer queue and
+    A row is lost if an event records an assignment that has no row. Races and the results of the
+    checks of the guarantees are shown as well, and without --json the figures by dialer queue and
     by agents' team. The exit code is 1 if rows were lost or a check is broken.
     """
     began = datetime.now(UTC) - period(since)

@@ -39,7 +39,10 @@ def add_to(app: typer.Typer) -> None:
 
 @group.callback()
 def schema() -> None:
-    """Group the commands of the database's schema."""
+    """Group the commands of the database's schema.
+
+    The function itself does nothing; Typer calls it before the subcommand.
+    """
 
 
 INSPECT_AT_MOST = timedelta(minutes=10)
@@ -110,7 +113,8 @@ def migrate(
 ) -> int:
     """Bring the database to the schema of this version.
 
-    If the database has the tables of a dialer, they are taken over while the dialer runs.
+    If the database has the tables of the old dialer application, this system takes the tables over
+    while that application runs.
     """
     url = direct_url(with_database())
     if dry_run:
@@ -161,10 +165,10 @@ def _passwords(given: Settings) -> dict[str, str]:
 
 @group.command()
 def compare(json: AsJson = False) -> int:
-    """List the users whom only our policy or only the deployed tables would queue, by rule.
+    """Count the users whom only this system or only the old application would offer, by rule.
 
-    Nothing is changed. This works before the switch only, because it needs the dialer's own
-    tables.
+    Nothing is changed. The command reads the queue tables of the old application, so it works only
+    before `schema migrate` replaces these tables.
     """
     with _read_only() as (connection, crm), waiting(expected_seconds(connection, "compare")):
         found = read_differences(connection, crm, now=instant(connection))

@@ -1,4 +1,4 @@
-"""The servers of a command: from the environment, or from the stack that runs here."""
+"""The servers that a command uses: those that the environment names, or the running stack's."""
 
 from __future__ import annotations
 
@@ -69,7 +69,11 @@ def user_id(given: str) -> UserId:
 
 
 def reader() -> Reader:
-    """Return the reader of phone numbers with the settings and the key of this installation."""
+    """Return the `Reader` with which this installation reads phone numbers from texts.
+
+    The `Reader` has the installation's settings, such as the region of a number without a country
+    code, and the secret key for the hashes of erased users' numbers.
+    """
     given = settings()
     if given.number_key is None:
         stack = running_stack(given)
@@ -79,7 +83,7 @@ def reader() -> Reader:
 
 
 def resolved() -> Settings:
-    """Return the settings; addresses that no variable sets are those of the running stack."""
+    """Return the settings, with the running stack's addresses for servers that are not set."""
     return resolve(settings())
 
 
@@ -133,7 +137,7 @@ _NOT_THERE = (InvalidSchemaName, UndefinedColumn, UndefinedTable)
 def _prepare(connection: Connection, given: Settings) -> None:
     """Create or replace the views through which rules read the CRM's tables.
 
-    Ignore a failure, because not every command needs them.
+    A failure is ignored, because not every command needs these views.
     """
     try:
         fact_views.prepare(connection, loaded(), given)

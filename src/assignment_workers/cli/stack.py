@@ -59,7 +59,11 @@ def up(
         bool, typer.Option("--verbose", "-v", help="Show what every process logs.")
     ] = False,
 ) -> int:
-    """Start everything in the foreground; Ctrl-C stops it, data kept."""
+    """Start everything in the foreground; Ctrl-C stops it, data kept.
+
+    The command starts PostgreSQL, Valkey, the sequencers, the other Celery workers, Beat, Flower
+    and the gateway on this machine.
+    """
     from assignment_workers.devstack import forks
 
     forks.prepare(PRELOADED)  # in parallel with our own imports and the start of the servers
@@ -89,7 +93,10 @@ def up(
 
 
 def env() -> int:
-    """Print the running stack's addresses for `eval`."""
+    """Print the running stack's addresses for `eval`.
+
+    The output is a shell command `export NAME=value` for each address, such as DATABASE_URL.
+    """
     from assignment_workers.cli.servers import settings
 
     stack = running_stack(settings())
@@ -107,7 +114,8 @@ def process(
 ) -> int:
     """Be one process of a stack, in the foreground.
 
-    DATABASE_URL and REDIS_URL name its servers.
+    The process, such as the gateway or a sequencer, uses the servers that DATABASE_URL and
+    REDIS_URL name, or else those of the running stack.
     """
     from assignment_workers.cli.servers import resolved, settings
     from assignment_workers.tasks import process as processes

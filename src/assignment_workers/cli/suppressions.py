@@ -181,7 +181,11 @@ def import_list(
     ] = False,
     json: AsJson = False,
 ) -> int:
-    """Load a list of numbers of any length and put it in force, as a whole or not at all."""
+    """Load a list of numbers of any length and put it in force, as a whole or not at all.
+
+    The phone numbers in the list are not called. Unless --add is given, they replace the numbers
+    of an earlier list with the same name.
+    """
     named = suppression_lists.Named(
         name=name,
         replaces=not add_to,
@@ -231,7 +235,10 @@ def export(
         Path | None, typer.Argument(help="Where to; standard output by default.")
     ] = None,
 ) -> int:
-    """Write every entry and every number of every list in force as CSV."""
+    """Write every entry and every number of every list in force as CSV.
+
+    The entries and lists are those of users and phone numbers that must not be called.
+    """
     with ExitStack() as stack:
         to = stack.enter_context(file.open("w", newline="")) if file else sys.stdout
         connection = stack.enter_context(database(patience=IMPORT_AT_MOST))
@@ -301,8 +308,8 @@ def _id(user: str | None) -> UserId | None:
 def _subject(user: str | None) -> str:
     """Return the user's id, or the words "a phone number" if `user` is None.
 
-    It is stored in the record of an operator's action. The number itself is stored only with the
-    suppression.
+    The returned text is stored in the record of an operator's action. The phone number is stored
+    only with the suppression.
     """
     return "a phone number" if user is None else str(user_id(user))
 

@@ -35,7 +35,8 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
     """`Client` with coroutines. It must be made and used in one event loop.
 
     If a caller is cancelled before its request is sent, the request is dropped. If the request was
-    sent before, the function `orphaned` is called with the call and its answer.
+    sent before, the function `orphaned` (an argument of the constructor) is called with the request
+    and its answer.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
     ) -> None:
         """Prepare the client without contacting a server.
 
-        `together`: the greatest number of calls in one message. `under_way`: the greatest number of
-        unanswered messages of one kind. `orphaned` is called with a call and its answer if the
-        caller was cancelled. `key` signs the commands of operators. `tracing`: see `traces.follow`.
+        `together`: the greatest number of requests or commands in one message. `under_way`: the
+        greatest number of unanswered messages of one kind. `orphaned`: a function that is called
+        with a request that was sent and its answer, if the caller was cancelled meanwhile. `key`
+        signs the commands of operators. `tracing`: see `traces.follow`.
         """
         check_addresses(redis_url, broker_url)
         randomness = randomness or Random()

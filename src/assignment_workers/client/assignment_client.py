@@ -59,7 +59,10 @@ class AssignmentClient(AgentMethods, ABC):
         """Carry out one exchange (such as a command and its answer) and return its result."""
 
     def run(self, steps: Steps[T]) -> T:
-        """Carry out the exchanges that the generator `steps` yields, and return its answer."""
+        """Carry out each step that the generator `steps` yields; return the generator's answer.
+
+        A step is a piece of I/O, such as to send a command and to get the answer.
+        """
         try:
             exchange = next(steps)
             while True:
@@ -129,7 +132,10 @@ class AsyncAssignmentClient(AgentMethods, ABC):
         """Carry out one exchange (such as a command and its answer) and return its result."""
 
     async def run(self, steps: Steps[T]) -> T:
-        """Carry out the exchanges that the generator `steps` yields, and return its answer."""
+        """Carry out each step that the generator `steps` yields; return the generator's answer.
+
+        A step is a piece of I/O, such as to send a command and to get the answer.
+        """
         try:
             exchange = next(steps)
             while True:
@@ -151,8 +157,8 @@ class AsyncAssignmentClient(AgentMethods, ABC):
 class Hold:
     """An assignment that a background thread renews until the block of `holding` ends.
 
-    The first renewal accepts the offer. The event `lost` is set when a renewal is refused. Another
-    agent may have the user from then on.
+    The first renewal accepts the offer. If a renewal is refused, the `threading.Event` in `lost` is
+    set; from then on, another agent may have the user.
     """
 
     def __init__(self, client: AssignmentClient, assignment: Held, *, timeout: timedelta) -> None:
@@ -204,7 +210,10 @@ class Hold:
         )
 
     def skip(self) -> FinishAnswer:
-        """Skip this user: by default no offer for 15 minutes, none to this agent for an hour."""
+        """Skip this user: the assignment ends, and the user is offered again later.
+
+        By default, the user is offered to nobody for 15 minutes, and not to this agent for an hour.
+        """
         held = self.assignment
         return self._end(
             self._client.skip(held.id, held.agent_id, version=held.version, timeout=self._timeout)
@@ -279,8 +288,8 @@ class Hold:
     def _pause(lease: timedelta, until: datetime) -> float:
         """Return the seconds until the next renewal of a lease that ends at `until`.
 
-        It is a third of the time that is left, or of `lease` (the full length) if that is less, but
-        at least `SOONEST_SECONDS`.
+        The result is a third of the time until then, or of `lease` (the full length of a lease) if
+        that is shorter, but at least `SOONEST_SECONDS`.
         """
         left = min(until - datetime.now(UTC), lease)
         return max(left.total_seconds() / RENEWALS_A_LEASE, SOONEST_SECONDS)

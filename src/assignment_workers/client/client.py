@@ -1,4 +1,4 @@
-"""The Python client over Celery. Calls that wait at the same time share a message."""
+"""The Python client over Celery. Requests that wait to be sent at the same time share a message."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ T = TypeVar("T")
 
 
 class Client(OperatorMethods, AssignmentClient):
-    """Sends commands over Celery and waits for the answers. Safe to share between threads.
+    """A client that sends requests and commands over Celery and waits for the answers.
 
-    The first call starts one thread, which sends the calls of all threads that use the client.
+    The client is safe to share between threads. Its first method call starts one background thread,
+    which sends the requests and commands of all threads that use the client.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Client(OperatorMethods, AssignmentClient):
         return cls(redis_url, broker_url=broker_url, lanes=lanes, key=key, tracing=tracing)
 
     def close(self) -> None:
-        """Close the connections. Calls that still wait are answered `Unavailable`."""
+        """Close the connections. Method calls that still wait return `Unavailable`."""
         with self._starting:
             loop, self._loop = self._loop, None
             if loop is None:

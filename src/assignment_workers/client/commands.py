@@ -29,21 +29,22 @@ class CommandCall:
     args: Sequence[Any] = ()
     celery_queue: str = ASSIGNMENT
     many: str | None = field(default=None, kw_only=True)
-    """The batch task that takes many such commands, in its argument `requests`; None if there is
-    none.
+    """The name of a Celery task that takes several commands of this kind in one message.
+
+    The commands are in the task's argument `requests`. None: no such task exists.
     """
     timeout: timedelta | None = field(default=None, kw_only=True)
-    """The time that the caller waits, from which `sent_at` and `deadline` are made.
+    """The time that the caller waits for the answer.
 
-    None: neither argument is sent.
+    The arguments `sent_at` and `deadline` are computed from this time. None: neither is sent.
     """
     position: int | None = field(default=None, kw_only=True)
-    """The command's number in the order of all operators' commands; None if it has none.
+    """The command's number in the order of all operators' commands; None: it has no number.
 
     The database assigns the number.
     """
     sender: str | None = field(default=None, kw_only=True)
-    """The token that sends the command on behalf of the agent, such as `token 0a12`.
+    """The name of the API token that sends the command for the agent, such as `token 0a12`.
 
     None: the agent's own token, or no token.
     """
@@ -53,17 +54,18 @@ class CommandCall:
         return replace(self, position=position)
 
     def sent_by(self, sender: str) -> CommandCall:
-        """Return a copy of the command with `sender`, the token that sends it for the agent.
+        """Return a copy of the command that names `sender` as its sender.
 
-        A command that names an operator in `by` is returned unchanged.
+        `sender`: the name of the API token that sends the command on behalf of the agent, such as
+        `token 0a12`. A command that names an operator in its argument `by` is returned unchanged.
         """
         return self if self.arguments.get(BY) else replace(self, sender=sender)
 
     def said_by(self, ends: datetime) -> dict[str, Any]:
         """Return the arguments to send for a caller who waits until `ends`.
 
-        If the command has a `timeout`, they include `sent_at` and `deadline`. `ends` is a time of
-        the database's clock.
+        `ends` is a time of the database's clock. If the command has a `timeout`, the arguments
+        include the `deadline`, which is `ends`, and `sent_at`, which is `timeout` before `ends`.
         """
         if self.timeout is None:
             return self.arguments
@@ -115,8 +117,8 @@ def release_unclaimed(
 ) -> CommandCall:
     """Build the command that releases an assignment whose agent did not get the answer.
 
-    It has no effect if the assignment no longer has this `version` and `lease_expires_at`, because
-    it was renewed or changed meanwhile.
+    The command has no effect if the assignment was renewed or changed meanwhile: if its version is
+    not `version`, or if its lease does not end at `lease_expires_at`.
     """
     arguments = {
         "assignment_id": str(assignment_id),
@@ -217,7 +219,7 @@ def lift(
 
 
 def change_settings(changes: Sequence[Mapping[str, Any]], by: str, why: str) -> CommandCall:
-    """Build the command that makes these changes of operational settings one new version.
+    """Build the command that stores changes of operational settings, together as one new version.
 
     Each change has `name`, `queue`, `team` and `value`; a `value` of None drops the value.
     """
@@ -237,7 +239,7 @@ def passing(celery_queue: str) -> CommandCall:
 def repair() -> CommandCall:
     """Build the command that corrects dialer queues that contradict the assignments.
 
-    It marks as held exactly those users of the queues whom an agent holds.
+    The command marks as held exactly those users of the queues whom an agent holds.
     """
     return CommandCall("queue.repair", {})
 
@@ -249,5 +251,9 @@ def regenerate(queue: str | None) -> CommandCall:
 
 
 def count_answers(hours: Sequence[dict[str, Any]]) -> CommandCall:
-    """Build the message with a client's counts of answers; `hours` are `CountedHour`s as JSON."""
+    """Build the message that stores a client's counts of answers, for the service levels.
+
+    `hours`: `CountedHour`s as JSON. Each has the number of answers of one kind in each minute of an
+    hour.
+    """
     return CommandCall("history.count_answers", {"hours": list(hours)}, celery_queue=MAINTENANCE)

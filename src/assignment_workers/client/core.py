@@ -1,8 +1,9 @@
 """The methods of every client, without I/O: the messages to send, and the meaning of answers.
 
-A method is a generator of exchanges. It yields each exchange that is to take place, gets its
-result, and returns the answer. `Client` and `HttpClient` carry exchanges out and wait;
-`AsyncClient` and `AsyncHttpClient` await them.
+Each method is a generator, so that clients with and without asyncio share it. The generator yields
+exchanges: steps of I/O, such as to send a command and to get the answer. The client carries out
+each exchange and sends the result into the generator. The generator's return value is the method's
+answer. `Client` and `HttpClient` wait for the I/O; `AsyncClient` and `AsyncHttpClient` await it.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ LOOK_SECONDS = 0.05
 
 @dataclass(slots=True)
 class Ask:
-    """An exchange: send a command and wait for its answer.
+    """An exchange (a step of I/O that a client carries out): send a command, await the answer.
 
-    The result is `Unavailable` after `timeout`.
+    The result of the exchange is the answer; `Unavailable` if none arrives within `timeout`.
     """
 
     command: CommandCall
@@ -68,9 +69,10 @@ class Ask:
 
 @dataclass(slots=True)
 class Send:
-    """An exchange: send a message without waiting for an answer. The result is the task id.
+    """An exchange (a step of I/O that a client carries out): send a message, await no answer.
 
-    Carrying it out raises `BrokerUnavailable` if the broker does not accept the message.
+    The result of the exchange is the task id. The client raises `BrokerUnavailable` if the broker
+    does not accept the message.
     """
 
     task: str
@@ -81,9 +83,10 @@ class Send:
 
 @dataclass(slots=True)
 class LookUp:
-    """An exchange: read the stored `Result` of a task. None if there is none yet.
+    """An exchange (a step of I/O that a client carries out): read the stored `Result` of a task.
 
-    Carrying it out raises `BrokerUnavailable` if Redis does not answer.
+    The result of the exchange is None if no `Result` is stored yet. The client raises
+    `BrokerUnavailable` if Redis does not answer.
     """
 
     task_id: str
@@ -91,35 +94,49 @@ class LookUp:
 
 @dataclass(slots=True)
 class Count:
-    """A step without an exchange: count the answer to a request, for the service levels."""
+    """A step that a client carries out without I/O: count the answer to a request.
+
+    The counts are for the service levels.
+    """
 
     answer: RequestAnswer
 
 
 @dataclass(slots=True)
 class Pause:
-    """A step without an exchange: wait for some seconds."""
+    """A step that a client carries out without I/O: wait for `seconds`."""
 
     seconds: float
 
 
 CeleryExchange: TypeAlias = Ask | Send | LookUp | Count | Pause
 Steps: TypeAlias = Generator[Any, Any, T]
-"""The generator that a client method is written as: it yields exchanges and returns the answer."""
+"""The type of a client method that is written as a generator.
+
+The generator yields the steps of I/O that the client is to carry out, such as to send a command. It
+returns the method's answer, of type `T`.
+"""
 
 
 class RunsNow(Protocol):
     """A client whose methods wait and return the answers."""
 
     def run(self, steps: Steps[R], /) -> R:
-        """Carry out the exchanges that the generator `steps` yields, and return its answer."""
+        """Carry out each step that the generator `steps` yields; return the generator's answer.
+
+        A step is a piece of I/O, such as to send a command and to wait for the answer.
+        """
 
 
 class RunsLater(Protocol):
     """A client for asyncio, whose methods return coroutines."""
 
     def run(self, steps: Steps[R], /) -> Coroutine[Any, Any, R]:
-        """Return a coroutine that carries out the exchanges of `steps` and returns their answer."""
+        """Return a coroutine that carries out each step that the generator `steps` yields.
+
+        A step is a piece of I/O, such as to send a command and to await the answer. The coroutine
+        returns the generator's answer.
+        """
 
 
 class Operation(Generic[P, T]):
@@ -156,7 +173,10 @@ class Operation(Generic[P, T]):
 
 
 class Core(ABC):
-    """The methods of an agent's client as generators. Subclasses send over Celery or HTTP."""
+    """The methods of an agent's client, as generators that yield the I/O to carry out.
+
+    So clients with and without asyncio share the methods. A subclass is for Celery or for HTTP.
+    """
 
     @abstractmethod
     def act(self, call: VerbCall) -> Steps[FinishAnswer]:
@@ -204,15 +224,19 @@ class Core(ABC):
         assignment_id: UUID | str | None = None,
         timeout: timedelta = TIMEOUT,
     ) -> Steps[HeartbeatAnswer]:
-        """Record that the agent is present, which keeps accepted work alive.
+        """Record that the agent is present, which extends the lease of an accepted assignment.
 
-        The first heartbeat that names an offer in `assignment_id` accepts the offer. A heartbeat
-        does not change the agent's state otherwise.
+        The first heartbeat that names an offer in `assignment_id` accepts the offer. Apart from
+        that, a heartbeat does not change the agent's state.
         """
 
 
 class CeleryCore(Core):
-    """The methods of a client over Celery as generators: agents' and operators' commands."""
+    """The methods of the clients over Celery, for agents' and operators' requests and commands.
+
+    Each method is a generator that yields the I/O to carry out, such as a command to send. So
+    `Client`, which waits, and `AsyncClient`, which awaits, share the methods.
+    """
 
     def __init__(self, clock: Clock, randomness: Random) -> None:
         self._clock = clock
@@ -311,7 +335,8 @@ class CeleryCore(Core):
     def built(self, task_id: str, *, timeout: timedelta) -> Steps[Built | Unavailable]:
         """Wait for the build with the task id that `regenerate` returned; return its result.
 
-        The result is `Unavailable` if the build fails, or is not finished within `timeout`.
+        The result is `Unavailable` if the build fails or is not finished within `timeout`, or if
+        Redis does not answer.
         """
         ends = time.monotonic() + timeout.total_seconds()
         while True:

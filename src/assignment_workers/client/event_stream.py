@@ -19,8 +19,9 @@ SILENT_SECONDS = 45.0
 comment every 15 seconds.
 """
 AGAIN_SECONDS, AGAIN_AT_MOST = 0.5, 15.0
-"""Seconds before the first attempt to reconnect, and the greatest number before a later attempt.
-The pause is longer if the gateway asks for that.
+"""Seconds to wait before the first attempt to reconnect, and the longest wait of later attempts.
+
+The wait doubles with each failed attempt, and is longer if the gateway asks for a longer wait.
 """
 
 
@@ -75,9 +76,10 @@ class EventPosition:
         self._failed, self._retry_after = 0, 0.0
 
     def refused(self, status: int, body: object) -> None:
-        """Handle a response that is no event stream.
+        """Handle a response of the gateway that is no event stream.
 
-        Raises `EventsRefused` if a retry would not help.
+        Raises `EventsRefused` if a retry would not help. Otherwise `pause` will return at least the
+        wait for which the gateway asked.
         """
         said = body if isinstance(body, dict) else {}
         soon = said.get("retry_after")
@@ -88,7 +90,10 @@ class EventPosition:
         raise EventsRefused(str(said.get("code") or "malformed"), reason)
 
     def event(self, sent: ServerSentEvent) -> StreamedEvent | None:
-        """Return the event in the message; None if it has only an id from which to continue."""
+        """Return the event in the message `sent`; None if the message has an id but no event.
+
+        The id is remembered. After a lost connection, reading continues after this id.
+        """
         if sent.id.isdecimal():
             self._last = int(sent.id)
         return StreamedEvent.model_validate_json(sent.data) if sent.data else None

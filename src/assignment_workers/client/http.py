@@ -33,7 +33,7 @@ from assignment_workers.client.http_core import (
 from assignment_workers.clock import Clock, system_clock
 
 CONNECTIONS_KEPT = 64
-"""The greatest number of connections that are kept open while no call uses them."""
+"""The greatest number of connections that are kept open while no request uses them."""
 
 
 class HttpClient(HttpMethods, AssignmentClient):

@@ -31,8 +31,8 @@ from assignment_workers.clock import Clock, system_clock
 class AsyncHttpClient(HttpMethods, AsyncAssignmentClient):
     """`HttpClient` with coroutines. It must be made and used in one event loop.
 
-    Connections are kept open and shared by all calls. If a caller is cancelled, the gateway drops
-    the request, or releases the user that it assigned.
+    Connections are kept open and shared by all requests. If a caller is cancelled, the gateway
+    drops the caller's request, or releases the user whom the request has assigned.
     """
 
     def __init__(

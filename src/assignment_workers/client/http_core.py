@@ -1,4 +1,8 @@
-"""The methods of the clients over HTTP, without I/O; see `core`."""
+"""The methods of the clients over HTTP, without I/O; see `core`.
+
+Each method is a generator that yields the HTTP requests to send, gets the responses, and returns
+the answer.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +45,11 @@ from assignment_workers.errors import UsageError
 from assignment_workers.identity import new_id
 
 MARGIN_SECONDS = 2.0
-"""Seconds by which the HTTP time-out exceeds the time-out of the call, because of the network."""
+"""Seconds by which the HTTP time-out exceeds the caller's time-out, to allow for the network."""
 CONNECT_SECONDS = 5.0
 """The most seconds to wait for a connection to the gateway's stream of events."""
 PAUSE_SECONDS = 0.1
-"""Seconds before a call is repeated because the gateway could not be reached."""
+"""Seconds before an HTTP request is repeated because the gateway could not be reached."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,10 @@ def decoded(response: httpx.Response) -> object:
 
 
 class HttpCore(Core):
-    """The methods of a client over HTTP as generators."""
+    """The methods of the clients over HTTP, as generators that yield the HTTP requests to send.
+
+    So `HttpClient`, which waits, and `AsyncHttpClient`, which awaits, share the methods.
+    """
 
     def __init__(self, clock: Clock, randomness: Random) -> None:
         self._clock = clock

@@ -32,8 +32,9 @@ from assignment_workers.errors import BrokerUnavailable
 log = logging.getLogger(__name__)
 
 Built: TypeAlias = dict[str, dict[str, int | str]]
-"""The result of a build, by dialer queue: the `generation` (its number) and its `size` in users. If
-nothing was built, `skipped` has the reason instead.
+"""The result of a build: for each dialer queue, the number of the `generation` and its `size`.
+
+The size is a number of users. If nothing was built for a dialer queue, `skipped` has the reason.
 """
 
 
@@ -107,7 +108,7 @@ def no_answer(timeout: timedelta, *, waiting: int | None = None) -> Unavailable:
 
 
 def down(error: BrokerUnavailable) -> Unavailable:
-    """Return the answer `Unavailable` for a call while the broker or the result backend is down."""
+    """Return the answer `Unavailable` to a caller, because the broker or result backend is down."""
     return Unavailable(retry_after=2.0, reason=error.general)
 
 

@@ -1,7 +1,9 @@
-"""The demo CRM: agents, two pools of users, their claims and scores, spread as real ones are.
+"""The demo CRM: invented agents and users, distributed like those of a real call centre.
 
-Every value comes from a hash of the seed, the user and the purpose of the value, so that the same
-seed gives the same data, whatever the number of users. Times are relative to the given instant.
+The users belong to two dialer queues. Each user has a call score and claims for money against
+lenders (the table `crm.claims`). Every value comes from a hash of the seed, the user and the
+purpose of the value, so that the same seed gives the same data, whatever the number of users. Times
+are computed from the argument `now` of `seed`.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from assignment_workers.schema.dialer import Agent
 
 AGENTS = 100
 INCIDENT_USER = 2064
-"""The user of the incident (original-dialer section 0), in the demo data unsigned, new and
+"""The id of the user of the incident, in which the dialer that this product replaces lost a user
+(original-dialer section 0). In the demo data this user has not signed, was never called and is
 claimable.
 """
 INCIDENT_QUEUE = "unsigned_users"
-"""The dialer queue of the incident's user."""
+"""The dialer queue of `INCIDENT_USER`, the user whom the replaced dialer lost."""
 ALLOWED = (INCIDENT_QUEUE, "outstanding_requests")
 """The dialer queues from which the demo agents may get users."""
 
@@ -36,9 +39,10 @@ def is_seeded(connection: Connection) -> bool:
 def seed(connection: Connection, *, users: int, seed: int, now: datetime) -> None:
     """Fill a new database with agents 1 to 100, and `users` users in each dialer queue.
 
-    Most users are eligible. Users with even ids are unsigned, those with odd ids have outstanding
-    requests. About one in twelve breaks a rule: disabled, all claims cancelled, already converted,
-    opted out, or cooling down. The same `seed` gives the same data.
+    Users with even ids are in `unsigned_users`, because their signature is missing. Users with odd
+    ids are in `outstanding_requests`, because documents are missing. About one user in twelve is
+    not eligible: disabled, all claims against lenders cancelled, nothing missing any more, opted
+    out, or called too recently. The same `seed` gives the same data.
     """
     connection.execute(text("CREATE SCHEMA IF NOT EXISTS crm"))
     CrmBase.metadata.create_all(connection)

@@ -25,7 +25,8 @@ from assignment_workers.devstack import session_leader
 
 COMMAND = "assignment-workers"
 PYTHON = (sys.executable, "-m", "assignment_workers")
-"""The command line that runs this package without a fork; a command (`up`, `process`) follows it.
+"""The beginning of a command line that runs a command of this package in a new interpreter. The
+command, such as `up` or `process`, is appended.
 """
 _CONTEXT = get_context("forkserver")
 _prepared = threading.Event()
@@ -38,8 +39,8 @@ fork that has ended.
 def prepare(modules: Sequence[str]) -> None:
     """Start a process that imports these modules, from which processes are forked later.
 
-    Returns at once. `can_fork` stays False if that process cannot be started: it needs a socket in
-    the folder for temporary files, whose path may be too long, and which may be full.
+    Returns at once. That process needs a socket in the folder for temporary files. If the process
+    cannot be started, because the folder is full or its path is too long, `can_fork` stays False.
     """
     # Celery would rename the processes in its own way, with our arguments in the middle.
     os.environ["NOSETPS"] = "1"

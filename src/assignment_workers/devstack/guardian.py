@@ -45,17 +45,19 @@ class Ward(NamedTuple):
 
 
 class Guardian:
-    """Starts the guardian process and names to it, over a pipe, the processes to end.
+    """The supervisor's side of the guardian, a process that cleans up if the supervisor is killed.
 
-    When the pipe closes, the guardian ends every process that was passed to `watch` but not to
-    `forget`.
+    This class starts the guardian process and names to it, over a pipe, the running processes of
+    the stack. When the pipe closes, the guardian ends every process that was passed to `watch` but
+    not to `forget`.
     """
 
     def __init__(self, *, keeps: Sequence[int] = (), record: WorkerRecord | None = None) -> None:
-        """Start the guardian process. It keeps the file descriptors `keeps`, such as locks, open.
+        """Start the guardian process.
 
-        Each process passed to `watch`, except servers, is also stored in `record` until it is
-        passed to `forget`.
+        `keeps`: file descriptors that the guardian keeps open, such as those of locks. `record`:
+        the file of the stack's running workers. Each process passed to `watch`, except servers, is
+        stored there until it is passed to `forget`.
         """
         self._record = record
         self._process = subprocess.Popen(
@@ -111,7 +113,11 @@ class Guardian:
 
 
 def main() -> None:
-    """Run as the guardian: read the processes to end from the pipe; when it closes, end them."""
+    """Run the guardian process: when the supervisor has ended, end the processes that it leaves.
+
+    Standard input is a pipe, on which the supervisor names its running processes. The pipe closes
+    when the supervisor ends.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     wards: dict[int, Ward] = {}

@@ -50,7 +50,7 @@ class Log:
         self.verbose = verbose or folder is None
 
     def introduce(self, *names: str) -> None:
-        """Assign a colour to each of these names, in order; make the prefixes wide enough."""
+        """Assign a colour to each of these processes, in order; make room for the longest name."""
         with self._lock:
             for name in names:
                 self._colour(name)

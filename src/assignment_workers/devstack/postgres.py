@@ -63,10 +63,12 @@ STOP_SECONDS = 30.0
 
 
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
-    """Prepare an embedded PostgreSQL, with its data; return the server, which is not started yet.
+    """Prepare an embedded PostgreSQL in `directory`, and create its data if there are none.
 
-    See `plan`, which does the same but does not create the data. Raises `StackFailed` if the data
-    cannot be created, or as `plan` does.
+    Returns the server, which is not started yet. `directory` is in a home (a stack's directory)
+    that the caller has locked. `fsync` off is for tests: a crash of the machine may then lose or
+    break the data. Raises `StackFailed` if the server cannot be prepared or the data cannot be
+    created. `plan` prepares the server without creating data.
     """
     server = plan(directory, fsync=fsync)
     server.make()

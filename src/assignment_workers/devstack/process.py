@@ -48,9 +48,11 @@ class ProcessSpec:
     serves.
     """
     is_ours: bool = False
-    """True if `argv` runs a command of this package: `forks.PYTHON`, followed by the command.
+    """True if the process runs a command of this package.
 
-    Such a process is forked if possible.
+    `argv` is then the Python interpreter with `-m assignment_workers` (`forks.PYTHON`), followed by
+    the command. Instead of a new interpreter, a fork of a process that has already imported the
+    package runs the command, because a fork starts faster. If no fork is possible, `argv` is run.
     """
     clear: Callable[[], None] | None = None
     """For a server: a function that ends leftover processes of an earlier server, before each

@@ -44,7 +44,10 @@ class NodePorts:
 
 
 def port_mapper(directory: Path, ports: NodePorts) -> ProcessSpec:
-    """Return the process of Erlang's port mapper, which runs while the node runs and restarts."""
+    """Return the description of the process of Erlang's port mapper, `epmd`.
+
+    The process must run as long as the node, and also while the node is restarted.
+    """
     command: Sequence[str] = ["epmd", "-port", str(ports.mapper), "-address", LOOPBACK]
     return ProcessSpec("epmd", command, log=directory.with_suffix(".epmd"))
 

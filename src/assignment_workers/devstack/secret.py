@@ -14,7 +14,7 @@ FLOWER_USER = "flower"
 
 
 class StackSecret(BaseModel):
-    """The secrets by which a program gets access to the gateway and Flower of a stack."""
+    """The secrets of one stack: for access to its gateway and to Flower, and a key for hashes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,9 +27,10 @@ class StackSecret(BaseModel):
 
 
 def remembered(home: Path) -> StackSecret:
-    """Return the secrets stored in `home`, a stack's directory (mode 0600); create missing ones.
+    """Return the secrets of the stack whose directory is `home`; create and store missing ones.
 
-    To replace the secrets, delete the file while the stack is down.
+    The secrets are stored in the file `secret.json`, mode 0600. To replace the secrets, delete the
+    file while the stack is down.
     """
     file = home / FILE
     try:

@@ -50,7 +50,7 @@ def is_ready(child: Child) -> bool:
 
 
 def failure(child: Child) -> str:
-    """Return a line about a process that ended unexpectedly, with the gravest line of its log."""
+    """Return a line about a process that ended unexpectedly, with the last error in its log."""
     words = child.last_words()
     return (
         f"{child.spec.name} ended with {child.how_it_ended()}"

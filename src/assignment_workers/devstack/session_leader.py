@@ -1,7 +1,7 @@
 """Makes the process that imports this module a session leader: a closed terminal does not end it.
 
-It is for the process that our forks come from, in which no other code of ours runs. In any other
-process the import does nothing.
+The process is that of `multiprocessing.forkserver`, from which our other processes are forked. No
+other code of ours runs in it (`forks.prepare`). In any other process the import does nothing.
 """
 
 from __future__ import annotations

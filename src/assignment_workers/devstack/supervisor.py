@@ -1,9 +1,11 @@
 """The supervisor of a stack's processes: it keeps them running, and ends them all.
 
-From honcho, a library that runs several processes, only the printer is used (`log`). Honcho's
-manager ends everything when one process ends, and its `Process` notices an end only when every
-process that inherited the output has closed it. The supervisor works in the main thread; signals
-and the ends of processes reach it over a queue. Only long work (`call`) runs in another thread.
+The supervisor works in the main thread. Signals and the ends of processes reach it over a queue.
+Only long work (`call`) runs in another thread.
+
+The library honcho also runs several processes, but only its printer is used (`log`). Honcho's
+manager ends everything when one process ends, and honcho notices the end of a process only when
+every process that inherited the output has closed it.
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ from assignment_workers.devstack.server import POLL_SECONDS, READY_SECONDS, fail
 from assignment_workers.runtime.errors import StackFailed
 
 GAVE_UP = os.EX_TEMPFAIL
-"""The exit status of a process that ended on purpose and wants a restart. It is no failure."""
+"""The exit status of a sequencer that ended itself because it no longer leads. The supervisor
+starts the process again and counts no failure.
+"""
 ABANDONED_SECONDS = 10.0
-"""The most seconds to wait for each thread of `Supervisor.call` that still runs at the end, when
-the servers that it uses are stopped.
+"""The most seconds to wait for each thread of `Supervisor.call` that still runs when the supervisor
+ends. The servers that the thread uses have been stopped by then.
 """
 
 Result = TypeVar("Result")
@@ -91,9 +95,9 @@ class _Service:
 class Supervisor:
     """A context manager that runs the processes passed to `start`, and at the end stops them.
 
-    The last started is stopped first, and servers after all others. While one of its methods
-    blocks, processes that end are restarted. The method raises `Interrupted` when a signal arrives,
-    and `StackFailed` if a process cannot be kept running.
+    The process that was started last is stopped first; servers are stopped after all others. While
+    a method of the supervisor waits, it restarts processes that end. It raises `Interrupted` when a
+    signal arrives, and `StackFailed` if a process cannot be kept running.
     """
 
     def __init__(self, log: Log, guardian: Guardian, signals: Signals) -> None:

@@ -29,8 +29,8 @@ from assignment_workers.runtime.stack import Stack, running_stack
 from assignment_workers.settings import Settings
 
 READY_SECONDS = 300.0
-"""The most seconds for a start on a busy machine. If the start fails earlier, that is reported at
-once.
+"""The most seconds that the start of a stack may take, even on a busy machine. A start that fails
+is reported at once.
 """
 STOP_SECONDS = 60.0
 DISK = "assignment-workers-disk"
@@ -40,7 +40,9 @@ RESIZES = 50
 MEMORY_BYTES = 8_000_000_000
 """The free memory, in bytes, that a stack with a file system in memory needs."""
 FIRST = re.compile(rb"\b(assigned|no user)\b")
-"""A pattern of the last line that `up` prints at a start; both dialer queues are built by then."""
+"""A pattern for the line that `up --demo` prints once the demo's dialer queues are built: the first
+assignment, or the message that there is no user to assign.
+"""
 
 
 @contextmanager
@@ -138,14 +140,20 @@ class Disk:
         return Path(f"/proc/{self.process}/root{path}")
 
     def fill(self) -> None:
-        """Shrink the file system until it has no free space. Raises `OSError` if that fails."""
+        """Make the file system full, by reducing its size to the space that its files use.
+
+        Raises `OSError` if that fails.
+        """
         for _ in range(RESIZES):  # a file may grow in between
             if self._resize(str(_used(self.seen(self.path)))):
                 return
         raise OSError(f"{self.path} cannot be made smaller")
 
     def empty(self) -> None:
-        """Grow the file system to its original size. Raises `OSError` if that fails."""
+        """Undo `fill`: restore the original size, so that the file system has free space again.
+
+        Raises `OSError` if that fails.
+        """
         if not self._resize(DISK_SIZE):
             raise OSError(f"{self.path} cannot be made larger")
 
@@ -229,9 +237,9 @@ def _can_mount() -> bool:
 
 
 def _mounted(place: Path) -> list[str]:
-    """Return the prefix of a command that is to have a file system in memory at `place`.
+    """Return a prefix for a command line: it mounts a file system in memory, then runs the command.
 
-    Only the command and the processes that it starts see that file system.
+    The file system is mounted at `place`. Only the command and the processes that it starts see it.
     """
     mount = f'mount -t tmpfs -o size={DISK_SIZE},mode=0700 {DISK} "$0" && exec "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(place)]

@@ -29,10 +29,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 ACCOUNT = "pgserver"
-"""The account name that the wheel of the embedded PostgreSQL uses."""
+"""The system account that runs PostgreSQL if we are root. The wheel of the embedded PostgreSQL uses
+the same account name.
+"""
 FALLBACK = "nobody"
 PROBE = "?"
-"""The first argument, in place of a program, that requests only a test."""
+"""The value of `PROGRAM` on the command line of `main` that only tests the account."""
 PROBE_SECONDS = 10
 
 # From linux/prctl.h, linux/securebits.h, linux/capability.h and linux/sched.h.
@@ -58,7 +60,7 @@ class Account(NamedTuple):
     def command(self, argv: Sequence[str]) -> list[str]:
         """Return the command that runs `argv` as this account.
 
-        Only a process of root may use it.
+        Only root may run that command.
         """
         return [sys.executable, "-I", "-S", __file__, self.way, str(self.uid), str(self.gid), *argv]
 
@@ -66,10 +68,10 @@ class Account(NamedTuple):
 def account_for(program: Path, data: Path) -> Account | None:
     """Return the account that is to run `program` on `data`; None if this process is not root's.
 
-    It is the account that owns the data. If root owns the data, or if there is no data yet, it is
-    the system account `ACCOUNT`, which is created if needed, or another account if that fails. The
-    folder of `data` must exist. Raises `StackFailed`, with one line, if this process cannot run the
-    program as that account.
+    If an account other than root owns the data, that account is returned. If root owns the data, or
+    if there is no data yet, the system account `ACCOUNT` is returned. That account is created if
+    needed; if it cannot be created, another account is returned. The folder of `data` must exist.
+    Raises `StackFailed`, with one line, if this process cannot run the program as that account.
     """
     if os.geteuid() != 0:
         return None
@@ -144,8 +146,9 @@ def _entry(name: str) -> pwd.struct_passwd | None:
 def main() -> None:
     """Change to another account and execute a program: `WAY UID GID PROGRAM ARGUMENT...`.
 
-    `WAY`, the way to change to the account, is `account` or `namespace`. If `PROGRAM` is `PROBE`,
-    this only tests the account. Exits with a one-line error if that fails.
+    `WAY`, the way to change to the account, is `account` or `namespace`. If `PROGRAM` is the value
+    of `PROBE`, no program is executed; only the rights of the account are tested. Exits with a
+    one-line error if any of this fails.
     """
     way, uid, gid, program, *arguments = sys.argv[1:]
     try:
@@ -177,9 +180,10 @@ def _become(uid: int, gid: int) -> None:
 
 
 def _keep_access() -> None:
-    """Keep CAP_DAC_OVERRIDE across exec.
+    """Keep the capability CAP_DAC_OVERRIDE for the program that this process executes next.
 
-    If a sandbox forbids that, normal file permissions apply.
+    With the capability, the program may use our directories, which are private to root. If a
+    sandbox forbids the capability, normal file permissions apply.
     """
     libc = ctypes.CDLL(None)
     bit = 1 << CAP_DAC_OVERRIDE
@@ -203,7 +207,10 @@ def _enter_namespace(uid: int, gid: int) -> None:
 
 
 def _probe(program: str, folder: str) -> None:
-    """Exit with a one-line error if this user may not run the program or write in the folder."""
+    """Test the rights of this account: to run the program, and to write in the folder.
+
+    Exits with a one-line error if a right is missing.
+    """
     if not os.access(program, os.X_OK):
         sys.exit(f"user {os.geteuid()} may not run {program}")
     try:

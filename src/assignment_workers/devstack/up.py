@@ -153,7 +153,10 @@ def _run(
 
 
 def _plan(settings: Settings, path: Path) -> dict[str, Server]:
-    """Return an embedded server for each address that is not set, by the name of its setting."""
+    """Return the embedded servers to run: one for each server address that the settings leave out.
+
+    The keys are the names of these settings: `redis_url`, `database_url`.
+    """
     servers: dict[str, Server] = {}
     if settings.redis_url is None:
         servers["redis_url"] = valkey.prepare(path / "valkey")

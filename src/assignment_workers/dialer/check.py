@@ -53,7 +53,10 @@ def problems(dialer: Dialer) -> Iterator[str]:
 
 
 def unread(dialer: Dialer) -> Iterator[str]:
-    """Yield a line for each declared fact that could not be read from an external CRM."""
+    """Yield an error for each declared table or column that cannot be read from an external CRM.
+
+    Examples are a column of an unsupported type, and a table without a link to persons.
+    """
     for source in dialer.external_facts(DECLARED, {}).sources:
         table = f"table {source.name}"
         for name, type_ in source.types.items():
@@ -281,9 +284,10 @@ def _unsteady(expression: ColumnElement[Any], why: str) -> Iterator[str]:
 
 
 def _foreign(expression: ColumnElement[Any]) -> Iterator[str]:
-    """Yield an error for each table that the rule joins instead of reading it in a subquery.
+    """Yield an error for each table that a rule or an order reads outside of a subquery.
 
-    The rows of the person and of the person's score are joined always, and are no error.
+    A person may have several rows in such a table. The tables of persons and of scores are allowed,
+    because a person has at most one row in each.
     """
     for each in expression._from_objects:  # noqa: SLF001 - SQLAlchemy has no public name for it
         if each not in {CrmUser.__table__, UserCallScore.__table__}:

@@ -1,4 +1,4 @@
-"""Read a `dialerconfig.py`, check it, and make its dialer that of this process."""
+"""Read a `dialerconfig.py`, check it, and use the dialer that it defines in this process."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def read(path: Path) -> Dialer:
 
 
 def _position(path: Path, error: Exception) -> str:
-    """Return the path of the file, and the number of its line in which the error occurred."""
+    """Return a text with the path of the file and, if known, the line number of the error."""
     if isinstance(error, SyntaxError):
         return f"{path}, line {error.lineno}"
     lines = [

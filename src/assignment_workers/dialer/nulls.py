@@ -49,7 +49,10 @@ def may_be_null(expression: ClauseElement, known: Columns = frozenset()) -> bool
 
 
 def _of_leaf(expression: ClauseElement, known: Columns) -> bool | None:
-    """Return True if an expression may be null, judged by its kind; None if its parts decide."""
+    """Return True or False if the kind of an expression decides whether it may be null; else None.
+
+    None means that the parts of the expression must be examined.
+    """
     match expression:
         case Null():
             return True
@@ -88,8 +91,8 @@ def _of_whole(expression: ClauseElement, known: Columns) -> bool:
 def _of_list(expression: BooleanClauseList, known: Columns) -> bool:
     """Return True if an AND or OR may be null.
 
-    In `x IS NULL OR …` and in `x IS NOT NULL AND …`, x counts as not null in the rest: if x is
-    null, the first part alone decides the result.
+    In `x IS NULL OR …` and in `x IS NOT NULL AND …`, x counts as not null in the other parts: if x
+    is null, the test of x alone decides the result.
     """
     ruled = operators.is_ if expression.operator is operators.or_ else operators.is_not
     found = [

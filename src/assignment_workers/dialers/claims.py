@@ -1,6 +1,7 @@
 """The dialer of a claims company: sign people up, then collect what their claims need.
 
-A person without a signature belongs to `unsigned_users`. Once signed, a person belongs to
+In this module, a claim is a row of the CRM: the claim of a person against a lender. A person
+without a signature belongs to `unsigned_users`. Once signed, a person belongs to
 `outstanding_requests` while a claim waits for something that a call can obtain. Scores, delays and
 limits are those of the original dialer (docs/original-dialer.md, sections 3 and 4).
 """
@@ -42,19 +43,22 @@ NOT_BY_A_CALL = (
     "solicitor_letter_of_authority",
     "letter_of_authority",
 )
-"""Types of a claim's requirements that a call cannot obtain."""
+"""Types of requirements of a CRM claim that cannot be obtained by calling the person."""
 
 BASE_REQUIREMENT = "base requirement for claim."
-"""The reason of `id_document` requirements that do not count. It is compared exactly."""
+"""The reason by which a requirement of type `id_document` is one for which nobody is called.
+
+It is compared with the CRM's column `claim_requirement_reason`, case-sensitively.
+"""
 
 
 def is_cancelled() -> ColumnElement[bool]:
-    """Return the SQL condition that a claim is cancelled, ignoring case."""
+    """Return the SQL condition that the status of a CRM claim is `cancelled`, ignoring case."""
     return func.coalesce(func.lower(Claim.status), word("")) == word("cancelled")
 
 
 def has_claim(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Return the SQL condition that the person has a claim that meets `condition`."""
+    """Return the SQL condition that the person has a claim in the CRM that meets `condition`."""
     return exists(select(1).select_from(Claim).where(Claim.user_id == Person.id, condition))
 
 
@@ -64,9 +68,10 @@ def is_signed() -> ColumnElement[bool]:
 
 
 def wants_something() -> ColumnElement[bool]:
-    """Return the SQL condition that a claim of the person needs something that a call can obtain.
+    """Return the SQL condition that a CRM claim of the person lacks something a call can obtain.
 
-    Cancelled claims do not count.
+    It lacks something if one of its requirements, such as a document, is pending. Cancelled claims
+    do not count.
     """
     excused = and_(
         ClaimRequirement.type == word("id_document"),
@@ -250,9 +255,9 @@ REQUIREMENTS = News(
     Claim.user_id,
     joined=join(ClaimRequirement, Claim, Claim.id == ClaimRequirement.claim_id),
 )
-"""The claim requirements, as a CRM table in which a job looks for new rows.
+"""The CRM table of what claims require, such as documents, in which a job looks for new rows.
 
-A new requirement may move a person to `outstanding_requests`.
+A new row may move its person to the dialer queue `outstanding_requests`.
 """
 
 MAPPINGS = {
@@ -281,9 +286,9 @@ MAPPINGS = {
         ),
     }
 }
-"""Tables and columns of external CRMs that have the same facts under other names, by mapping.
+"""Mappings for external CRMs, by name. The setting `crm_mapping` chooses one.
 
-The setting `crm_mapping` chooses the mapping.
+A mapping translates our names of tables and columns to the names in an external CRM.
 """
 
 dialer = Dialer(queues=QUEUES, outcomes=OUTCOMES, news=[REQUIREMENTS], mappings=MAPPINGS)

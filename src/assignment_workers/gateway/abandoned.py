@@ -1,8 +1,8 @@
 """Assignments whose caller had disconnected when the answer came.
 
-Each is released after a grace period, unless its agent has meanwhile repeated the request, or has
-renewed or ended the assignment, at any gateway. The sequencer decides this in the transaction that
-releases the assignment.
+Each is released after a grace period, unless its agent has meanwhile repeated the request, made
+another request, or renewed or ended the assignment, at any gateway. The sequencer checks this in
+the transaction that releases the assignment.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TIMEOUT = timedelta(seconds=10)
 class Abandoned:
     """Releases assignments whose callers disconnected before they got the answer.
 
-    Each is released `grace` later, unless its agent has since repeated the request at any gateway,
-    or has renewed or ended the assignment.
+    Each is released after the time `grace`, unless its agent has meanwhile repeated the request,
+    made another request, or renewed or ended the assignment, at any gateway.
     """
 
     def __init__(self, *, grace: timedelta = GRACE) -> None:
@@ -41,9 +41,11 @@ class Abandoned:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, answer: object) -> None:
-        """Release the assignment in `answer` after the grace period.
+        """Release the assignment in `answer` after a grace period, because its caller disconnected.
 
-        A repeated answer (`replayed`) and an answer without an assignment are ignored.
+        During this period the agent may still repeat the request and keep the assignment. An answer
+        without an assignment is ignored. So is an answer that was given before to the same request
+        (`replayed`).
         """
         try:
             read = from_json(answer)

@@ -1,8 +1,8 @@
 """Count this gateway's answers to requests, for the service levels.
 
-Every call of `POST /v1/requests` is counted by the answer that its caller got, in memory. The sums
-are written every few seconds, so that no call waits for it, and are kept while the database is
-away.
+Every call of `POST /v1/requests` is counted in memory by the answer that its caller got. The counts
+are written to the database every few seconds, so that no call waits for the database. While the
+database is unavailable, the counts stay in memory.
 """
 
 from __future__ import annotations

@@ -66,11 +66,12 @@ def create_app(
     tokens: bool,
     tracing: Tracing = NO_TRACES,
 ) -> FastAPI:
-    """Return the FastAPI application of a gateway, with this database and the Redis of `settings`.
+    """Return the FastAPI application of a gateway.
 
-    `crm`: the external CRM; None if the CRM is in that database. `gate`: the object by which
-    `engine` refuses new connections while the database does not answer. `tokens` False: no token is
-    needed, and every caller may do everything.
+    It uses the database of `engine` and the Redis of `settings`. `crm`: the external CRM; None if
+    the CRM is in the database of `engine`. `gate`: the object by which `engine` refuses new
+    connections while the database does not answer. `tokens` False: no token is needed, and every
+    caller may do everything.
     """
     origins = Origins.of(
         settings.allowed_hosts, settings.gateway_origins, listens=settings.gateway_host

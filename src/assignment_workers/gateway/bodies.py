@@ -86,7 +86,10 @@ class StateBody(_Body):
 
 
 class HeartbeatBody(_Body):
-    """The agent's current assignment. The first heartbeat that names an offer accepts it."""
+    """The body of a heartbeat: the agent's current assignment.
+
+    The first heartbeat that names an offer accepts the offer.
+    """
 
     assignment_id: UUID | None = None
 
@@ -123,7 +126,7 @@ class VersionsQuery(_Body):
 
 
 class EventsQuery(_Body):
-    """The selection of events."""
+    """The query parameters of the event stream, which select its events."""
 
     agent_id: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         None, description="Only the events of this agent."
@@ -139,15 +142,15 @@ class AssignedAnswer(_Identified, Assigned):
 
 
 class EmptyAnswer(_Identified, Empty):
-    """Nothing was claimable when the transaction committed."""
+    """No user is assigned, because no user was claimable for this request."""
 
 
 class PausedAnswer(_Identified, Paused):
-    """An operator paused every dialer queue that the request may take from."""
+    """No user is assigned, because every dialer queue that the request may take from is paused."""
 
 
 class TooLateAnswer(_Identified, TooLate):
-    """The deadline had passed; nobody was assigned."""
+    """No user is assigned, because the deadline of the request had passed."""
 
 
 RequestAnswer = Annotated[
@@ -209,13 +212,16 @@ class Index(BaseModel):
 
 
 class State(BaseModel):
-    """The state of the gateway's process."""
+    """The answer that shows that the gateway's process is alive."""
 
     status: str
 
 
 class Readiness(BaseModel):
-    """The readiness of the gateway, and the state of the system, on which it does not depend."""
+    """The readiness of the gateway, and the state of the whole system.
+
+    The gateway may be ready while other parts of the system are in trouble.
+    """
 
     status: Literal["ready"]
     state: HealthState

@@ -44,7 +44,8 @@ TIMEOUT = timedelta(seconds=10)
 def routes(kind: type[APIRoute] = RedactedRoute) -> APIRouter:
     """Return a router whose JSON answers are redacted, unless `kind` is another route class.
 
-    The id of an operation is the name of its function, because generated clients use it as a name.
+    In the OpenAPI document, the operation id of a route is the name of its function, because
+    generated clients name their methods by the operation ids.
     """
     return APIRouter(generate_unique_id_function=lambda route: route.name, route_class=kind)
 

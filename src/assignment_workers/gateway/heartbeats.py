@@ -34,7 +34,10 @@ class Heartbeats:
     _written_at: float = float("-inf")
 
     async def beat(self, agent: int) -> HeartbeatAnswer:
-        """Record that the agent is present; return the agent's state once that is written."""
+        """Record that the agent is present; return the agent's state after the heartbeat is stored.
+
+        Returns `Unavailable` if the database cannot answer.
+        """
         loop = asyncio.get_running_loop()
         if agent not in self._waiting:
             self._waiting[agent] = loop.create_future()

@@ -86,9 +86,9 @@ class Metrics:
 class StoredFigures(Collector):
     """A Prometheus collector for the health of the system and the figures in the database.
 
-    The figures are the same at every gateway. They are read at most once in `FRESH_SECONDS`, for
-    any number of scrapes, with a wait of at most `FIGURES_SECONDS`. While the database cannot
-    answer they are left out, because unknown is not zero.
+    The figures are the same at every gateway. However many scrapes there are, the figures are read
+    at most once in `read_cache.FRESH_SECONDS`. A scrape waits for them at most `FIGURES_SECONDS`.
+    While the database cannot answer, the figures are left out, because unknown is not zero.
     """
 
     def __init__(self, read_cache: ReadCache, health: Callable[[], Health]) -> None:

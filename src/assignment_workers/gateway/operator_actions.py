@@ -27,10 +27,11 @@ async def recorded(
     do: Callable[[int], Awaitable[T]],
     told: Callable[[T], str],
 ) -> tuple[int, T]:
-    """Carry out an action, recorded before and after; return its record number and the result.
+    """Record an operator's action, carry it out, and record its outcome.
 
-    `do` carries out the action; it gets the action's number in the order of all operators'
-    commands. `told` returns the outcome to record for the result of `do`. A `Problem` that `do`
+    Returns the id of the record, and the result of `do`. `do` carries out the action; its argument
+    is the position to send with the action's command, a number in the order of all operators'
+    commands. `told` converts the result of `do` to the outcome to record. A `Problem` that `do`
     raises is recorded as a refusal and raised again. Raises `Problem` 503 if the database does not
     answer: either nothing was done, or the record of the action has no outcome.
     """
@@ -59,7 +60,7 @@ async def recorded(
 def outcome_of(response: Response) -> str:
     """Return the outcome to record for a response.
 
-    For a message that was sent to the workers without waiting for its result, it is `asked`.
+    The outcome is `asked` if the response only confirms that a message was sent to the workers.
     """
     if response.status_code == HTTPStatus.ACCEPTED:
         return ASKED

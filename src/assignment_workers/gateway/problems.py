@@ -25,7 +25,7 @@ ASKED_AT = "/v1/requests"
 
 
 class Wrong(BaseModel):
-    """One error in the sent data, without the data."""
+    """One error in the data that the caller sent. The data itself is not repeated."""
 
     where: str
     message: str

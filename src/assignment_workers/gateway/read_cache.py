@@ -50,7 +50,9 @@ class ReadCache:
     clock: Callable[[], float] = time.monotonic
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
     _age: int = 0
-    """The number of calls of `forget`. A value that is read during such a call is not cached."""
+    """The number of calls of `forget` so far. A value is not cached if `forget` is called while the
+    value is read.
+    """
     _locks: dict[object, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.BoundedSemaphore = field(
@@ -74,9 +76,9 @@ class ReadCache:
     ) -> T:
         """Call `what` with a connection and return the result, or the cached result if it is fresh.
 
-        The result is cached under `name` for `seconds`. In it, the CRM's ids of users take the
-        place of our numbers. `what` must not use another connection of this cache. Raises `Problem`
-        503 if the database cannot answer.
+        The result is cached under `name` for `seconds`. In the result, our numbers of users are
+        replaced by the CRM's ids of these users. `what` must not use another connection of this
+        cache. Raises `Problem` 503 if the database cannot answer.
         """
         return self.once(name, lambda: self._ask(what), seconds=seconds)
 

@@ -1,8 +1,9 @@
 """Redaction of free text and phone numbers by role, for pages, streams and JSON answers.
 
-Only operators may read free text. The filter is an allow-list: a text passes if its name is listed
-as holding an id or a word of this package, or if it has the form of such a value. A new text column
-is therefore hidden until it is listed here.
+Only operators may read free text. The filter is an allow-list: a text is shown if the name of its
+field is in a list of fields that have only ids or fixed words of this package, or if the text has
+the form of such a value. Any other text, such as that of a new column, is hidden until the name of
+its field is listed here.
 """
 
 from __future__ import annotations

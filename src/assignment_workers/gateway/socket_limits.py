@@ -1,7 +1,8 @@
 """Limits below HTTP: the size of a request's head and the time of a request.
 
-A client that sends an endless head, or a byte now and then, uses memory and a connection without a
-token. uvicorn itself closes a connection that is idle between two requests.
+Without these limits, a client without a token could use up memory with an endless head, or occupy
+connections by sending a byte now and then. uvicorn itself closes a connection that is idle between
+two requests.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     _arrives: asyncio.TimerHandle | None = None
     _head: int = 0
-    """The bytes of the request's first line and complete headers that were parsed so far."""
+    """The number of bytes of the request's first line and complete headers parsed so far."""
     _unread: int = 0
-    """The bytes of a header that is not complete yet."""
+    """The number of bytes received of a header that is not complete yet."""
     _parsed: int = 0
     """The number of bytes of the last received data that belong to complete headers."""
     _ended: bool = False

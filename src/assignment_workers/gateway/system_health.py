@@ -31,10 +31,10 @@ RECENT_SECONDS = 15
 
 
 class DatabaseGuard:
-    """Ends waits for a database that does not answer, and refuses new connections until it does.
+    """Ends statements that wait for a database that does not answer; refuses new connections to it.
 
     On a frozen server every statement would wait for its whole timeout. While the health readings
-    get no answer from the database, statements of this engine fail at once instead.
+    get no answer from the database, statements of the gateway's engine fail at once instead.
     """
 
     def __init__(self, engine: Engine, gate: ConnectionGate) -> None:

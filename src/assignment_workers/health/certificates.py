@@ -1,6 +1,7 @@
-"""The expiry of the TLS certificates that this process is configured with, or is shown by servers.
+"""The expiry of TLS certificates: those in configured files, and those that servers present.
 
-Texts name no host, address or path, because they are part of the health that everybody may read.
+The texts about certificates contain no host, address or path, because pages and `/v1/health` show
+them.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 @dataclass(frozen=True)
 class _CertificateFile:
-    """A PEM file with certificates: of authorities, or a chain.
+    """A PEM file that contains either certificates of authorities or a certificate chain.
 
-    Of several authorities, the one that expires last counts; of a chain, the one that expires
-    first.
+    `read` returns one certificate of the file: of several authorities, the one that expires last;
+    of a chain, the one that expires first, because the chain is invalid from then on.
     """
 
     title: str

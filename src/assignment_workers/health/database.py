@@ -30,8 +30,8 @@ from assignment_workers.sequencer.term import APPLICATION
 
 STATEMENT = timedelta(seconds=1)
 EXPIRES_SOON = timedelta(days=7)
-"""An API token should be replaced this long before its expiry, or a quarter of its life before, if
-that is less.
+"""An API token should be replaced this long before its expiry. If a quarter of the token's lifetime
+is shorter, the quarter counts instead.
 """
 RUNS = 50
 """The number of runs that are read for each job, newest first."""
@@ -118,7 +118,11 @@ def _facts(engine: Engine, lanes: Lanes, dialer: Dialer, *, own_crm: bool) -> Da
 
 
 def _tokens(connection: Connection) -> dict[str, datetime | None]:
-    """Return `token_expires_at` and `token_expires_soon_at`; both None if not readable."""
+    """Return the fields of `DatabaseFacts` about API tokens, by name.
+
+    They are `token_expires_at` and `token_expires_soon_at`. Both are None if the database role may
+    not read the tokens.
+    """
     if not connection.execute(_SEES_TOKENS).scalar_one():
         return dict.fromkeys(("token_expires_at", "token_expires_soon_at"))
     return dict(connection.execute(_TOKENS, {"soon": EXPIRES_SOON}).mappings().one())

@@ -45,8 +45,10 @@ SILENT = timedelta(seconds=3.5)
 each second.
 """
 STARTED = timedelta(seconds=0.5)
-"""The tolerance for start times: a process can be the replacement of a silent one if it seems to
-have started at most this much before the last sign of the silent one.
+"""The tolerance for inexact start times, used when a process replaces one that fell silent.
+
+The replacement starts after the last sign of life of the silent process. Because the times are
+inexact, it may seem to start earlier, by at most this tolerance.
 """
 REMEMBERED = timedelta(hours=1)
 """The time for which a silent process is reported as missing while others of its role are alive."""
@@ -68,8 +70,8 @@ REBUILT = timedelta(minutes=90)
 CHAINED = timedelta(minutes=5)
 """The audit is late if an event older than this is in none of its hash chains."""
 CERTIFICATE_RENEWED = timedelta(days=14)
-"""A certificate should be renewed this long before its expiry, or a quarter of its life before, if
-that is less.
+"""A certificate should be renewed this long before its expiry. If a quarter of the certificate's
+period of validity is shorter, the quarter counts instead.
 """
 
 GOOD, DEGRADED, DOWN, UNKNOWN = (
@@ -109,7 +111,7 @@ def live(signs: Iterable[SeenSign]) -> list[SeenSign]:
 
 @dataclass(frozen=True)
 class Told:
-    """The texts about a component that is not good."""
+    """The texts for people about a component that is not good, and the name of its runbook."""
 
     finding: str
     meaning: str
@@ -120,7 +122,8 @@ class Told:
 class _Judge:
     """Derives the health of all components from one set of readings.
 
-    The methods for components use each other's results, so that a cause is reported once.
+    A component that cannot be judged because a server is down is `unknown`, so that only the server
+    is reported as down.
     """
 
     def __init__(self, readings: Readings, installation: Installation) -> None:
@@ -303,7 +306,10 @@ class _Judge:
         return _good(name, title, ComponentKind.LANE, "leads", serving=True)
 
     def _without_servers(self) -> Told | None:
-        """Return the texts for sequencers while a server that they need is down; otherwise None."""
+        """Return the texts for sequencers whose state cannot be judged; None if it can be judged.
+
+        It cannot be judged while PostgreSQL or the broker is down, because a sequencer needs both.
+        """
         if self.database is None:
             return Told(
                 "cannot be judged: PostgreSQL tells who leads, and is down",
@@ -410,7 +416,7 @@ class _Judge:
     def _overdue(self) -> str | None:
         """Return the name of a task that beat has not sent although it is overdue; or None.
 
-        A task is overdue if it has been due, and beat has been running, for longer than `UNSENT`.
+        A task is overdue if it has been due for 20 seconds (`UNSENT`) and beat has run for as long.
         """
         if self.results is None:
             return None
@@ -621,7 +627,7 @@ class _Judge:
 
         A process replaces a silent one of the same role, lane and host if it started after the last
         sign of the silent one. Each process replaces at most one. While a process of the role is
-        alive, those that have been silent for `REMEMBERED` are left out.
+        alive, processes that have been silent for an hour (`REMEMBERED`) are left out.
         """
         free = sorted((each for each in self.signs if each.role == role), key=lambda one: one.since)
         missing: list[SeenSign] = []
@@ -637,7 +643,11 @@ class _Judge:
         return remembered if self._alive(role) else missing
 
     def _present(self) -> list[SeenSign]:
-        """Return the signs of life of live and missing processes, by role, host and pid."""
+        """Return the last signs of life of the processes that are alive or missing.
+
+        A process is missing if it fell silent and was not replaced. The signs are sorted by role,
+        host and pid.
+        """
         roles = dict.fromkeys(each.role for each in self.signs)
         found = [each for role in roles for each in (*self._alive(role), *self._missing(role))]
         return sorted(found, key=lambda each: (each.role, each.host, each.pid))
@@ -748,7 +758,10 @@ def _job_component(job: JobHealth) -> Component:
 
 
 def _of(trouble: str) -> HealthState:
-    """Return a server's state by its trouble: `unknown` if no address is set, else `down`."""
+    """Return the state of a server that cannot be used: `unknown` if it has no URL, else `down`.
+
+    `trouble`: the reason for which the server cannot be used, as text.
+    """
     return UNKNOWN if trouble == NOT_NAMED else DOWN
 
 

@@ -1,6 +1,7 @@
 """The health of each component and of the whole, as every reader shows it.
 
-The texts name no host and no address, because `/readyz` answers everybody.
+The names and texts of components contain no host and no address, because `/readyz` shows the names
+to everybody, and pages show the texts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ RUNBOOKS = "/runbooks"
 class HealthState(StrEnum):
     """The state of a component or of the whole system.
 
-    `unknown`: the state cannot be read, for example because a server that tells it is down.
+    `unknown`: the state cannot be read, for example because the server that stores the necessary
+    facts is down.
     """
 
     GOOD = "good"
@@ -41,7 +43,7 @@ _BADNESS = {
 
 
 class ComponentKind(StrEnum):
-    """The kinds of components."""
+    """The kinds of components whose health is reported."""
 
     SERVER = "server"
     PROCESS = "process"
@@ -52,15 +54,15 @@ class ComponentKind(StrEnum):
     CREDENTIALS = "credentials"
     """TLS certificates, or API tokens."""
     ANSWERS = "answers"
-    """The answers that callers received within the last minute."""
+    """The answers that the gateways sent to callers within the last minute."""
 
 
 class Component(BaseModel):
     """One part of the system: its state, and the consequence for agents.
 
     `name` is for programs: `postgresql`, `broker`, `results`, `crm`, `leader` (of the default lane)
-    or `leader:LANE`, `standbys`, `maintenance`, `beat`, `gateways`, `answers`, `certificates`,
-    `tokens`, `audit`, `queue:QUEUE`, `job:JOB` or `job:JOB:QUEUE`.
+    or `leader:LANE`, `standbys`, `maintenance`, `beat`, `heartbeats`, `flower`, `gateways`,
+    `answers`, `certificates`, `tokens`, `audit`, `queue:QUEUE`, `job:JOB` or `job:JOB:QUEUE`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,7 +83,7 @@ class Component(BaseModel):
     runbook: str = ""
     """The name of the component's runbook: `assignment-workers runbook NAME` prints it."""
     serving: bool = False
-    """True if agents are not served while the component is down."""
+    """True if agents depend on the component: while it is down, they are not served."""
 
     @computed_field  # type: ignore[prop-decorator] # pydantic's
     @property
@@ -145,7 +147,8 @@ class ProcessHealth(BaseModel):
 class CeleryQueueHealth(BaseModel):
     """The messages that wait in one Celery queue.
 
-    A value that the broker does not tell is None: RabbitMQ does not show its messages.
+    A value that cannot be read is None. With RabbitMQ, `head_task` and `head_age_seconds` are
+    always None, because RabbitMQ does not show its messages.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -153,7 +156,7 @@ class CeleryQueueHealth(BaseModel):
     name: str
     depth: int | None
     head_task: str | None
-    """The task of the message that is next."""
+    """The name of the Celery task of the message at the head of the queue."""
     head_age_seconds: float | None
 
 
@@ -202,8 +205,8 @@ class CertificateHealth(BaseModel):
 class Health(BaseModel):
     """The health of the whole system at `at`.
 
-    `state` is `down` while agents are not served, `unknown` if nothing tells whether they are, and
-    `degraded` while anything else is not good.
+    `state` is `down` while agents are not served, `unknown` while it is unknown whether agents are
+    served, and `degraded` while agents are served but a component is not good.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -215,7 +218,7 @@ class Health(BaseModel):
     jobs: list[JobHealth] = []
     certificates: list[CertificateHealth] = []
     token_expires_at: datetime | None = None
-    """The expiry of the API token that expires next; None: no token does, or it is not known."""
+    """The expiry of the API token that expires next; None if there is none or it cannot be read."""
 
     @computed_field  # type: ignore[prop-decorator] # pydantic's
     @property
@@ -266,7 +269,7 @@ class Health(BaseModel):
 
     @property
     def agents_are_served(self) -> bool:
-        """True if agents are served, as far as is known."""
+        """True if agents are served; False if they are not served or if this is unknown."""
         return self.state in {HealthState.GOOD, HealthState.DEGRADED}
 
     @property

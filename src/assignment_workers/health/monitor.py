@@ -26,11 +26,11 @@ made, so that a busy machine is not taken for a frozen server.
 
 
 class HealthMonitor:
-    """Reads the health of the system in a background thread, so that no caller waits for a server.
+    """A background thread that reads the health of the system again and again.
 
-    `latest` is at most `EVERY_SECONDS` + 2 * `WITHIN_SECONDS` old. The `since` of each component is
-    the earliest known time from which the component has been in its state: known from the reading
-    itself, from this process's earlier readings, or from a gateway.
+    Callers need not wait for a server: `latest` has the last result, which is at most three seconds
+    old. In it, `since` is the time at which a component's present state began: the earliest time
+    known from the servers, from this process's earlier readings, or from a gateway.
     """
 
     def __init__(self, settings: Settings, *, read: Callable[[Readings], None]) -> None:
@@ -49,7 +49,10 @@ class HealthMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the background thread. A running reading ends first; then connections are closed."""
+        """Tell the background thread to stop, and return at once.
+
+        The thread ends a running reading first, and then closes its connections.
+        """
         self._stopped.set()
 
     def sees(self) -> dict[str, SeenState]:
@@ -101,15 +104,15 @@ def log_change(component: Component, before: SeenState | None) -> None:
 
 
 def read_once(settings: Settings) -> Health:
-    """Read the health of the system once. See `read_repeatedly`."""
+    """Read the health of the system once, within `READING_SECONDS`, and return it."""
     return next(read_repeatedly(settings))
 
 
 def read_repeatedly(settings: Settings) -> Generator[Health, None, None]:
     """Yield the health of the system without end. Each value is read when it is requested.
 
-    A reading takes at most `READING_SECONDS`. The `since` of a component is the earliest time that
-    the reading itself or a gateway gives for its state; None if neither gives one.
+    To read one value takes at most `READING_SECONDS` (1.5). In the value, `since` is the time at
+    which a component's present state began, as far as the servers or a gateway know it; else None.
     """
     inputs = Inputs(settings)
     try:
@@ -121,7 +124,11 @@ def read_repeatedly(settings: Settings) -> Generator[Health, None, None]:
 
 
 def _timed(health: Health, readings: Readings, own: Mapping[str, SeenState]) -> Health:
-    """Return the health with the earliest known start of each component's state."""
+    """Return the health; set `since` of each component to the earliest known start of its state.
+
+    Starts are known from `health` itself, from this process's earlier readings (`own`), and from
+    the signs of life of gateways (in `readings`).
+    """
     signs = live(readings.results.value.signs) if readings.results.value else []
     components = [_since(each, own, signs, health.at) for each in health.components]
     return health.model_copy(update={"components": components})

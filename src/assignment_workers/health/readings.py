@@ -16,7 +16,7 @@ from assignment_workers.health.signs import SeenSign
 T = TypeVar("T")
 
 READING_SECONDS = 1.5
-"""The most seconds to wait for a reading."""
+"""The greatest number of seconds to wait until all servers have been read."""
 NO_ANSWER = "does not answer"
 NOT_NAMED = "is not named here: REDIS_URL is not set"
 
@@ -106,10 +106,11 @@ class QueueFacts:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """The last runs of a job.
+    """The last runs of a job, by the records of its runs. A run may have been skipped.
 
-    `begun_at` belongs to the last run, including skipped ones. `ran_at`, `status` and `error`
-    belong to the last run that was not skipped.
+    `begun_at`: the start of the last run, skipped or not. `ran_at`, `status` and `error`: the
+    start, status and error of the last run that was not skipped. `succeeded_at`: the start of the
+    last run that succeeded.
     """
 
     job: str
@@ -131,7 +132,7 @@ class DatabaseFacts:
     queues: list[QueueFacts]
     jobs: list[JobFacts]
     token_expires_at: datetime | None
-    """The expiry of the API token that expires next; None if none does, or it cannot be read."""
+    """The expiry of the API token that expires next; None if there is none or it cannot be read."""
     token_expires_soon_at: datetime | None
     """The expiry of the API token that should be replaced first.
 

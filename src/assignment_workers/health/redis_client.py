@@ -15,7 +15,7 @@ ANSWER_SECONDS = 1.2
 def connect(url: str) -> Redis:
     """Return a Redis client for health readings, without contacting the server.
 
-    The client retries nothing, and no exchange takes longer than `ANSWER_SECONDS`.
+    The client does not retry. It gives up after `ANSWER_SECONDS` without a connection or an answer.
     """
     return redis_client(
         url,

@@ -1,7 +1,7 @@
 """The runbooks: for each component that can be in trouble, what to look at and what mends it.
 
-They are the last part of the document for operators, which is in the package: `status`, the banner
-and the alerts lead to them wherever the package is installed.
+The runbooks are the last part of the document for operators. The installed package contains this
+document, so that the links from `status`, the banner and the alerts work without the repository.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def runbooks() -> dict[str, Runbook]:
 
 @cache
 def markdown() -> str:
-    """Return the part of the document that contains all runbooks, without its heading."""
+    """Return the part of the operators' document that has all runbooks, without its heading."""
     text = next(page for page in PAGES if page.exists()).read_text(encoding="utf-8")
     return text.partition(BEGINS)[2]
 

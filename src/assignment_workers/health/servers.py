@@ -37,10 +37,13 @@ from assignment_workers.health.redis_client import ANSWER_SECONDS, connect
 SCHEDULE = "assignment-workers:beat:"
 """The prefix of beat's keys in Redis: `redbeat_key_prefix` of the shipped celeryconfig.py."""
 PROBE = "assignment-workers:health:written"
-"""The Redis key that each reading writes, because a full Redis refuses writes but answers reads."""
+"""The Redis key that each health reading writes, to find out whether Redis accepts writes.
+
+A Redis that is full still answers reads, but refuses writes.
+"""
 PROBE_SECONDS = 60
 UNIX_MILLISECONDS_OF_VERSION = 7
-"""The version of UUIDs that begin with the time at which they were made."""
+"""The version of UUIDs that begin with their creation time in Unix milliseconds."""
 
 
 def results_reader(redis_url: str) -> Callable[[], ResultsFacts]:
@@ -182,7 +185,8 @@ def _refusal(answer: object) -> str | None:
 def _described(head: bytes | None) -> tuple[str | None, str | None, datetime | None]:
     """Return the task's name, the id and the sending time of a message, each None if unknown.
 
-    If the message cannot be read, the words `a malformed message` take the place of the name.
+    `head`: the Celery message at the head of a queue; None if the queue is empty. If the message
+    cannot be parsed, the name is `a malformed message`.
     """
     if head is None:
         return None, None, None
@@ -197,8 +201,8 @@ def _described(head: bytes | None) -> tuple[str | None, str | None, datetime | N
 def _sent_at(name: str, body: str) -> datetime | None:
     """Return the time at which a message was sent; None if it is not known.
 
-    The time is read from the message's id, or from the argument of `assignment.probe`, the message
-    that measures the delay of an assignment queue.
+    The time is read from the message's id (`name`) if the id is a UUID that begins with a time.
+    Otherwise it is read from `body`: a probe (task `assignment.probe`) has it as its argument.
     """
     try:
         made = UUID(name)

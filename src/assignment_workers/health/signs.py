@@ -53,8 +53,8 @@ redis.call('ZADD', KEYS[2], string.format('%.3f', now), ARGV[1])
 class AnswerCounts(BaseModel):
     """Counts of a gateway's answers: all (`asked`), and those with status 503 (`unavailable`).
 
-    `recent_asked` and `recent_unavailable` count the answers of the last `RECENT_SECONDS`, the
-    other two fields those of the last minute.
+    `asked` and `unavailable` count the answers of the last minute. `recent_asked` and
+    `recent_unavailable` count those of the last 15 seconds.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -102,7 +102,10 @@ class LifeSign(BaseModel):
 
     @property
     def id(self) -> str:
-        """The key of the process in the Redis hash."""
+        """The id of the process, made of its role, lane, host and pid.
+
+        The sign is stored under this id in the Redis hash of the signs of life.
+        """
         return f"{self.role}:{self.lane or ''}:{self.host}:{self.pid}"
 
 
@@ -157,7 +160,7 @@ class LifeSigns:
     def stop(self, *, in_order: bool) -> None:
         """Stop storing signs of life.
 
-        With `in_order`, store a last one that marks an orderly end.
+        If `in_order` is True, store a last sign, which marks the end of the process as orderly.
         """
         self._stopped.set()
         self._thread.join(EVERY_SECONDS)
@@ -198,9 +201,9 @@ class LifeSigns:
 
 
 class ProcessEnd:
-    """A flag that the block of `alive` sets: True if the process ends in an orderly way.
+    """The object that `alive` yields, by which its `with` block reports that the process failed.
 
-    Set `in_order` to False if the process has failed but the block ends without an error.
+    For a failure that raises no error, the block sets `in_order` to False.
     """
 
     in_order = True
@@ -217,9 +220,9 @@ def alive(
 ) -> Iterator[ProcessEnd]:
     """Store a sign of this process's life every second while the block runs.
 
-    If `redis_url` is None, no sign is stored. After an orderly end, a last sign is stored, which
-    says so. The end is orderly if the block ends by `SystemExit` with code 0 or None, or without an
-    error while `in_order` of the yielded value is still True.
+    If `redis_url` is None, no sign is stored. After an orderly end, a last sign with `ended` True
+    is stored. The end is orderly if the block ends by `SystemExit` with code 0 or None, or without
+    an error while `in_order` of the yielded value is still True.
     """
     end = ProcessEnd()
     if redis_url is None:

@@ -37,9 +37,9 @@ time since midnight.
 class CallingHours:
     """The hours at which users may be called, in the local time of each user.
 
-    `default` is the zone of users without a known zone. `calendars` are countries, or parts of
-    countries such as GB-ENG; their people are not called on their public holidays. The first
-    calendar applies to all other users; None means that no holiday counts.
+    `default` is the time zone of users without a known zone. `calendars` are countries, or parts of
+    countries such as GB-ENG; users in such a place are not called on its public holidays. The first
+    calendar also applies to users in all other places. None as a calendar: no holiday counts.
     """
 
     week: Week

@@ -30,8 +30,9 @@ from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.dialer import UserCallScore
 
 DECLARED = "original"
-"""A key beside those of `Dialer.mappings`. It stands for the names of tables and columns that the
-dialer's file declares, for a CRM in another database that uses these names.
+"""The key of the mapping that changes no name. Every dialer has it, in addition to its `mappings`.
+
+It is for an external CRM whose tables and columns have the names that the dialer's file declares.
 """
 
 
@@ -68,8 +69,9 @@ class Queue:
     calling_hours: str | None = None
     """The calling hours of this dialer queue, such as `mon-fri 09:00-17:00`.
 
-    This, `holidays` and `size_limit` are initial values of settings that operators change while the
-    system runs; a value that an operator has set takes precedence. None: the value for all queues.
+    `calling_hours`, `holidays` and `size_limit` are initial values of settings that operators can
+    change while the system runs; an operator's value takes precedence. None: the value of the
+    setting for all dialer queues applies.
     """
     holidays: str | None = None
     """The countries or parts of countries, such as `GB-ENG`, on whose public holidays nobody is
@@ -96,7 +98,7 @@ class Dialer:
     outcomes: Sequence[Outcome]
     """The outcomes of a call, in the order in which agents see them."""
     news: Sequence[News] = ()
-    """CRM tables, beside the one of persons, whose new rows may move a person to a dialer queue."""
+    """CRM tables, other than that of persons, whose new rows may move a person to a queue."""
     persons: Persons = field(default_factory=Persons)
     """The CRM's table of persons. The default is `crm.users`, whose ids are integers."""
     mappings: Mapping[str, Mapping[str, Names]] = field(default_factory=dict)
@@ -157,7 +159,10 @@ class Dialer:
 
     @property
     def numbered(self) -> str | None:
-        """The type of the CRM's ids of persons, `uuid` or `text`; None if they are integers."""
+        """The type of the CRM's ids of persons, `uuid` or `text`; None if they are integers.
+
+        Our database stores a number of our own in place of an id that is not an integer.
+        """
         return self.persons.numbered
 
     def sources(self, *further: str) -> list[FactSource]:
@@ -177,8 +182,9 @@ class Dialer:
     def external_facts(self, mapping: str, optional: Mapping[str, str]) -> ExternalFacts:
         """Return the tables that this dialer reads from a CRM in another database.
 
-        `mapping`: a key of `mappings`, or `DECLARED`. `optional`: maps our name of each `OPTIONAL`
-        column that the CRM has to the CRM's name. Raises `KeyError` for an unknown mapping.
+        `mapping`: a key of `mappings`, or `DECLARED` for the names that the dialer's file declares.
+        `optional`: the columns of persons that a CRM may lack (`schema.crm.OPTIONAL`), but this CRM
+        has; it maps our name to the CRM's name. Raises `KeyError` for an unknown mapping.
         """
         named = {**self.mappings, DECLARED: {}}[mapping]
         persons, *tables = (each.named(named.get(each.name)) for each in self.sources())
@@ -240,9 +246,10 @@ class Dialer:
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Return the parts in which two dialers differ, by their `digests`, in the order of the parts.
+    """Compare the `digests` of two dialers; return a line for each part that differs.
 
-    A dialer queue that only one of the two has is named once, without its parts.
+    The line says if the part is new or gone; for a changed part it is the part's name. For a dialer
+    queue that only one of the dialers has, there is one line, and none for the queue's own parts.
     """
     found = []
     for part in [*after, *(each for each in before if each not in after)]:

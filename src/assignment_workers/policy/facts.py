@@ -1,4 +1,4 @@
-"""The facts that a dialer declares: its persons, and the tables that belong to a person."""
+"""Declarations of the CRM's tables that a dialer reads: the persons, and tables about persons."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Persons:
     of: str = CrmUser.__tablename__
     """The name of the table in the CRM, with its schema unless that is the default.
 
-    The default is `crm` in our own database, and the connection's schema in another database.
+    The default schema is `crm` in our own database, and the connection's schema in another
+    database.
     """
     id_type: TypeEngine[Any] = field(default_factory=BigInteger)
     """The type of a person's id: an integer, `Uuid()` or `Text()`.
@@ -103,7 +104,8 @@ class FactSource:
     of: str
     """The name of the table in the CRM, with its schema unless that is the default.
 
-    The default is `crm` in our own database, and the connection's schema in another database.
+    The default schema is `crm` in our own database, and the connection's schema in another
+    database.
     """
     columns: Mapping[str, str]
     """Maps our name of each column that is read to the CRM's name."""
@@ -119,7 +121,7 @@ class FactSource:
     """
 
     def named(self, names: Names | None) -> FactSource:
-        """Return this table with the CRM's names from `names`; unchanged if that is None."""
+        """Return this table with the CRM's names from `names`; unchanged if `names` is None."""
         if names is None:
             return self
         columns = {ours: names.names.get(ours, theirs) for ours, theirs in self.columns.items()}
@@ -135,7 +137,10 @@ class ExternalFacts:
 
     sources: tuple[FactSource, ...]
     numbered: str | None
-    """The type of the persons' ids, `uuid` or `text`; None if they are integers."""
+    """The type of the persons' ids, `uuid` or `text`; None if they are integers.
+
+    Our database stores a number of our own in place of an id that is not an integer.
+    """
 
     def source(self, name: str) -> FactSource:
         """Return the table to which rules refer by this name."""
@@ -190,9 +195,11 @@ def _follow(
     used: dict[str, dict[str, TypeEngine[Any]]],
     links: dict[str, Link | None],
 ) -> None:
-    """Add `table` to `links`, after the tables on its way to the person.
+    """Find the reference by which a row of `table` leads to a person, and add it to `links`.
 
-    The key and the reference columns of these tables are added to the columns in `used`.
+    A reference may lead to another table, whose own reference leads on. Such tables are added to
+    `links` first. For each of these tables, the primary key and the column of the reference are
+    added to `used`, the columns to read. The reference in `links` is None if no person is found.
     """
     if table.name in links:
         return
@@ -221,7 +228,10 @@ KINDS = (bool, int, float, Decimal, datetime, date, UUID, str)
 
 
 def kind_of(type_: TypeEngine[Any]) -> type[Any] | None:
-    """Return the Python type of this column type's values; None if it is not one of `KINDS`."""
+    """Return the Python type of this column type's values; None if that type is not supported.
+
+    The supported types are in `KINDS`.
+    """
     try:
         kind = type_.python_type
     except NotImplementedError:
@@ -272,20 +282,26 @@ def _expression(given: object) -> ClauseElement:
 class News:
     """A CRM table whose new rows may put a person into a dialer queue, or into a different queue.
 
-    Rows are read in the order of `created_at` and `key`, from the position where the last run
-    stopped.
+    A job looks for new rows at intervals. It reads them in the order of `created_at` and `key`, and
+    stores its position in that order for the next run.
     """
 
     name: str
-    """The name under which the progress is stored: small letters, digits and underscores."""
+    """The name of this declaration: small letters, digits and underscores.
+
+    The job that reads the new rows stores its position under this name.
+    """
     created_at: ExpressionOfColumn
-    """The time at which the row was created. There should be an index on it and `key`."""
+    """The time at which the row was created. One index should cover this column and `key`."""
     key: ExpressionOfColumn
     """The primary key of the table."""
     person: ExpressionOfColumn
     """The column with the id of the row's person, in this table or in a joined one."""
     joined: FromClause | None = None
-    """The table joined with the one that has `person`. None: the table itself has `person`."""
+    """A SQL join of this table with the table that has the column `person`.
+
+    None: this table itself has the column.
+    """
 
     @property
     def table(self) -> str:

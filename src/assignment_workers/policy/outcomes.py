@@ -1,7 +1,7 @@
 """The effects of a call's outcome: score, delay until the next call, and actions for others.
 
-The outcomes themselves are the dialer's (`dialerconfig.py`). The scale of scores is that of
-original-dialer section 4.
+Each dialer defines its own outcomes, for example in a file `dialerconfig.py`. The scale of scores
+is that of original-dialer section 4.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Action:
     """
 
     name: str
-    """The name in the event: small letters, digits and underscores."""
+    """The name in the event of the completed call: small letters, digits and underscores."""
     means: str
     """A sentence with the instruction to the other system."""
 
@@ -67,7 +67,9 @@ class Outcome:
     keeps: bool = True
     """True if the call fulfils a promised callback; False if the user was not reached."""
     converts: bool = False
-    """True if the user may have reached the dialer queue's goal, so that the CRM facts are checked.
+    """True if a call with this outcome may mean that the user has reached the dialer queue's goal.
+
+    The CRM facts of the user are then checked.
     """
     retried: bool = False
     """True if a callback whose call had this outcome is tried again, `max_retries` times at most.
@@ -96,15 +98,15 @@ class Outcome:
 
     @property
     def first_score(self) -> int:
-        """The score of a user after a first call with this outcome, without penalties."""
+        """The score of a user whose first call ends with this outcome."""
         return min(self.score, SCORE_CEILING) if self.capped else self.score
 
 
 def attempt_penalty(attempt: int) -> int:
     """Return the score that the `attempt`-th call adds: 0 up to the 5th, 1 up to the 10th, then 3.
 
-    The original dialer added the whole penalty so far at every call, which grew with the square of
-    the attempts, and fell from 5 to 3 at the 11th (original-dialer section 4).
+    The original dialer added more at each call: 1 at the 6th, 2 at the 7th, up to 5 at the 10th,
+    and then 3, 6, 9 and so on from the 11th (original-dialer section 4).
     """
     if attempt <= 5:
         return 0
@@ -112,7 +114,10 @@ def attempt_penalty(attempt: int) -> int:
 
 
 def raised(number: SQLColumnExpression[int], *by: ColumnElement[int] | int) -> ColumnElement[int]:
-    """Return a SQL expression for the sum of `number` and all of `by`, at most `LARGEST`."""
+    """Return a SQL expression for the sum of `number` and all of `by`.
+
+    The sum is limited to `LARGEST`, so that it fits into the column.
+    """
     total: ColumnElement[int] = cast(number, BigInteger)
     for each in by:
         total += each
@@ -122,10 +127,12 @@ def raised(number: SQLColumnExpression[int], *by: ColumnElement[int] | int) -> C
 def score_after(
     added: ColumnElement[int], name: ColumnElement[str], outcomes: Iterable[Outcome]
 ) -> ColumnElement[int]:
-    """Return a SQL expression over the score row for the user's score after a call.
+    """Return a SQL expression for the user's new score after a call.
 
-    `name` is the outcome of the call, and `added` is that outcome's score. `outcomes`: those of the
-    dialer. One atomic update can apply it, without a read before (hazard D5).
+    The expression is for an UPDATE of the user's score row. Such an UPDATE is atomic, so that no
+    concurrent change of the score is lost (hazard D5). `name`: the outcome of the call. `added`:
+    the score of that outcome. `outcomes`: all outcomes of the dialer; those with `capped` do not
+    raise a score beyond `SCORE_CEILING`.
     """
     earlier = UserCallScore.total_attempts
     penalty = case((earlier < 5, 0), (earlier < 10, 1), else_=3)

@@ -90,7 +90,7 @@ class Policy:
         return {"now": now}
 
     def soon(self, now: datetime, zones: Collection[str]) -> dict[str, Any]:
-        """Return the SQL parameters of `callable_soon` for a build of the queue at `now`.
+        """Return the SQL parameters of the condition `callable_soon`, for a build at `now`.
 
         `zones`: the time zones of the users. A user in any other zone counts as one who cannot be
         called before the next build.
@@ -110,7 +110,7 @@ class Policy:
     def callable_soon(self) -> ColumnElement[bool]:
         """Return a SQL condition: the user has a calling hour before the next build.
 
-        `soon` returns its parameters.
+        The method `soon` returns the SQL parameters of the condition.
         """
         return true() if self.hours is None else rules.in_hours_soon(self.hours)
 
@@ -125,7 +125,11 @@ class Policy:
         return not any(found[name] for name in found if name.startswith("open_"))
 
     def eligible(self) -> ColumnElement[bool]:
-        """Return a SQL condition: the user may be handed out from this dialer queue at `now`."""
+        """Return a SQL condition: the user breaks no rule of this dialer queue.
+
+        Such a user may be handed out from the queue. The SQL parameter `now` is the time at which
+        the user is judged.
+        """
         return and_(*(rule.holds for rule in self.rules))
 
     def broken_rule(self) -> ColumnElement[str | None]:
@@ -158,20 +162,20 @@ class Policy:
         return and_(*(rule.holds for rule in self._of_the_facts()))
 
     def out_of_place(self) -> ColumnElement[str | None]:
-        """Return a SQL expression for the first rule by which a user does not belong to this queue.
+        """Return a SQL expression for the name of the first broken rule about CRM facts.
 
-        Null for a user who belongs to this dialer queue by the CRM facts.
+        Because of such a rule, a user does not belong to this dialer queue. The expression is null
+        for a user who belongs to the queue by the CRM facts.
         """
         broken = ((~rule.holds, sql_text(rule.name)) for rule in self._of_the_facts())
         return case(*broken, else_=null())
 
     def held_back(self) -> ColumnElement[str | None]:
-        """Return a SQL expression for the name of the first rule that forbids a call that is due.
+        """Return a SQL expression for the name of the first rule that forbids a call now.
 
-        A call is due if the user has a callback or a missed call that is due. The expression is
-        null if the user may be called. Use it only for users of this dialer queue. The calling
-        rules, the do-not-contact list and quarantine count; the wait after the last outcome does
-        not.
+        Use it only for users of this dialer queue who have a due callback or a due missed call. The
+        expression is null if the user may be called. The calling rules, the do-not-contact list and
+        quarantine count; the wait after the last outcome does not.
         """
         facts = {rule.name for rule in self._of_the_facts()}
         others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]
@@ -179,9 +183,10 @@ class Policy:
         return case(*broken, else_=null())
 
     def blocking_rule(self) -> ColumnElement[str | None]:
-        """Return a SQL expression for the first broken rule that does not hold again with time.
+        """Return a SQL expression for the name of the first broken rule that is no resting rule.
 
-        Null if the user breaks no such rule.
+        A resting rule holds again after some time. The expression is null if the user breaks
+        resting rules only, or no rule.
         """
         lasting = [rule for rule in self.rules if rule.kind is not RuleEffect.RESTING]
         return case(*((~rule.holds, sql_text(rule.name)) for rule in lasting), else_=null())
@@ -212,7 +217,7 @@ def _opens_at(
 
     Returns None if that is not within `calling.AHEAD_AT_MOST` days. `calendar`: the public holidays
     that count; None: no holidays. A zone that this host does not know, because a host with newer
-    time zone data stored it, counts as closed for `UNKNOWN_ZONE_FOR`.
+    time zone data stored it, counts as closed for a day (`UNKNOWN_ZONE_FOR`).
     """
     try:
         return hours.opens_at(ZoneInfo(zone), now, calendar)
@@ -254,8 +259,8 @@ def suspicious(policies: Iterable[Policy]) -> frozenset[str]:
 def off_for_good(rule: str, policies: Iterable[Policy]) -> bool:
     """Return True if a user who breaks the rule `rule` has opted out or converted.
 
-    Callbacks and missed calls of such a user are cancelled. `policies`: those whose rules are
-    looked up.
+    Callbacks and missed calls of such a user are cancelled. `policies`: the policies in which the
+    rule of this name is looked up.
     """
     found = {each.name: each.kind for policy in policies for each in policy.rules}
     return (
@@ -264,7 +269,10 @@ def off_for_good(rule: str, policies: Iterable[Policy]) -> bool:
 
 
 def passes(rule: str) -> bool:
-    """Return True if `rule` names a calling rule that holds again after some time."""
+    """Return True if `rule` is the name of a calling rule, such as that of the calling hours.
+
+    A user who breaks a calling rule may be called again after some time, without a change of facts.
+    """
     return rule in rules.PASSING
 
 

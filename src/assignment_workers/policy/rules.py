@@ -57,9 +57,12 @@ from assignment_workers.schema.tables import (
 NOW = bindparam("now", type_=NaiveInstant)
 
 PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
-"""The names of calling rules. A user who breaks one of them meets it again after some time."""
+"""The names of the calling rules, such as that of the calling hours.
+
+A user who breaks a calling rule may be called again after some time, without a change of facts.
+"""
 FOR_AN_OPERATOR = {"number_unclear", "no_number", "quarantined"}
-"""Names of rules. A user who breaks one of them meets it again only after an operator has acted."""
+"""The names of the rules that keep a user out until an operator acts, such as the quarantine."""
 
 
 class RuleEffect(StrEnum):
@@ -75,20 +78,23 @@ class RuleEffect(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """A condition of eligibility.
+    """A condition that users of a dialer queue must meet to be handed out.
 
-    `name` is reported as the reason if the condition does not hold.
+    If a user does not meet the condition, `name` is reported as the reason.
     """
 
     name: str
-    """The reason in the interfaces and records: small letters, digits and underscores."""
+    """The name of the rule, which is also the reason that is reported for users who break it.
+
+    The name has small letters, digits and underscores only.
+    """
     holds: ColumnElement[bool]
     """The condition: a SQL expression over the facts that is true or false, never null."""
     kind: RuleEffect = RuleEffect.BLOCKED
     means: str = ""
     """A text for people: what it means that a user breaks this rule."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
-    """For a rule of the effect `RESTING`: the time from which it holds again without new facts."""
+    """For a rule of the effect `RESTING`: the time from which the rule holds without new facts."""
     suspicious: bool = False
     """True if a breach of this rule at a claim is suspicious, because the build of the queue has
     checked the rule. Repeated breaches quarantine the user.
@@ -97,7 +103,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Terms:
-    """The values on which this package's rules for a dialer queue depend."""
+    """The values from which this package's rules are made for one dialer queue.
+
+    They are the name of the dialer queue, the terminal outcomes of the dialer, the calling rules,
+    and the configuration for parsing phone numbers.
+    """
 
     queue: str
     terminal: tuple[str, ...]
@@ -108,7 +118,11 @@ class Terms:
 
 @dataclass(frozen=True, eq=False)
 class ReadyRule:
-    """A rule that this package provides. It is made for each dialer queue from its `Terms`."""
+    """A rule that this package provides for every dialer queue.
+
+    The function `make` makes the rule for one dialer queue from its values in `Terms`: the name of
+    the queue, the terminal outcomes, and settings.
+    """
 
     name: str
     kind: RuleEffect
@@ -202,7 +216,11 @@ class Numbers:
         return and_(*same, or_(read, nothing))
 
     def read(self) -> Rule:
-        """Return a rule: the phone text that the CRM has now is the one that was parsed last."""
+        """Return a rule: the phone text that the CRM has now has been parsed.
+
+        The rule keeps back a user whose number has just changed. A build of the queue ignores the
+        rule.
+        """
         return Rule(
             NUMBER_UNREAD,
             or_(self.current, not_(READING)),
@@ -211,7 +229,7 @@ class Numbers:
         )
 
     def there(self) -> Rule:
-        """Return a rule: the user's phone text has a number that can be parsed."""
+        """Return a rule: the user's phone text in the CRM has a number that can be parsed."""
         return Rule(
             "no_number",
             not_(and_(self.current, func.coalesce(func.cardinality(Phone.numbers), 0) == 0)),
@@ -317,7 +335,11 @@ NOT_QUARANTINED = Rule(
 
 
 def not_closed(queue: str) -> Rule:
-    """Return a rule: no agent has decided that this dialer queue is not to hand out the user."""
+    """Return a rule: the user is not closed in this dialer queue.
+
+    An agent closes a user in a dialer queue, so that the queue does not hand out the user until an
+    operator lifts that.
+    """
     return Rule(
         "closed",
         not_(
@@ -378,7 +400,10 @@ RESTED = Rule(
 
 
 SETTLED = "too_new"
-"""Name of the rule that is broken by a user whose score row is younger than `settled` demands."""
+"""Name of the rule that is broken by a user with a score above 0 whose score row is too new.
+
+The function `settled` makes the rule.
+"""
 
 
 def settled(least: timedelta) -> Rule:
@@ -411,15 +436,16 @@ def open_zones(calendar: int) -> str:
 
 
 def soon_zones(calendar: int) -> str:
-    """Return the name of a SQL parameter: the time zones with a calling hour before the next build.
+    """Return the name of the SQL parameter for the time zones with a calling hour soon.
 
-    `calendar`: the number of the holiday calendar that counts.
+    Soon: before the next build of the dialer queue. `calendar`: the number of the holiday calendar
+    that counts.
     """
     return f"soon_{calendar}"
 
 
 def in_hours(hours: CallingHours) -> Rule:
-    """Return a rule: it is a calling hour in every time zone where the user may be."""
+    """Return a rule: calling is allowed now in every time zone where the user may be."""
     zone = func.unnest(_zones(hours)).table_valued("zone").render_derived()
     opens = OPENS.op("->")(cast(_calendar(hours), Text())).op("->>")(zone.c.zone)
     latest = (
@@ -701,6 +727,11 @@ def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
 
 
 def made(own: Sequence[Rule | ReadyRule], terms: Terms) -> tuple[Rule, ...]:
-    """Return all rules of a dialer queue in order: `own`, and this package's, made from `terms`."""
+    """Return all rules of a dialer queue, in order.
+
+    `own`: the rules that the definition of the dialer queue names. The rules that this package
+    provides for every dialer queue are added. They are made from `terms`, the values for this
+    queue.
+    """
     found = (each if isinstance(each, Rule) else each.make(terms) for each in completed(own))
     return tuple(rule for rule in found if rule is not None)

@@ -20,13 +20,16 @@ from assignment_workers.runtime.errors import HomeHeld, HomeUnusable
 
 LOCK = "lock"
 GRACE_SECONDS = 0.5
-"""The seconds for which `hold` retries to get the lock, because `holder` takes the lock for a
-moment to see if it is free.
+"""The seconds for which `hold` tries again to lock a home that another process has locked.
+
+The other process may be one that only asks if the home is locked (`holder`); it then has the lock
+for a moment.
 """
 ENDING_SECONDS = 60.0
-"""The seconds for which `hold` retries to get the lock if the process that held it was killed.
+"""The seconds for which `hold` tries again to lock a home whose holder was killed.
 
-That process's guardian keeps the lock until every process of the home has ended.
+The guardian, a process that ends the killed process's children, keeps the lock until all have
+ended.
 """
 
 

@@ -38,7 +38,7 @@ class Stack(BaseModel):
     started_at: AwareDatetime
 
     def variables(self, *, now: datetime) -> dict[str, str]:
-        """Return the stack's addresses and secrets, by their environment variables."""
+        """Return the stack's addresses and secrets, by the names of their environment variables."""
         addresses = self.model_dump(exclude={"pid", "started_at", "number_key"}, exclude_none=True)
         if dashboard := self.dashboard_link(now=now):
             addresses["dashboard_url"] = dashboard
@@ -81,9 +81,9 @@ def shell_assignments(stack: Stack) -> str:
 
 
 def resolve(settings: Settings) -> Settings:
-    """Return the settings with the addresses of database, Redis and broker.
+    """Return the settings with the missing addresses of database, Redis and broker filled in.
 
-    If the database or Redis is not set, the missing addresses and secrets are those of the stack
+    If the database or Redis is not set, the missing addresses and secrets are taken from the stack
     that runs with the home of `settings`. Raises `NoStack` if none runs.
     """
     database_url, redis_url = settings.database_url, settings.redis_url

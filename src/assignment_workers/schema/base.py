@@ -66,7 +66,10 @@ class Base(DeclarativeBase):
 
 
 class DialerBase(DeclarativeBase):
-    """The base class of the dialer's tables, in `public`: adopted if they exist, else created."""
+    """The base class of the dialer's own tables, in the schema `public`.
+
+    A migration takes existing tables over, and creates those that are missing.
+    """
 
     metadata = MetaData(schema="public", naming_convention=NAMES)
     type_annotation_map: ClassVar[dict[Any, Any]] = {str: Text}

@@ -1,7 +1,7 @@
-"""The columns of the CRM's tables that we read (original-dialer section 2), local or external.
+"""The columns of the CRM's tables that we read, in our database or in an external one.
 
-The CRM is never written in production. The columns that are read, and the CRM's names of them,
-follow from what the dialer declares (`policy.facts`).
+The tables are those of original-dialer section 2. The CRM is never written in production. Which
+columns are read, and their names in the CRM, is declared in the dialer's file (`policy.facts`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ complete read.
 class PersonId(BigInteger):
     """The column type for a person's id in a fact table, which is a table about users.
 
-    A rule compares it with `Person.id`. Where the CRM's ids are no integers, both columns have the
-    integers by which this project numbers the CRM's ids.
+    A rule compares such a column with `Person.id`. If the CRM's ids are not integers, both columns
+    have the integer that this project has assigned to each id of the CRM.
     """
 
 
@@ -52,7 +52,7 @@ class CrmUser(CrmBase):
     last_name: Mapped[str | None]
     phone_number: Mapped[str | None]
     country: Mapped[str | None]
-    """Optional, like `time_zone`: read only if the settings name the CRM's column for it."""
+    """The user's country. Optional, like `time_zone`: read only if the settings name its column."""
     time_zone: Mapped[str | None]
     email_address: Mapped[str | None]
     current_signature_file_id: Mapped[str | None]
@@ -60,9 +60,10 @@ class CrmUser(CrmBase):
 
 
 class Claim(CrmBase):
-    """A claim that a user makes, with its lender; not the claim of a user by an agent.
+    """A claim that a user makes, as the CRM stores it; `lender` is the lender that it concerns.
 
-    It is over if `status` is 'cancelled', ignoring case.
+    It is not the step that assigns a user to an agent, which is also called claim. A claim of the
+    CRM is cancelled if `status` is 'cancelled', ignoring case.
     """
 
     __tablename__ = "claims"
@@ -76,7 +77,10 @@ class Claim(CrmBase):
 
 
 class ClaimRequirement(CrmBase):
-    """A document or fact that a user's `Claim` needs while `status` is 'PENDING', ignoring case."""
+    """A document or fact that is required for a user's claim in the CRM (see `Claim`).
+
+    It is still missing while `status` is 'PENDING', ignoring case.
+    """
 
     __tablename__ = "claim_requirements"
     # The constraint names the way to the person; the CRM decides whether its table has it.

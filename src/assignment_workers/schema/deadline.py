@@ -29,7 +29,10 @@ T = TypeVar("T")
 EXCHANGE_SECONDS = 5.0
 """The most seconds to wait for a server's answer, unless a connection has another limit."""
 MARGIN_SECONDS = 2.0
-"""Seconds added to the server's statement timeout, so that the server's own error arrives first."""
+"""Seconds by which this process waits longer for an answer than the server's statement timeout.
+
+The server's own error about the timeout then arrives before this process gives up.
+"""
 LOOK_SECONDS = 10.0
 """Seconds between two checks that the server still executes a long statement."""
 
@@ -53,7 +56,11 @@ class BoundedConnection(psycopg.Connection[Any]):
     dialer_schema_named = False
     """True if the database address names the dialer's schema."""
     is_at_work: Callable[[BoundedConnection], bool] | None = None
-    """For long statements: a function that is called at each deadline; True continues the wait."""
+    """A function that reports if the server still executes the connection's statement.
+
+    It is set if the statement timeout is long, and is called whenever no answer has arrived for
+    `exchange_seconds`. If it returns True, the connection waits on. None: the server is not asked.
+    """
     served: hosts.Served | None = None
     """The host of this connection if it was chosen among several of the address; otherwise None."""
 
@@ -61,7 +68,8 @@ class BoundedConnection(psycopg.Connection[Any]):
     def connect(cls, conninfo: str = "", **given: Any) -> Self:  # noqa: ANN401 - psycopg's
         """Connect as psycopg does.
 
-        If the address requests the primary among several hosts, connect to that one (`hosts`).
+        If the address requests the primary among several hosts, find it and connect to it
+        (`schema.hosts`).
         """
         parameters: dict[str, Any] = {**conninfo_to_dict(conninfo), **given}
         several = hosts.among(parameters)
@@ -87,7 +95,9 @@ class BoundedConnection(psycopg.Connection[Any]):
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait for an answer, as psycopg does, for at most `timeout` seconds.
 
-        None: until the deadline.
+        If `timeout` is None, wait for at most `exchange_seconds`, and repeat this as long as the
+        function `is_at_work` reports that the server still executes the statement. Then drop the
+        connection and raise `NoAnswer`.
         """
         if timeout is not None:
             return super().wait(gen, interval=interval, timeout=timeout)
@@ -115,10 +125,11 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 def located(address: str) -> tuple[str, hosts.Served | None]:
-    """Return the address with only the primary of its several hosts, and that host.
+    """Return the address with only the primary of its several hosts, and that host as `Served`.
 
-    `Served.has_moved` of the host shows a later change of the primary. An address without a choice
-    of hosts is returned unchanged, with None. Raises `psycopg.OperationalError` if no host serves.
+    `Served.has_moved` later shows whether the primary has changed. An address that does not request
+    the primary of several hosts is returned unchanged, with None. Raises
+    `psycopg.OperationalError` if no host can serve as the primary.
     """
     parameters = conninfo_to_dict(address)
     if hosts.among(parameters) is None:

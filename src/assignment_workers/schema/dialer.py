@@ -1,4 +1,4 @@
-"""The dialer's own tables, column for column (original-dialer section 1.3)."""
+"""The dialer's own tables, column for column (original-dialer section 1)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NEW_UUID = text("gen_random_uuid()")
 class Agent(DialerBase):
     """A person who calls users. `allowed_queues` is a JSON list of dialer queue names.
 
-    The default of `allowed_queues`, like that of `Callback.queue_type`, is the one of the original
-    dialer's table, whose programs insert rows without these columns.
+    The defaults of `allowed_queues` and of `Callback.queue_type` are those of the original dialer's
+    tables, because its programs insert rows without these columns.
     """
 
     __tablename__ = "agents"

@@ -74,13 +74,13 @@ def marking(connection: Connection) -> str | None:
 
 
 def locate(engine: Engine, named: str | None) -> None:
-    """Make each new connection of the engine find the schema of the dialer's tables.
+    """Determine the schema of the dialer's tables on each new connection of the engine.
 
-    That schema is the first of these that exists: the one recorded when the database was taken
-    over; `named`, from the address; the first schema of the search path that has the dialer's
-    tables; `public`. Raises
-    `UsageError` if the address names another schema than the one taken over, or one that does not
-    exist.
+    Statements on the connection then use that schema in place of `public`. The schema is the first
+    of these that is known: the one recorded when the dialer's tables were taken over; `named`, from
+    the database's address; the first schema of the search path that has the dialer's tables;
+    `public`. Opening a connection raises `UsageError` if `named` differs from the recorded schema,
+    or does not exist.
     """
 
     def connected(_: DBAPIConnection, record: ConnectionPoolEntry) -> None:

@@ -47,10 +47,11 @@ POOL_SECONDS = 30.0
 precedence.
 """
 LONG_SECONDS = 100.0
-"""A statement timeout is long if it and `MARGIN_SECONDS` together exceed this number of seconds.
+"""The number of seconds above which a statement timeout counts as long.
 
-With a long timeout, the server is asked at intervals if it still executes the statement. Behind a
-pooler it is not asked.
+While a statement with a long timeout runs, this process asks the server at intervals if it still
+executes the statement, and stops waiting if not. Behind a connection pooler it does not ask.
+`MARGIN_SECONDS` is added to the timeout before it is compared with this number.
 """
 
 FORMS = {
@@ -64,7 +65,10 @@ FORMS = {
 over settings of the role or the database.
 """
 PLANS_WITHOUT_INDEX = ("seqscan", "bitmapscan", "hashjoin", "mergejoin")
-"""The plan types, as in PostgreSQL's settings `enable_…`, whose cost grows with the tables."""
+"""The plan types, as in PostgreSQL's settings `enable_…`, whose cost grows with the tables.
+
+The function `connect` switches them off if `index_plans_only` is true.
+"""
 
 
 def driver_url(database_url: str) -> URL:
@@ -144,9 +148,9 @@ def connect_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class ConnectionGate:
-    """While `is_closed`, an engine with this gate opens no connection.
+    """A switch that stops engines from opening connections while `is_closed` is true.
 
-    Each attempt then raises `psycopg.OperationalError` at once.
+    Each attempt to open one then raises `psycopg.OperationalError` at once.
     """
 
     is_closed: bool = False
@@ -179,9 +183,9 @@ def connect(
 
     `gate`: refuses new connections while it is closed; None: none is refused.
 
-    Each exchange also ends on this process's clock (`schema.deadline`): slightly after the
-    statement timeout or, if the timeout is long, as soon as the server, asked on another
-    connection, no longer executes the statement.
+    This process also limits its own wait for each answer (`schema.deadline`). The wait ends
+    slightly after the statement timeout. If the timeout is long, the server is asked at intervals
+    on another connection, and the wait ends when it no longer executes the statement.
     """
     milliseconds = {
         "statement_timeout": statement_timeout,
@@ -216,7 +220,7 @@ def connect(
 
 
 def locate_dialer(engine: Engine, database_url: str) -> None:
-    """Make the engine's connections find the tables of the dialer, whatever schema they are in.
+    """Prepare the engine's connections for the schema in which the dialer's tables are.
 
     The schema is the address's parameter `schema`, if it has one, or else is looked up in the
     database (`dialer_schema.locate`). Raises `UsageError` if the two name different schemas.

@@ -1,12 +1,12 @@
 """The primary among the several hosts of a PostgreSQL address.
 
-libpq tries the hosts in their order, each time anew, and takes the first that accepts writes. Two
-things are wrong with that after a failover: every new connection first waits for an old primary
-that hangs, and an old primary that answers again accepts writes, too. Here all hosts are asked, and
-the one on the newest timeline is the primary: PostgreSQL begins a timeline with each promotion. The
-result is used for a second, and a host that timed out is not asked for some seconds. All hosts are
-also asked every few seconds, so that sessions on a server that is no longer the primary are given
-up.
+For each connection, libpq tries the hosts in their order and takes the first that accepts writes.
+After a failover this has two faults: every new connection first waits for an old primary that
+hangs, and an old primary that answers again accepts writes, too. Here all hosts are asked, and the
+one on the newest timeline is the primary, because PostgreSQL begins a timeline with each promotion.
+The result is used for a second, and a host that timed out is not asked for some seconds. All hosts
+are also asked every few seconds, so that sessions on a server that is no longer the primary are
+detected and closed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ tried again later.
 LOOKING = "assignment-workers look"
 """The application name of short sessions that only ask a server for its state."""
 LOOK_SECONDS = 5.0
-"""Seconds between two searches for the primary among all hosts. For the same time a host that timed
-out is not asked again if another host serves.
+"""Seconds between two searches for the primary among all hosts.
+
+A host that timed out is not asked again for the same number of seconds, if another host serves.
 """
 KNOWN_SECONDS = 1.0
 """Seconds after a search during which the primary that it found is used without another search."""
@@ -55,10 +56,15 @@ class Hosts:
         self._asked_at = float("-inf")
         self._timed_out: dict[str, float] = {}
         self._timelines: dict[str, int] = {}
-        """By system identifier, which a primary and its standbys share: the newest timeline seen.
+        """The newest timeline seen, by PostgreSQL's system identifier.
+
+        A primary and its standbys have the same system identifier.
         """
         self._is_watched = threading.Lock()
-        """A lock that the one thread that watches these hosts acquires and never releases."""
+        """A lock that ensures that only one thread watches these hosts.
+
+        It is acquired when that thread is started, and never released.
+        """
 
     def connect(self, connect: Callable[..., C]) -> C:
         """Return a connection to the primary, opened by `connect`, a function that takes a host.
@@ -167,7 +173,7 @@ class Served:
 
 
 def among(parameters: Mapping[str, Any]) -> Hosts | None:
-    """Return the `Hosts` object of the hosts in libpq's parameters, the same for the same hosts.
+    """Return the `Hosts` object of the hosts in libpq's parameters; equal hosts share one object.
 
     None if the parameters name only one host, or do not request the primary.
     """

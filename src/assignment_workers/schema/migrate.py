@@ -41,11 +41,15 @@ STATEMENT_AT_MOST = timedelta(minutes=30)
 SERVES_FROM = "0030"
 """The oldest revision whose release works with the schema of this release.
 
-Releases of that revision or later may run, and be started, with this schema: during an upgrade, and
-for going back. A migration that removes something that older releases use raises this revision.
+Processes of releases from that revision on may run with this schema, during an upgrade or after a
+return to an older release. A migration that removes something that older releases use must raise
+this revision.
 """
 _SERVES = "Serves versions from revision "
-"""The beginning of the comment on the revision table. The value of `SERVES_FROM` follows it."""
+"""The beginning of the comment on the revision table; the oldest supported revision follows it.
+
+An older release reads the comment to find out if it may run with the newer schema (`SERVES_FROM`).
+"""
 OUR_VIEW = "assignment-workers: a view for the old reader"
 """The comment on a view in `public` that this package has made."""
 
@@ -235,9 +239,10 @@ def _revision(connection: Connection, table: str) -> str | None:
 
 
 def parting(connection: Connection) -> list[str]:
-    """Return the statements that create the revision table of this release beside that of 0.1.
+    """Return the statements that create the revision table of this release, for a schema of 0.1.
 
-    Empty if the table exists, or if nothing was migrated.
+    Release 0.1 used another table (`FIRST_TABLE`), which stays. Empty if the new table exists
+    already, or if the database was never migrated.
     """
     at = _revision(connection, FIRST_TABLE)
     if at is None or _revision(connection, VERSION_TABLE) is not None:
@@ -270,7 +275,7 @@ def unreachable(error: OperationalError | ProgrammingError) -> DatabaseUnavailab
 
 
 def _in_the_way(error: NotSupportedError) -> str:
-    """Return the database object that prevents the change, with its details, in one line."""
+    """Return the server's message on the object that prevents a migration, in one line."""
     said: Any = error.orig
     return "; ".join(filter(None, (said.diag.message_primary, said.diag.message_detail)))
 

@@ -80,8 +80,9 @@ def cancel(table: str, which: str) -> None:
 
 
 def cancel_statement(table: str, which: str) -> str:
-    """Return the SQL statement that `cancel` runs. Run it outside of a transaction.
+    """Return the SQL statement by which `cancel` sets rows of the dialer's `table` to cancelled.
 
+    `which`: a query that returns the ids of the rows. Run the statement outside of a transaction.
     The statement never waits for a row while it has locked another row, so it causes no deadlock
     with statements of the dialer, which may lock the same rows in any order.
     """

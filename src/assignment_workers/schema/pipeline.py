@@ -86,7 +86,7 @@ def run_statements(connection: Connection, *asks: Statement) -> list[Rows]:
 def commit(connection: Connection, *asks: Statement) -> None:
     """Execute the statements `asks` in order and commit, in one round trip: all or nothing.
 
-    SQLAlchemy's own commit must follow; it then sends nothing.
+    The caller must then call SQLAlchemy's own commit, which sends nothing more.
     """
     _go(connection, asks, ends=True)
 
@@ -279,7 +279,7 @@ def _wait(socket: int, what: int, ends: float) -> None:
 
 AWAKE = 0.0005
 """Seconds of waiting for a result before the process sleeps. Most results of a single claim arrive
-in that time; with sleeping and waking, such a claim was a fifth slower.
+in that time. If the process slept at once, such a claim took a fifth longer.
 """
 _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
 """The statement that begins a transaction, at the isolation level of `schema.engine`: each
@@ -299,14 +299,14 @@ First the schema of the dialer's tables, then SQLAlchemy's schema translations, 
 
 @dataclass
 class _Known:
-    """Cached for one database connection: its type conversions and its prepared statements."""
+    """The state cached for one database connection: type conversions and prepared statements."""
 
     driver: BoundedConnection
     to: PGconn
     transformer: Transformer
     named: Named
     keeps: bool
-    """True if prepared statements outlast a transaction: the connection leads to no pooler."""
+    """True if prepared statements outlast a transaction. False behind a connection pooler."""
     prepared: dict[bytes, ReferenceType[_CompiledStatement]] = field(default_factory=dict)
     """The prepared statements by name; empty behind a connection pooler."""
 

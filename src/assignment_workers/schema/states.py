@@ -30,7 +30,7 @@ class EndedHow(StrEnum):
 
 
 class AnswerKind(StrEnum):
-    """The kinds of answers to requests for a user, as counted where the caller gets the answer."""
+    """The kinds of answers to requests for a user, as gateways and clients count them."""
 
     ASSIGNED = "assigned"
     EMPTY = "empty"
@@ -39,7 +39,7 @@ class AnswerKind(StrEnum):
     """The request was refused because of a rule about the agent, such as a break that is due."""
     TOO_LATE = "too_late"
     UNAVAILABLE = "unavailable"
-    """Answered `unavailable`, or not answered within the caller's time."""
+    """The request was answered with `unavailable`, or not before the caller's time limit."""
     LEFT = "left"
     """The caller disconnected before the answer was sent."""
     FAILED = "failed"

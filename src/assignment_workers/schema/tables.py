@@ -36,8 +36,8 @@ EndedHow = states.EndedHow
 AnswerKind = states.AnswerKind
 
 COMMAND_POSITIONS = Sequence("command_positions", schema="assignment", metadata=Base.metadata)
-"""Numbers commands in the order in which the database first saw them, independent of clocks and
-brokers.
+"""The sequence that numbers commands in the order in which the database first saw them. The order
+does not depend on clocks or brokers.
 """
 
 
@@ -152,8 +152,9 @@ class LaneTerm(Base):
     digests wrote the row.
     """
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """The terms of `terms`, each as number and id in one text. This text is part of the names of
-    the Redis lists of messages that a term has taken.
+    """The same terms as in `terms`, each as a text of the term's number and id.
+
+    The text is part of the names of the Redis lists that hold the messages taken under the term.
     """
 
 
@@ -176,8 +177,9 @@ class SettingsVersion(Base):
     """
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
-    """The token's name, `anybody` if tokens are off, or the operating system user who ran the
-    command. `sequencer`: the version has the first values of the environment or the dialer's file.
+    """The author of the version: the token's name, `anybody` if tokens are off, or the operating
+    system user who ran the command. `sequencer`: the sequencer stored first values, taken from the
+    environment or the dialer's file.
     """
     why: Mapped[str]
     changes: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
@@ -201,7 +203,7 @@ class SequencerSign(Base):
     last_turn_at: Mapped[datetime] = mapped_column(Instant)
     last_probe_at: Mapped[datetime | None] = mapped_column(Instant)
     last_probe_seconds: Mapped[float | None]
-    """Seconds from the sending of the last probe to its transaction."""
+    """Seconds from the sending of the last probe to the transaction that handled it."""
 
 
 class DialerQueue(Base):
@@ -218,7 +220,7 @@ class DialerQueue(Base):
 
 
 class Generation(Base):
-    """One complete build of a dialer queue. One generation per queue is published (guarantee 2)."""
+    """One complete build of a dialer queue. At most one per queue is published (guarantee 2)."""
 
     __tablename__ = "generations"
     __table_args__ = (
@@ -262,7 +264,7 @@ class Entry(Base):
 
     The table is partitioned by generation: a build fills a partition, a purge drops it. There is no
     foreign key to `generations`, because dropping a partition would then lock that table against
-    claims. The partition's bound enforces the same.
+    claims. Instead, the bound of a partition ensures that it has entries of its generation only.
     """
 
     __tablename__ = "entries"
@@ -300,7 +302,8 @@ class Entry(Base):
 class Assignment(Base):
     """The exclusive hold of one agent on one user.
 
-    Two partial unique indexes on the active rows enforce guarantee 1.
+    Two partial unique indexes ensure that each user, and each agent, has at most one active
+    assignment (guarantee 1).
     """
 
     __tablename__ = "assignments"
@@ -432,7 +435,10 @@ class AgentSeen(Base):
 
 
 class Request(Base):
-    """An agent's request for a user, and its one answer. The primary key enforces guarantee 5."""
+    """An agent's request for a user, and its one answer.
+
+    The primary key ensures that a request id is answered only once (guarantee 5).
+    """
 
     __tablename__ = "requests"
     __table_args__ = (
@@ -446,8 +452,8 @@ class Request(Base):
     queue: Mapped[str | None]
     deadline: Mapped[datetime | None] = mapped_column(Instant)
     received_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The time at which the client sent the request, by the client's clock. Null if the message
-    does not have it.
+    """The time at which the client sent the request, despite the column's name. It is the client's
+    estimate of the database's clock. Null if the message has no such time.
     """
     outcome: Mapped[str]
     answer: Mapped[dict[str, Any]] = mapped_column(JSONB)
@@ -482,8 +488,10 @@ class Command(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     task: Mapped[str]
     subject: Mapped[str | None]
-    """The name of the state that the command sets, such as `state of agent 26`. Null: the command
-    cannot overwrite a newer state.
+    """The name of the state that the command sets, such as `state of agent 26`.
+
+    A command is refused if a later command with the same subject was carried out already. Null: the
+    command is not compared with later commands.
     """
     position: Mapped[int] = mapped_column(BigInteger)
     """The command's position in the order in which the database first saw commands
@@ -521,9 +529,10 @@ class Event(Base):
 
 
 class EventText(Base):
-    """The free text of an event, by the name of the detail. A trigger moves it here from the event.
+    """The free texts of an event, which a trigger moves here out of the event's `details`.
 
-    `person forget` and the purge delete rows here; the event itself is not changed.
+    `texts` has each text by the name of its detail. The command `person forget` and the purge
+    delete rows here; the event itself is not changed.
     """
 
     __tablename__ = "event_texts"
@@ -535,10 +544,11 @@ class EventText(Base):
 
 
 class AuditBatch(Base):
-    """Digests of consecutive events of one lane, as a chain.
+    """A part of a lane's hash chain of events, which reveals a changed or deleted event.
 
-    Each digest covers its event and the preceding digest. A maintenance job inserts the rows
-    (`assignment.audit`). A trigger keeps the table append-only.
+    The part has a digest for each of some consecutive events of the lane. Each digest covers its
+    event and the preceding digest. A maintenance job inserts the rows (`assignment.audit`). A
+    trigger keeps the table append-only.
     """
 
     __tablename__ = "audit_batches"
@@ -553,15 +563,17 @@ class AuditBatch(Base):
 
     lane: Mapped[str] = mapped_column(primary_key=True)
     first: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    """The position of the batch's first event among all digested events of the lane, from 1."""
+    """The position of the batch's first event in the lane's chain, counted from 1."""
     last: Mapped[int] = mapped_column(BigInteger)
     ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
-    """The ids of the events, in the order of their positions."""
+    """The ids of the batch's events, in the order of the chain."""
     digests: Mapped[bytes]
-    """The digests of the events, 32 bytes per event."""
+    """The digests of the batch's events, 32 bytes per event, in the order of `ids`."""
     upto: Mapped[int] = mapped_column(BigInteger)
-    """An event id. Each event of any lane with an id up to this one is in this batch, or in
-    another.
+    """The id up to which the chains had every event, of all lanes, when this batch was stored.
+
+    The events with smaller ids are in this batch and in other batches: earlier ones, and those of
+    other lanes from the same transaction. The next run of the job continues after this id.
     """
     newest: Mapped[datetime] = mapped_column(Instant)
     """The time of the batch's newest event, by which the purge deletes whole batches."""
@@ -569,7 +581,10 @@ class AuditBatch(Base):
 
 
 class AuditAnchor(Base):
-    """The last event of a lane that the purge deleted from the audit chain, with its digest."""
+    """The last event that the purge deleted from the front of a lane's hash chain.
+
+    Its digest is stored, because the digest of the next event covers it.
+    """
 
     __tablename__ = "audit_anchors"
 
@@ -615,7 +630,10 @@ class DeadLetter(Base):
 
 
 class SuspectMessage(Base):
-    """A message that may have ended the process that handled it, stored while it is tried again."""
+    """A message that may have crashed the process that handled it.
+
+    The row is stored while the message is tried again.
+    """
 
     __tablename__ = "suspect_messages"
     __table_args__ = (Index(None, "at"),)
@@ -626,7 +644,10 @@ class SuspectMessage(Base):
     """The time at which the last attempt to handle the message began."""
     ends: Mapped[int]
     part: Mapped[int | None]
-    """The index of the request of a batch message that is being handled alone."""
+    """The position, in a batch message, of the request or command that is being handled alone.
+
+    Null: the message is handled as a whole.
+    """
     parts: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default=text("'{}'"))
     buried: Mapped[int] = mapped_column(server_default=text("0"))
 
@@ -687,8 +708,8 @@ class Phone(Base):
     numbers: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The phone numbers in E.164. Empty: no number can be read."""
     keyed: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """Hashes of each number and of the text, made with the key in the settings, if a key is set.
-    They match the number of a person whose data was erased.
+    """Hashes of each number and of the text, made with the key in the settings; empty without a
+    key. Suppressions of people whose data was erased have only such hashes, not the numbers.
     """
     kinds: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The kind of each number, in the order of `numbers`, such as `mobile`; see `phones.KINDS`."""
@@ -705,7 +726,11 @@ class Phone(Base):
 
 
 class PhoneZone(Base):
-    """A time zone in which some user may be now, or may have been earlier."""
+    """A time zone that is, or once was, in `zones` of a row of `Phone`. Rows are never deleted.
+
+    Calling hours are computed for each of these zones. Without this table, the whole table `phones`
+    would have to be read to find them.
+    """
 
     __tablename__ = "phone_zones"
 
@@ -787,15 +812,17 @@ class Suppression(Base):
     phone: Mapped[str | None]
     """The phone number as it was written."""
     number: Mapped[str | None]
-    """The number in E.164, by which users are matched. Null although `phone` is set: the phone is
-    compared as text, because it is not a number. If the data of the number's owner was erased: the
-    keyed hash of the number (`phones.Reader.keyed`).
+    """The phone number in E.164, which is compared with the numbers of users.
+
+    If the data of the number's owner was erased, the keyed hash of the number is stored instead
+    (`phones.Reader.keyed`). Null: the row suppresses a user, or `phone` is not a number and is
+    compared as text (`plain`).
     """
     plain: Mapped[str | None]
     """The phone text in the normal form in which it is compared with users' phone texts."""
     tail: Mapped[str | None]
-    """The last digits of the phone. A user's unreadable phone text with the same last digits may be
-    this number.
+    """The last digits of the phone. Users are also suppressed if an unreadable part of their phone
+    text has the same last digits, because it may be this number.
     """
     unsure: Mapped[bool] = mapped_column(server_default=text("false"))
     """True if the phone is not a number, or not one that was ever allocated. Users whose phone has
@@ -868,7 +895,12 @@ class SuppressedNumber(Base):
 
 
 class TokenRole(StrEnum):
-    """The role of an API token."""
+    """The role of an API token, which determines the routes that the gateway allows.
+
+    agent: requests and assignments of one agent. frontend: the same for all agents. supervisor:
+    read access to reports, settings and events. operator: also changes, such as a pause of a dialer
+    queue.
+    """
 
     AGENT = "agent"
     FRONTEND = "frontend"
@@ -900,7 +932,7 @@ class ApiToken(Base):
 
 
 class AccessKind(StrEnum):
-    """The kinds of access log records."""
+    """The kinds of security events in the access log, such as a sign-in or a refused call."""
 
     TOKEN_CREATED = "token_created"  # noqa: S105
     TOKEN_REVOKED = "token_revoked"  # noqa: S105
@@ -916,11 +948,11 @@ class AccessKind(StrEnum):
 
 
 class AccessRecord(Base):
-    """A record of the access log.
+    """A record of the access log: a security event of the kind `what`.
 
-    It is of a sign-in, a sign-out, a refusal by the gateway, a change of a token, or a token acting
-    for an agent. Refusals of one minute share a row. A token that acts for an agent has one row an
-    hour.
+    The kinds are sign-ins, sign-outs, refusals by the gateway, changes of a token, and tokens that
+    act for an agent. Equal refusals of one minute share a row. A token that acts for an agent has
+    one row an hour.
     """
 
     __tablename__ = "access_log"
@@ -934,7 +966,10 @@ class AccessRecord(Base):
     at: Mapped[datetime] = mapped_column(Instant)
     what: Mapped[str]
     who: Mapped[str | None]
-    """The token's name, or the operating system user who ran the command."""
+    """The author of the event: the name of a token, or the operating system user who ran a command.
+
+    Null: unknown.
+    """
     subject: Mapped[str | None]
     """The token that was created or revoked, or the agent (`agent 26`) for whom a token acted."""
     address: Mapped[str | None]
@@ -983,9 +1018,9 @@ class DashboardSession(Base):
 
 
 class Finding(Base):
-    """A result of the doctor's last scheduled run.
+    """The result of one check in the doctor's last scheduled run.
 
-    One row per check; each run replaces all rows.
+    Each run replaces all rows.
     """
 
     __tablename__ = "findings"
@@ -1011,8 +1046,8 @@ class OperatorAction(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
-    """The token's name, `anybody` if tokens are off, or the operating system user who ran the
-    command.
+    """The operator: the token's name, `anybody` if tokens are off, or the operating system user who
+    ran the command.
     """
     action: Mapped[str]
     subject: Mapped[str]
@@ -1065,22 +1100,33 @@ class CrmRead(Base):
 
 
 class Watermark(Base):
-    """The progress of the job that finds new rows in a source, which is a table of the CRM.
+    """The progress of a job that reads a table in several runs (`assignment.pools.discover`).
 
-    The job is in `assignment.pools.discover`.
+    `source` is the name of a CRM table, which the job `discover` reads to find new rows, or
+    `reconciliation`: the job `reconcile`, which reads all users. A pass is one reading of the table
+    to its end.
     """
 
     __tablename__ = "watermarks"
 
     source: Mapped[str] = mapped_column(primary_key=True)
     reached: Mapped[datetime | None] = mapped_column(Instant)
-    """Every row of the source up to this time has been handled. Null: no row yet."""
+    """The latest `created_at` of the rows that completed passes have read, but never in the future.
+
+    The next pass of `discover` begins some minutes before this time. Null: `discover` has completed
+    no pass, or the job is `reconcile`.
+    """
     seen: Mapped[datetime | None] = mapped_column(Instant)
-    """The latest time among the rows that the current pass over the source has read."""
+    """The latest `created_at` of the rows that the unfinished pass has read.
+
+    Null: no pass is unfinished.
+    """
     at: Mapped[datetime | None] = mapped_column(Instant)
     key: Mapped[str | None]
-    """Together with `at`, the position at which the current pass over the source continues. Null:
-    the next pass starts from the beginning.
+    """The key, as JSON, of the last row that the unfinished pass has read.
+
+    `at` is the `created_at` of that row. The next run continues after that row. Null: the next run
+    begins a new pass.
     """
     swept_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The end of the last complete pass over the source."""
+    """The time of the run that completed the last pass."""

@@ -20,7 +20,7 @@ class Timestamp(TimestampLoader):
     """A psycopg loader of `timestamp`: times beyond `EARLIEST` or `LATEST` become that bound."""
 
     def load(self, data: Buffer) -> datetime:
-        """Return the time in `data`, or `EARLIEST` or `LATEST` if the time is beyond it."""
+        """Return the time in `data`, limited to the range from `EARLIEST` to `LATEST`."""
         try:
             found = super().load(data)
         except psycopg.DataError:
@@ -34,7 +34,7 @@ class Timestamptz(TimestamptzLoader):
     """A psycopg loader of `timestamptz`: times beyond `EARLIEST` or `LATEST` become that bound."""
 
     def load(self, data: Buffer) -> datetime:
-        """Return the time in `data`, or `EARLIEST` or `LATEST` if the time is beyond it."""
+        """Return the time in `data`, limited to the range from `EARLIEST` to `LATEST`."""
         try:
             found = super().load(data)
         except psycopg.DataError:

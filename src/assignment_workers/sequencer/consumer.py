@@ -64,7 +64,7 @@ class Consumer(consumer.Consumer):
 
     @property
     def suspects(self) -> Suspects:
-        """The counter of worker processes that ended while they handled a certain message."""
+        """The counter of the worker processes that ended while they handled the same message."""
         found: Suspects = self.app.suspects
         return found
 
@@ -113,8 +113,8 @@ class Consumer(consumer.Consumer):
     def _carry_out(self, message: Any, handle: Callable[[Any], None], broken: Broken) -> None:
         """Validate a message and pass it to `handle`, Celery's handler, or refuse the message.
 
-        `broken`: the errors by which the broker's client reports a lost connection. They are
-        raised.
+        `broken`: the errors by which the broker's client reports a lost connection. Such an error
+        is raised, so that Celery connects again.
         """
         judged = self._judged(message)
         if judged is None:
@@ -157,10 +157,10 @@ class Consumer(consumer.Consumer):
     def _bury(self, message: Any, suspicion: Suspicion) -> None:
         """Store a message as a dead letter, answer its caller, and acknowledge the message.
 
-        At least `ENDS_AT_MOST` worker processes have ended while they handled the message;
-        `suspicion` has their number. The first process to store the message reads it once more. If
-        that process ends too, the number is above `ENDS_AT_MOST`, and the next process stores the
-        message without reading it.
+        `suspicion` has the number of worker processes that ended while they handled the message.
+        After two ends, the message is parsed once more, and its task and arguments are stored. If a
+        third process ends during this, the parsing itself is dangerous, so the message is stored
+        unparsed.
         """
         why = ended(suspicion.ends)
         if suspicion.of_the_whole > ENDS_AT_MOST:
@@ -265,7 +265,7 @@ class Consumer(consumer.Consumer):
         self._refuse(message, Malformed(f"not readable: {exc}", **named(message.headers)))
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Refuse a message that Celery does not take for a task."""
+        """Refuse a message that Celery does not recognise as the message of a task."""
         self._refuse(message, Malformed("not a task's message", **named(message.headers)))
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:

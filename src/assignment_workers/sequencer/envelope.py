@@ -35,12 +35,12 @@ _STRICTLY = ConfigDict(strict=True, extra="ignore")
 SHOWN_AT_MOST = 1_024
 """The length in characters to which the headers `argsrepr` and `kwargsrepr` are cut for Celery.
 
-They are the arguments as the sender wrote them for logs.
+The sender wrote into these headers a text of the task's arguments, for logs.
 """
 PASSED_ON_AT_MOST = 1_024
-"""The longest header, in characters, that is passed on to Celery if Celery does not know its name.
+"""The greatest length, in characters, of a header with an unknown name that is passed on to Celery.
 
-An example is a trace header.
+An example is a trace header. A longer header is left out.
 """
 _SHADOWED = frozenset(dir(Context))
 _LINKS = ("callbacks", "errbacks", "chain", "chord")
@@ -142,10 +142,10 @@ class TaskMessage(Message):
         )
         self._payload = {"args": args, "kwargs": kwargs}
         self.unstored: list[Callable[[], object]] = []
-        """Calls, each of which stores a dead letter that could not be written when the message was
-        handled.
+        """Functions, each of which stores a dead letter that could not be written when the message
+        was handled.
 
-        While the list has a call, `ack` and `reject` do nothing, so the message stays with the
+        While the list is not empty, `ack` and `reject` do nothing, so the message stays with the
         broker.
         """
 
@@ -161,9 +161,9 @@ class TaskMessage(Message):
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The validated arguments.
+        """The validated arguments, under the keys `args` and `kwargs`.
 
-        Celery reads them, and not the body, because they have the key `args`.
+        Because the key `args` is present, Celery takes the arguments from here, not from the body.
         """
         return self._payload
 

@@ -7,7 +7,9 @@ from typing import Any
 from celery import bootsteps
 
 LATER_SECONDS = 0.1
-"""Seconds that a task's event waits so that later events share its message; Flower sees it later.
+"""Seconds for which a task's event waits, so that later events are sent in the same message.
+
+Flower shows events with this delay.
 """
 
 

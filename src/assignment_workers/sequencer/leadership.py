@@ -32,21 +32,21 @@ log = structlog.get_logger()
 TRY_SECONDS = 0.25
 WATCH_SECONDS = 1.0
 LOOKS = 4
-"""The number of consecutive checks, `WATCH_SECONDS` apart, after which the leader gives up.
+"""The number of failed checks in a row after which the leader gives up. One check is made a second.
 
-Each must find that the leader's sign of life (the time of its last transaction) is too old. One is
-not enough: when this process or the database continues after a stop, the sign is too old at first,
-and the next transaction renews it, which is faster than a restart. If a standby has taken the lock
-meanwhile, the check of the lock finds it.
+A check fails if the leader's last transaction is more than 8 seconds old. One failed check is not
+enough, because this process or the database may only have paused. The next transaction then shows
+that the leader works, without a restart of the process.
 """
 EXCUSE_SECONDS = 1.0
-"""The most seconds by which the exit of this process is delayed to record that the message being
-handled does not cause the exit.
+"""The most seconds that this process, before it exits, waits for a last write to Redis.
+
+The write records that the current message did not cause the exit.
 """
 TOLD_SECONDS = 10.0
-"""The minimum interval in seconds between two log lines that give the same reason.
+"""The minimum interval, in seconds, between two log lines with the same text.
 
-The reason is why this process cannot lead.
+Each of these lines gives the reason for which this process cannot lead now.
 """
 LEAVE_SECONDS = 5.0
 """The most seconds that a running task gets to end after leadership is lost."""
@@ -175,9 +175,10 @@ class Leadership(bootsteps.StartStopStep):
                 log.info("put_back", messages=count, queue=self.sequencer.queue)
 
     def _sweep(self, consumer: Any) -> None:
-        """Put back messages that a sequencer took after its term was over, and send a probe.
+        """Put back messages that a former leader took after its term was over, and send a probe.
 
-        A probe is a message to this sequencer itself; handling it shows that the sequencer works.
+        The messages go back to the assignment queue. A probe is a message of this sequencer to
+        itself; that it is handled shows that the sequencer works.
         """
         if not self._consumes or consumer.task_consumer is None:
             return

@@ -16,12 +16,12 @@ log = structlog.get_logger()
 def tell_race(event: Mapping[str, Any], *, term: int) -> None:
     """Log `ASSIGNMENT_RACE_CONDITION` for `event`, the committed event of a race, and count it.
 
-    A race is a conflict between two writers. The fields are `kind`, the name of the race;
-    `error_code`, by default the same; `done`, the way in which the race was resolved; `agent_id`,
-    `user_id`, `queue_entry_id` (generation/user), `assignment_id` and `queue`; `term`, the number
-    of the term of the sequencer that recorded the race; and the other details of the event. A field
-    from `done` to `queue` is `unknown` if its value is not known. Every log line has its
-    `timestamp`.
+    A race is a conflict between two writers. The log line has these fields: `kind`, the name of the
+    race; `error_code`, the same as `kind` unless the event has another code; `done`, the way in
+    which the race was resolved; `agent_id`, `user_id`, `queue_entry_id` (generation/user),
+    `assignment_id` and `queue`; `term`; and the other details of the event. `done`, `queue` and the
+    ids are `unknown` if the event does not have them. `term` is the number of the term of the
+    sequencer that recorded the race.
     """
     details: dict[str, Any] = dict(event.get("details", {}))
     kind = details.pop("kind")

@@ -62,7 +62,8 @@ return before
 """
 """Script: replace the small value of KEYS[1] by ARGV[1], even if Redis is full.
 
-Returns the previous value.
+A new leader stores its term in this way. The script returns the previous value, which names the
+term of the leader before.
 """
 NOTE = """
 redis.call('DEL', KEYS[3])
@@ -71,8 +72,8 @@ redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
 """
 """Script: record in kombu's index that a message, which has left its queue, is not acknowledged.
 
-Works even if Redis is full, because it first deletes KEYS[3]. That must be a key that does not
-exist.
+KEYS[3] is a key that does not exist. Its deletion makes the script work in a full Redis, which
+accepts every command of a script after a first write that needs no memory.
 """
 BIND = """
 redis.call('DEL', KEYS[2])
@@ -80,14 +81,17 @@ redis.call('SADD', KEYS[1], ARGV[1])
 """
 """Script: add the queue's binding ARGV[1] to KEYS[1], kombu's table of an exchange.
 
-Works even if Redis is full, because it first deletes KEYS[2]. That must be a key that does not
-exist.
+KEYS[2] is a key that does not exist. Its deletion makes the script work in a full Redis, which
+accepts every command of a script after a first write that needs no memory.
 """
 EXCUSE = """
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], '1', 'EX', ARGV[1])
 """
-"""Script: set KEYS[1] to '1' for ARGV[1] seconds, even if Redis is full."""
+"""Script: set KEYS[1] to '1' for ARGV[1] seconds, even if Redis is full.
+
+The key records that a certain message did not cause the end of the process that handled it.
+"""
 NO_KEY = "assignment-workers:none"
 
 SAID_EVERY_SECONDS = 10.0
@@ -96,9 +100,9 @@ PAUSE_SECONDS = 0.05
 
 
 def refused(error: BaseException) -> RedisRefusal | None:
-    """Return the reason if `error`, or its cause, says that Redis refused a write; otherwise None.
+    """Return the reason for which Redis refused a write; None if `error` has another cause.
 
-    Kombu wraps Redis's errors in its own.
+    Also examines the cause of an error of kombu, because kombu wraps Redis's errors in its own.
     """
     if isinstance(error, OperationalError) and error.__cause__ is not None:
         return refused(error.__cause__)
@@ -131,4 +135,4 @@ class Refusing:
 
 
 REFUSING = Refusing()
-"""The one `Refusing` object of this process."""
+"""This process's record of the last write that Redis refused."""

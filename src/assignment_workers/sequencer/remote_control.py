@@ -67,9 +67,10 @@ _IDS = TypeAdapter(Annotated[list[Line], Field(min_length=1, max_length=1_000)])
 
 
 def handlers(registry: Mapping[str, Handler]) -> dict[str, Handler]:
-    """Return a function for each remote-control command in `registry`, Celery's own commands.
+    """Return the function that handles each remote-control command, by the command's name.
 
-    An observing command has Celery's function, `revoke` this module's. Any other is refused.
+    `registry`: Celery's own functions, by command. The commands in `OBSERVING` keep their function,
+    `revoke` gets this module's function, and every other command a function that refuses it.
     """
     known = {name: _refusing(name) for name in registry}
     known |= {name: registry[name] for name in OBSERVING & registry.keys()}
@@ -114,7 +115,10 @@ class Pidbox(pidbox.Pidbox):
         self.node.handlers = handlers(control.Panel.data)
 
     def start(self, c: Any) -> None:
-        """Listen for commands, and drop a message that cannot be decoded: it is no task."""
+        """Listen for Celery's remote-control commands, such as `inspect`.
+
+        A message that cannot be decoded is logged and dropped.
+        """
         super().start(c)
         self.consumer.on_decode_error = _unreadable
 

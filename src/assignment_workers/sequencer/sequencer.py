@@ -1,4 +1,8 @@
-"""The state of one sequencer process: its candidacy and its transaction runner."""
+"""The state of one sequencer process: its candidacy and its transaction runner.
+
+The candidacy is the database connection that tries to take the lane's lock. The runner, which
+exists while this process leads, runs its transactions.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,8 @@ class Sequencer:
 
         `candidacy`: the connection that takes the lane's lock. `crm`: the external CRM; None if the
         CRM is in our own database. `send_probe` sends this sequencer a message to itself. `begin`
-        is called at the start of each term, before a message is taken.
+        is called at the start of each term, before a message is taken, to run the transactions that
+        prepare the term.
         """
         self.engine = engine
         self.candidacy = candidacy
@@ -121,8 +126,9 @@ class Sequencer:
     def _compare_dialers(self, *, leads: bool) -> None:
         """Log a warning for each lane whose last leader had another dialer file than this process.
 
-        A dialer file defines the dialer queues, their rules and the outcomes. They are compared at
-        the first try to lead, and when a term begins (`leads`).
+        A dialer file defines the dialer queues, their rules and the outcomes. The files are
+        compared at the first try to lead, and when a term begins. `leads`: True if a term has just
+        begun.
         """
         if not leads and self._compared:
             return
@@ -133,10 +139,12 @@ class Sequencer:
             log.warning("dialer_differs", why=line)
 
     def begin(self) -> bool:
-        """Call the constructor's argument `begin`, before the first message of a term is taken.
+        """Run the first transaction of a new term, before the first message is taken.
 
-        Returns False if the database is unavailable or the term is over. If this process still
-        leads then, the caller tries again later.
+        The constructor's argument `begin` is the function that runs it. In production this function
+        stores the first values of operational settings that have none yet. Returns False if the
+        transaction failed, because the database is unavailable or the term is over. In the first
+        case the caller tries again later.
         """
         try:
             self._begin(self.runner)

@@ -39,9 +39,10 @@ log = structlog.get_logger()
 ENDS_AT_MOST = 2
 """The number of ended processes at which a message becomes a dead letter."""
 EXCUSED_SECONDS = 86_400
-"""Seconds for which Redis stores that a message did not cause the end of a process. It is longer
-than Celery's visibility timeout, after which a killed maintenance worker's messages are
-redelivered.
+"""The lifetime, in seconds, of a record in Redis that a message has not ended a process.
+
+The record is read when the message is delivered again. So it lasts longer than Celery's visibility
+timeout, after which the messages of a killed maintenance worker are delivered again.
 """
 
 
@@ -54,7 +55,11 @@ def ended(ends: int) -> str:
 
 
 class Suspects:
-    """Counts the worker processes that ended while they handled a certain message."""
+    """Counts, for each suspect message, the worker processes that ended while they handled it.
+
+    A suspect is a message that was delivered before and not acknowledged. It may be the reason for
+    which the process that handled it ended.
+    """
 
     def __init__(self, engine: Engine, redis: Redis) -> None:
         self._engine = engine
@@ -63,15 +68,19 @@ class Suspects:
         self._last: Any = None
         """The message that was handled before the current one."""
         self.suspicion: Suspicion | None = None
-        """The count of ended processes for the current message; None if the message is no suspect.
+        """The record of the current message, with the number of processes that ended.
+
+        None if the message has no record, because it is delivered for the first time or the record
+        could not be stored.
         """
 
     def take(self, celery_queue: str, message: Any) -> Suspicion | None:
-        """Set `message` as the current one; return its record if it was delivered before.
+        """Set `message` as the current one; count an ended process if it was delivered before.
 
-        The process that handled it before is taken to have ended. That end is added to the count in
-        the record, unless it is excused. Returns None for a message delivered for the first time.
-        Also returns None while the database accepts no rows: the message is handled without a
+        A message that is delivered again has probably ended the process that handled it. Its count
+        of ended processes grows by one, unless that process recorded with `excuse` that the message
+        was not the cause. Returns the record with the count; None for a message delivered for the
+        first time. Also None while the database accepts no rows: the message is handled without a
         count, because no user can be assigned at that time.
         """
         self._in_hand = message
@@ -94,7 +103,10 @@ class Suspects:
         self.suspicion = self._in_hand = None
 
     def acquit(self) -> None:
-        """Delete the count of the current message, because this process survived it."""
+        """Delete the current message's count of ended processes, because this process survived it.
+
+        Does nothing for a message that has no count.
+        """
         if self.suspicion is None:
             return
         try:
@@ -104,10 +116,12 @@ class Suspects:
             log.error("suspect_not_acquitted", error=type(error).__name__)  # noqa: TRY400
 
     def try_part(self, part: int | None) -> None:
-        """Store that request number `part` of the current batch message is handled alone next.
+        """Store that request number `part` of the current batch is handled next, by itself.
 
-        None: all its requests were handled. Raises `DatabaseUnavailable` if that cannot be stored,
-        because an end of this process would then be counted against another request.
+        If this process ends now, the end is counted against that request alone. `part` None: all
+        requests of the batch were handled. Does nothing for a batch that is delivered for the first
+        time. Raises `DatabaseUnavailable` if the number cannot be stored, because the end would
+        then be counted against another request.
         """
         if self.suspicion is not None:
             try:
@@ -116,9 +130,10 @@ class Suspects:
                 raise DatabaseUnavailable("a part of a suspect message is not noted") from error
 
     def parts_are_buried(self) -> None:
-        """Record that, in the current batch, each request that ended a process has its dead letter.
+        """Record that the fatal requests of the current batch are stored as dead letters.
 
-        If the batch is delivered again, these requests get no second dead letter.
+        A fatal request is one during whose handling a process ended. If the batch is delivered
+        again, no second dead letter is stored for such a request.
         """
         suspicion = self.suspicion
         if suspicion is not None and suspicion.buried < len(suspicion.parts):
@@ -136,9 +151,11 @@ class Suspects:
         self._excuse(self._in_hand)
 
     def excuse_last(self) -> None:
-        """Record that the previous message is no suspect if it is delivered again.
+        """Record that the message handled last has ended no process.
 
-        The connection that delivered it is lost, perhaps before the acknowledgement was sent.
+        Called when the broker connection was lost. The acknowledgement of that message may be lost
+        too. The message is then delivered again, and without this record an ended process would be
+        counted for it.
         """
         self._excuse(self._last)
         self._last = None
@@ -152,9 +169,10 @@ class Suspects:
             log.warning("not_excused", error=type(error).__name__)
 
     def excuse_soon(self, **_: object) -> None:
-        """Call `excuse` in a thread.
+        """Record, in a new thread, that the current message does not cause this process's end.
 
-        For signal handlers, which may interrupt code that holds a lock that `excuse` needs.
+        Signal handlers call this instead of `excuse`. A signal may interrupt code that holds a lock
+        that `excuse` needs, and a direct call would then wait for ever.
         """
         if self._in_hand is not None:
             Thread(target=self.excuse, name="excuse", daemon=True).start()

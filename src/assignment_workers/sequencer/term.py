@@ -34,17 +34,21 @@ from assignment_workers.schema.hosts import MOVED
 from assignment_workers.schema.tables import DEFAULT_LANE, UNMARKED
 
 SILENCE = timedelta(seconds=8)
-"""A leader that has begun no transaction for this long counts as dead.
+"""The time without a new transaction after which a leader counts as dead.
 
-A leader without other messages gets a probe, which is a transaction, every 2 seconds.
+A leader without other messages gets a probe every 2 seconds, which runs a transaction.
 """
 
 STANDBY_SECONDS = 2.0
-"""The most seconds that a standby waits for a reply of the database before it drops the connection.
+"""The most seconds that a sequencer process that does not lead waits for a reply of PostgreSQL.
+
+After that time it drops the connection.
 """
 
 COMMIT_SECONDS = 2.0
-"""Seconds after which a COMMIT that waits for a synchronous standby shows that the standby is away.
+"""The most seconds that a COMMIT normally waits for PostgreSQL's synchronous standby.
+
+After a longer wait, the standby counts as unavailable.
 """
 
 APPLICATION = "assignment-workers sequencer"
@@ -80,7 +84,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Sign:
-    """The term in a lane's row, and the seconds since its leader's last sign of life.
+    """The term of a lane's last leader, and the seconds since that leader's last sign of life.
 
     A sign of life is the time of a transaction or of the start of the term.
     """
@@ -121,7 +125,7 @@ class Candidacy:
         self._connection: BoundedConnection | None = None
 
     def connect(self) -> BoundedConnection:
-        """Return the connection; open it if needed.
+        """Return the database connection that takes the lane's lock; open it if it is not open.
 
         Raises `psycopg.OperationalError` if it cannot be opened.
         """
@@ -250,17 +254,18 @@ class Candidacy:
     def commits_wait(self) -> bool:
         """Return True if a COMMIT in the database has waited too long for a synchronous standby.
 
-        Meanwhile a leader cannot show a sign of life, and a successor could not begin a term. To
-        terminate the waiting session would be wrong: that commits without the standby.
+        While COMMITs wait, a leader cannot show a sign of life, and a successor could not begin a
+        term. The waiting session must not be terminated: its transaction would then be committed
+        without the standby.
         """
         row = self.connect().execute(_COMMITS_WAIT).fetchone()
         return row is not None and row[0] is not None and float(row[0]) > COMMIT_SECONDS
 
     def depose(self) -> None:
-        """Terminate the other database session that holds the lane's lock, whose process is silent.
+        """Terminate the database session of a silent leader, so that the lane's lock becomes free.
 
-        Needs the database role of that session. A late transaction of its process commits nothing,
-        because it must prove its term.
+        PostgreSQL allows this if both sessions have the same role. The leader's process may still
+        be running, but it can commit nothing more once a new term has begun.
         """
         self.connect().execute(_DEPOSE, [self.lock])
 

@@ -50,8 +50,8 @@ class Reading:
     def step_since(self, last: Reading | None) -> timedelta | None:
         """Return the jump of the database's clock since the reading `last`; None for no jump.
 
-        Negative if the clock went back. A jump is reported only if the monotonic clock proves it: a
-        slow reading, behind a lock or in a stopped process, is taken for no jump.
+        Negative if the clock went back. A jump is returned only if the monotonic clock proves it: a
+        reading that was slow, because of a lock or a stopped process, does not count as a jump.
         """
         if last is None:
             return None

@@ -57,12 +57,13 @@ LONGEST_PATIENCE = timedelta(seconds=60)
 """The longest time for which a failed transaction is retried, however late its deadline is."""
 
 SIGN_SECONDS = 1.0
-"""The least seconds between two signs of life that the lane's transactions record."""
+"""The minimum interval, in seconds, at which the lane's transactions record a sign of life."""
 SEEN_SECONDS = 3.0
-"""The least seconds between two updates of `seen_at`, the sign of life for standbys of release 0.1.
+"""The minimum interval, in seconds, between updates of `seen_at`, a sign of life for release 0.1.
 
-Those standbys take a leader for dead after 8 s. `seen_at` is in the term's row, and while a reader
-of an old snapshot is active, PostgreSQL keeps each version of that row.
+A standby of that release considers a leader dead if `seen_at` is older than 8 s. Each update makes
+a new version of the term's row, and PostgreSQL keeps all versions while an old snapshot is in use,
+so updates must be few.
 """
 
 # PostgreSQL reads the locked row again if it was changed meanwhile, so the settings are those of
@@ -284,10 +285,11 @@ class TransactionRunner:
         return self._seen is not None and self._seen[1] > steady
 
     def _until(self, until: datetime | None) -> timedelta:
-        """Return the time left until the deadline `until`, by the database's clock as last read.
+        """Return the time for which a failed transaction may be retried.
 
-        The result is at least zero and at most `LONGEST_PATIENCE`. It is `PATIENCE` if there is no
-        deadline, or if the clock has not been read yet.
+        It is the time left until the deadline `until`, by the database's clock as last read, but at
+        least zero and at most a minute (`LONGEST_PATIENCE`). If there is no deadline, or the clock
+        has not been read yet, it is five seconds (`PATIENCE`).
         """
         if until is None or self._seen is None:
             return PATIENCE

@@ -97,12 +97,16 @@ def packed(*words: str | bytes) -> bytes:
 
 @dataclass
 class Consumption:
-    """The state of a consuming process that all its connections to the broker share."""
+    """The state that all Redis channels of one worker process share.
+
+    It holds the handling of malformed messages and, in a sequencer's process, the terms whose taken
+    messages must be put back into the queue.
+    """
 
     on_malformed: Callable[[str, bytes, Malformed], None] | None = None
-    """Called with the queue, the bytes and the error of a malformed message.
+    """The function that is called with the queue, the bytes and the error of a malformed message.
 
-    The message then leaves the queue.
+    If the function raises `NotStored`, it is called again later with the same message.
     """
     largest: int = 2**30
     """The size in bytes above which a message is not read."""
@@ -112,13 +116,15 @@ class Consumption:
     earlier: set[str] = field(default_factory=set)
     """The marks (number and id) of the known other terms of this lane."""
     spared: str | None = None
-    """The mark of the term of a silent leader that this process replaced. Its process was alive, so
-    none of its messages is suspected of having ended a process.
+    """The mark (number and id) of the term of the silent leader that this process replaced.
+
+    The process of that leader had not ended, so none of its messages is suspected of having ended
+    it. None: this process has replaced no silent leader.
     """
     suspects: set[bytes] = field(default_factory=set)
     """Digests of messages taken by sequencers whose processes have ended since.
 
-    Each is delivered as `redelivered`.
+    Such a message is delivered with the mark `redelivered`.
     """
     cursor: int = 0
     """The cursor from which the next Redis SCAN for other terms' lists continues."""
@@ -233,14 +239,15 @@ class Channel(redis.Channel):
         """
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """Put a malformed message into `unstored_key` until it is stored as a dead letter."""
+        """Put a malformed message into the list `unstored_key` until its dead letter is stored."""
         with self.conn_or_acquire() as client:
             client.rpush(unstored_key(queue), item)
 
     def store_again(self, queue: str) -> None:
         """Retry to store the malformed messages in the list `unstored_key`, until one fails again.
 
-        A message that this release can read goes back to `queue`.
+        A message that is no longer malformed, because this program was updated, goes back to
+        `queue`.
         """
         with self.conn_or_acquire() as client:
             while items := client.lrange(unstored_key(queue), 0, 0):
@@ -252,11 +259,17 @@ class Channel(redis.Channel):
                     return
 
     def set_aside(self, tag: str) -> None:
-        """Let further messages be delivered although the message `tag` is unacknowledged."""
+        """Stop counting the unacknowledged message `tag` in the prefetch limit.
+
+        Further messages are then delivered while this one waits for its dead letter to be stored.
+        """
         virtual.QoS.ack(self.qos, tag)
 
     def release(self, tag: str) -> None:
-        """Acknowledge a message for which `set_aside` was called."""
+        """Acknowledge a message that `set_aside` excluded from the prefetch limit.
+
+        Its dead letter is now stored.
+        """
         qos: Any = self.qos
         qos._remove_from_indices(tag).execute()  # noqa: SLF001
 
@@ -494,18 +507,18 @@ class OrderedChannel(Channel):
         return last
 
     def put_back(self, queue: str, *, own: bool = False, begins: bool = False) -> int:
-        """Put back into `queue` the messages taken, but not acknowledged; return their number.
+        """Put messages that were taken but not acknowledged back into `queue`; return their number.
 
-        They are the next to be delivered, in their old order. By default, the messages that
-        earlier terms took are put back. Those of later terms stay, because this term may be over
-        without this process knowing it. `begins`: True at the start of this term; the messages of
-        all other terms are put back. `own`: True to put back the messages of this term too, which
-        is correct only while no task runs.
+        These messages are the next to be delivered, in their old order. By default, the messages
+        that earlier terms took are put back. Those of later terms stay, because this term may be
+        over without this process knowing it. `begins`: True at the start of this term; the messages
+        of all other terms are put back. `own`: True to put back the messages of this term too,
+        which is correct only while no task runs.
 
         If a process ended after it had taken a message, the message may be the cause. So with
         `begins` the messages of other terms are marked as suspects, except those of the term
-        `Consumption.spared`. Cost: with `own` or `begins` a scan of all keys of Redis, otherwise
-        of about a thousand.
+        `Consumption.spared`, whose process had not ended. Cost: with `own` or `begins` a scan of
+        all keys of Redis, otherwise of about a thousand.
         """
         self.settle()
         count = 0
@@ -587,8 +600,8 @@ class RabbitChannel(pyamqp.Channel):
 def _properties(data: bytes, offset: int) -> tuple[dict[str, Any], int]:
     """Decode the properties of an AMQP message in `data` from `offset`.
 
-    Returns the properties and the offset after them. If they cannot be decoded, they have only the
-    header `UNREADABLE`, with the reason.
+    Returns the properties and the offset after them. If the properties cannot be decoded, the
+    returned ones have only the header `UNREADABLE`, with the reason.
     """
     try:
         found: tuple[dict[str, Any], int] = serialization.decode_properties_basic(data, offset)
@@ -639,9 +652,10 @@ def install(consumption: Consumption, *, ordered: bool) -> None:
 
 
 def with_consumption(base: type[Transport], consumption: Consumption) -> type[Transport]:
-    """Return a subclass of the transport `base` whose channels share `consumption`.
+    """Return a subclass of the transport class `base` whose channels share `consumption`.
 
-    A class is needed, because kombu makes a transport from its class without further arguments.
+    `consumption`: the state that all Redis channels of the process share. Kombu creates a transport
+    from its class without further arguments, so the subclass adds this one.
     """
 
     class Sharing(base):  # type: ignore[valid-type,misc] # a class of those above

@@ -27,7 +27,11 @@ class AnswerSlot:
 
 
 def fill(request: object, answer: object) -> None:
-    """Put `answer` into the slot in the task's request; do nothing if no worker runs the task."""
+    """Put a task's answer into the slot that the worker has added to the task's headers.
+
+    `request`: Celery's context of the running task, which has the headers. Does nothing if the task
+    is called without a worker.
+    """
     slot = getattr(request, _NAME, None)
     if isinstance(slot, AnswerSlot):
         slot.answer = answer

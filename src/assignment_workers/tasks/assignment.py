@@ -68,8 +68,8 @@ log = structlog.get_logger()
 def expire_lapsed(run: TaskRun) -> CommandAnswer:
     """End each offer that was not accepted in time, and each assignment whose lease has ended.
 
-    An accepted assignment continues if the agent's last heartbeat came after the acceptance, and a
-    lease counted from that heartbeat has not ended. Its lease is extended to the end of that one.
+    An accepted assignment continues if the agent has sent a heartbeat since the acceptance, and a
+    lease that begins at the last heartbeat has not ended. The assignment then gets that lease.
     """
 
     def operation(transaction: FencedTransaction) -> Done:
@@ -110,7 +110,7 @@ def end_sessions(
 
 
 def publish_generation(run: TaskRun, generation_id: GenerationId) -> CommandAnswer:
-    """Publish a built generation: claims take the users of its dialer queue from it from now on."""
+    """Publish a built generation: claims now take its dialer queue's users from this generation."""
     return run.once(lambda transaction: publish(transaction, generation_id))
 
 
@@ -158,9 +158,11 @@ def resume_queue(
 
 
 def drain_queue(run: TaskRun, queue: Word, by: Word) -> CommandAnswer:
-    """Remove unassigned users from a dialer queue; the next build of the queue includes them again.
+    """Remove users whom no agent holds from a dialer queue: one step of a drain.
 
-    One command removes a limited number of users; the answer counts them.
+    One command removes a limited number of users, and its answer has that number. An operator's
+    program repeats the command until no user remains. A later build of the dialer queue adds
+    eligible users again.
     """
     return run.once(
         lambda transaction: drain(transaction, queue, by=by), subject=f"draining of {queue}"
@@ -250,7 +252,12 @@ def suppress(
     source: Word | None = None,
     raw: bool = False,  # noqa: FBT001, FBT002 - named in the message
 ) -> CommandAnswer:
-    """Suppress a user, or every user who has the number `phone`: no agent is offered them."""
+    """Suppress a user, or every user with the number `phone`: agents do not get such a user.
+
+    `queue`: the only dialer queue for which this holds; None: all. `expires_at`: the end of the
+    suppression; None: no end. `source`: its origin, such as a public register. `raw`: True to
+    accept a `phone` that cannot be read as a phone number.
+    """
     entry = SuppressionTerms(queue, expires_at, source, raw)
     reader = numbers_of(run.of.settings).reader
     return run.once(

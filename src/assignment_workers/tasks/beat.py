@@ -24,7 +24,7 @@ AGAIN_SECONDS = 1.0
 
 
 def connect_beat(app: Any) -> None:
-    """Set RedBeat's Redis client, one that follows a failover. Nothing is contacted yet.
+    """Give RedBeat a Redis client that follows a failover. The client does not connect yet.
 
     `redbeat_redis_options` of the configuration are passed to redis-py.
     """

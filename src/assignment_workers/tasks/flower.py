@@ -1,7 +1,8 @@
 """Flower behind our own checks: a login for everything, and no requests from other origins.
 
-Flower itself asks for its login on every page except `/metrics`, and ignores the Host header. Where
-`up` runs Flower, a one-time link signs a browser in, so that nobody has to type the password.
+Flower itself asks for its login on every page except `/metrics`, and ignores the Host header. If
+Flower was started by the command `up`, which runs a whole stack, a one-time link signs a browser
+in, so that nobody has to type the password.
 
 Flower itself also waits for events without a time limit. A broker's host that hangs closes no
 connection, and Flower would show nothing new until it is restarted. Here the wait has a limit,

@@ -50,8 +50,9 @@ PATIENCE = timedelta(seconds=30)
 """The time for which a job is retried: longer than a restart of a database server takes."""
 
 DAYS_MADE_UP_FOR = 7
-"""The greatest number of days, including today, for which `age` raises scores. A user's score rises
-on one weekday, so a missed day further back has the same weekday as one of these days.
+"""The greatest number of days, including today, for which one run of `age` raises scores.
+
+A user's score rises once a week, so seven days include every user exactly once.
 """
 
 
@@ -183,7 +184,7 @@ _HEARTBEAT = TypeAdapter(HeartbeatMessage)
 def count_answers(
     run: TaskRun, hours: Annotated[list[CountedHour], Field(max_length=MANY)]
 ) -> None:
-    """Add a client's counts of the answers of each hour to the counts in the database."""
+    """Add a client's hourly counts of answers to the counts in the database."""
 
     def work() -> None:
         with run.of.engine.begin() as connection:
@@ -220,7 +221,7 @@ def match_missed_calls(run: TaskRun) -> Any:
 
 
 def read_phones(run: TaskRun) -> Any:
-    """Normalize the phone numbers of users that are new or have changed, and store them."""
+    """Parse users' phone numbers that are new or have changed, and store them in E.164 form."""
 
     def work(given: Work) -> Counts:
         return phones.read(given, numbers_of(run.of.settings))
@@ -270,21 +271,26 @@ def _send_converted(run: TaskRun, given: Work, queue: str) -> int:
 def _policies(run: TaskRun, given: Work) -> Mapping[str, Policy]:
     """Return the policy of each dialer queue under the operational settings in force.
 
-    The settings are read in the job's transaction.
+    The settings are read in the transaction of the job; `given` has its connection.
     """
     return policies_of(run.of.dialer, _in_force(run, given))
 
 
 def _in_force(run: TaskRun, given: Work) -> Settings:
-    """Return the settings in force, as the job's transaction reads them."""
+    """Return this process's settings with the operational settings that are in force now.
+
+    An operator may have changed the operational settings since this process started, so they are
+    read from the database, in the transaction of the job. `given` has the job's connection.
+    """
     return current(given.connection, run.of.dialer, run.of.settings)
 
 
 def discover_new(run: TaskRun) -> Any:
     """Add the users who are new in the CRM to the dialer queues where they belong.
 
-    For users with new rows in the CRM tables that the dialer declares as news, a command is sent
-    that moves them if they now belong to another dialer queue.
+    New rows of other CRM tables, such as a new requirement of a claim, may show that a known user
+    now belongs to another dialer queue. The command that moves such users is sent. `Dialer.news` is
+    the list of these tables.
     """
     send = partial(_send_for_place, run)
 
@@ -352,8 +358,8 @@ def extend_audit(run: TaskRun) -> Any:
 def clean_daily(run: TaskRun) -> Any:
     """Delete rows older than their retention: answers, job runs, events, dead letters.
 
-    The job never deactivates a user and never deletes a row that another row refers to (hazards D2,
-    D3).
+    The job never deactivates a user and never deletes a row that another row refers to
+    (docs/hazards.md, D2 and D3).
     """
 
     def work(given: Work) -> Counts:
@@ -367,11 +373,12 @@ def clean_daily(run: TaskRun) -> Any:
 
 
 def age(run: TaskRun) -> Any:
-    """Raise the scores of users whose weekly rise is due, for today and for missed days, each once.
+    """Raise the scores of users whose weekly rise is due, for today and for each missed day.
 
-    A user's score rises on the weekday on which the user was created. In the packaged dialer lower
-    scores are called first, so users who wait longer are called later: that is meant, as in the
-    original (docs/original-dialer.md, section 4). Returns the result of each day, by its date.
+    No score rises twice for one day. A user's score rises on the weekday on which the user was
+    created. In the packaged dialer, users with lower scores are called first, so users who wait
+    longer are called later. This is intended, as in the original dialer (docs/original-dialer.md,
+    section 4). Returns the result of each day, by its date.
     """
     engine = run.of.engine
     today = _day(engine)
@@ -411,8 +418,8 @@ def _run(run: TaskRun, job: Job, work: Callable[[Work], Counts]) -> Ran:
 def _patiently(run: Callable[[], T]) -> T:
     """Run a job; after a transient failure of the database, run it again from its start.
 
-    Each attempt is recorded as a job run. Raises `DatabaseUnavailable` if no attempt within
-    `PATIENCE` succeeds; the next scheduled run then does the work.
+    An attempt that reaches the database is recorded as a job run. Raises `DatabaseUnavailable` if
+    no attempt within `PATIENCE` succeeds; the next scheduled run then does the work.
     """
     return patiently(run, seconds=PATIENCE.total_seconds())
 

@@ -34,9 +34,10 @@ _RUN = Parameter("run", Parameter.POSITIONAL_OR_KEYWORD, annotation=TaskRun)
 
 
 def operation_of(verb: AnyVerb) -> Callable[..., FinishAnswer]:
-    """Return the function of the task `assignment.VERB`, where VERB is for example `complete`.
+    """Return the function that the Celery task of this verb runs.
 
-    The function takes the verb's arguments.
+    A verb is an action of an agent on an assignment, such as `complete`; its task is then
+    `assignment.complete`. The function takes the verb's arguments and makes the change.
     """
 
     def operation(run: TaskRun, *args: Any, **kwargs: Any) -> FinishAnswer:
@@ -151,10 +152,11 @@ def release_if_unclaimed(
     version: Version,
     lease_expires_at: AwareDatetime,
 ) -> CommandAnswer:
-    """Release an assignment whose answer has perhaps not reached its agent.
+    """Release an assignment of which its agent may not know, because the answer may be lost.
 
-    The assignment stays as it is if it was renewed or finished since, or if the agent has made a
-    request since.
+    The answer is the one to the request that made the assignment. The assignment stays as it is if
+    it has since been renewed or has ended, or if the agent has made a request since.
+    `lease_expires_at`: the end of the lease when the assignment was made.
     """
     owner = Owner(assignment_id, agent_id, version)
     return run.once(

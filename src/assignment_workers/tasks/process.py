@@ -51,9 +51,9 @@ log = structlog.get_logger()
 TURN_SECONDS = 5
 """The most seconds that one statement of a sequencer or of a heartbeat worker may take."""
 PROBE_EXPIRES = 600
-"""Seconds after which a probe is dropped if no sequencer has handled it.
+"""Seconds after which a probe that no sequencer has handled is dropped.
 
-A probe is a message that measures how long messages wait in an assignment queue.
+A probe is the message that a sequencer sends to itself to prove that it still leads.
 """
 HEARTBEAT_SECONDS = 3
 """Seconds between RabbitMQ's connection heartbeats, for processes whose tasks are short.
@@ -74,9 +74,9 @@ def run(name: ProcessName, settings: Settings, *, lane: str | None = None) -> in
     """Run the process `name` in the foreground until a signal ends it; return the exit code.
 
     `settings` has the servers' addresses. `lane`: the lane of a sequencer; None: the default lane.
-    Raises `UsageError` for an unknown lane or an invalid calling rule. Raises `DatabaseUnavailable`
-    or `SchemaMismatch`, before anything is started, if the database is not set up or not up to
-    date.
+    Raises `UsageError` for an unknown lane, or for an invalid setting such as the hours in which
+    users may be called. Raises `DatabaseUnavailable` or `SchemaMismatch`, before anything is
+    started, if the database is not set up or not up to date.
     """
     dialer = loaded()
     policies_of(dialer, settings)

@@ -75,15 +75,22 @@ _FORM = re.compile(
 _USER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """The form that a text must have to be shown as a user's id of the CRM."""
 _MANY = 4
-"""The greatest number of items of a list that are shown."""
+"""The greatest number of items of a list that are shown in Flower and the log."""
 _AGENTS = 100
 """The greatest number of agents or users that the summary of a batch message names."""
 _REQUESTS = 16
-"""The greatest number of request ids of a batch message that are shown."""
+"""The greatest number of request ids of a batch message that are shown in Flower and the log."""
 _AT_MOST = 240
-"""The greatest length of a message or an answer as shown after its summary, in characters."""
+"""The greatest length, in characters, of the facts of a message or an answer as shown in Flower.
+
+The facts stand after a summary in words, which is not counted.
+"""
 _AT_MOST_OF_MANY = 1_000
-"""The greatest length of a batch message as shown after its summary, in characters."""
+"""The greatest length, in characters, of the facts of a batch message as shown in Flower.
+
+The facts are the number of requests and the request ids. They stand after a summary in words, which
+is not counted.
+"""
 _SUMMARISED = (
     *(("agent_id", "agent "), ("agent", "agent "), ("user_id", "user "), ("user", "user ")),
     *(("move", ""), ("outcome", ""), ("code", ""), ("state", ""), ("kind", ""), ("queue", "")),
@@ -158,13 +165,16 @@ class RedactedRequest(Request):
 
 
 def shown(value: object) -> str:
-    """Return the permitted facts of a message or an answer, as a Python literal."""
+    """Return the facts of a message or an answer that Flower and the log may show.
+
+    They are returned as the text of a Python literal, cut to a maximum length.
+    """
     allowed = _allowed(value)
     return repr(allowed)[: _AT_MOST_OF_MANY if "request_ids" in _facts(allowed) else _AT_MOST]
 
 
 def shown_answer(answer: object) -> str:
-    """Return the summary of an answer, followed by the answer's permitted facts."""
+    """Return an answer's text for Flower: a summary, then the facts that may be shown."""
     summary = summary_of_answer(answer)
     return f"{summary}, {shown(answer)}" if summary else shown(answer)
 
@@ -217,7 +227,11 @@ def summary_of_answer(answer: object) -> str:
 
 
 def did_something(answer: object) -> bool:
-    """Return True if the answer of a routine task shows that the task changed something."""
+    """Return True if the answer of a routine task shows that the task changed something.
+
+    A routine task runs often and seldom changes anything, so Flower lists only the runs that did.
+    Also True if the task was refused or the database was unavailable.
+    """
     facts = _facts(answer)
     if facts.get("outcome", "done") != "done":
         return True
@@ -256,7 +270,7 @@ def _facts(value: object) -> Mapping[str, Any]:
 
 
 def _fact(value: object, name: str) -> object:
-    """Return the fact `name` of an answer, or None. No other fact of the answer is computed."""
+    """Return the field `name` of an answer; None if the answer has no such field."""
     if isinstance(value, BaseModel):
         return getattr(value, name, None)
     return value.get(name) if isinstance(value, Mapping) else None

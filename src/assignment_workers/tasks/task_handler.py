@@ -146,7 +146,7 @@ class HandledTask(Task[..., Any]):
     Request = "assignment_workers.tasks.redaction:RedactedRequest"
     acks_on_failure = True
     resultrepr_maxsize = 0
-    """Celery itself shows no part of an answer. `RedactedRequest` shows it in redacted form."""
+    """Zero, so that Celery shows no part of an answer; `RedactedRequest` shows a redacted form."""
     operation: Callable[..., Any]
     routine: bool = False
     """True if Flower lists only the runs that did something."""
@@ -410,7 +410,10 @@ class TaskRun:
 
     task: HandledTask
     senders: Sequence[str | None] = ()
-    """The token that sent each request of the message, as `sender` returns it."""
+    """For each request of the message, the name of the token that sent it on behalf of its agent.
+
+    None: the agent's own token, no token, or an invalid name.
+    """
     part: int | None = None
     """The index of the one request of a batch message that this run carries out; None for the whole
     message.
@@ -477,7 +480,11 @@ class TaskRun:
 
 
 class _UnansweredError(Exception):
-    """Raised in a transaction, and caught by `_answered`, if the message has no answer yet."""
+    """The error by which `_answered` finds out that a message has no stored answer yet.
+
+    It is raised by an operation that runs only if there is no stored answer, so the transaction
+    commits nothing.
+    """
 
 
 def _unauthenticated(by: object) -> object:

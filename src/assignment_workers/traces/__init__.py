@@ -5,9 +5,9 @@
 meaning that OpenTelemetry documents. A trace begins with a call of the gateway, a message, or a
 request by the Python client (an `ask` span), and continues through the task to each SQL statement.
 
-Callers who share a message have traces of their own. The task's span belongs to the trace of the
-first caller and has a link to each of the others. The `ask` span of each other caller has a link to
-that of the first.
+Requests of several callers may share a message; each caller has a trace of its own. The task's span
+belongs to the trace of the first caller and has a link to the trace of each other caller. The `ask`
+span of each other caller has a link to the `ask` span of the first caller.
 
 A span holds no text that people typed: statements have no values, and of an exception only the type
 is exported.
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 NAME = "assignment-workers"
 SHARED = "traces"
-"""The header that has the trace contexts of the other callers in a message, as `traceparent`s."""
+"""The header that has the trace context of each caller in a message except the first.
+
+The value is a list of texts in the form of the W3C header `traceparent`.
+"""
 LINKED_AT_MOST = 128
 UNTRACED = ("/healthz", "/readyz", "/metrics", "/assets/", "/v1/events")
 """Paths of the gateway that are not traced, because clients poll them or keep them open."""
@@ -108,9 +111,10 @@ class Tracing:
         return headers
 
     def link_callers(self, shared: object, facts: Mapping[str, object]) -> None:
-        """Add links to the other callers' traces, and attributes, to the running task's span.
+        """Link the running task's span to the traces of all callers whose requests it carries out.
 
-        `shared` is the value of the header `SHARED`; `facts` become attributes.
+        The span belongs to the first caller's trace already. `shared`: the trace contexts of the
+        other callers, from the message's header `traces`. `facts` become attributes of the span.
         """
         if self.tracer is None:
             return
@@ -161,7 +165,7 @@ def set_up(environment: MutableMapping[str, str]) -> Tracing:
 
 
 def follow() -> Tracing:
-    """Return the tracing with which a Python client continues the traces of its callers.
+    """Return a `Tracing` with which the Python client's spans join the calling program's traces.
 
     For a program that has set up OpenTelemetry itself: `Client.connect(url, tracing=follow())`.
     Raises `UsageError` if OpenTelemetry is not installed.

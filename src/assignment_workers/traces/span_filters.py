@@ -12,9 +12,9 @@ from opentelemetry.trace import Link, SpanKind, Status, TraceState, get_current_
 from opentelemetry.util.types import Attributes
 
 PROBE = "assignment.probe"
-"""The task that measures how long messages wait in an assignment queue.
+"""The Celery task of the probe, the message that a sequencer sends to itself.
 
-It runs every two seconds and would fill the stored traces.
+It runs every two seconds. Its spans are dropped, because they would fill the stored traces.
 """
 KEPT = "exception.type"
 
@@ -36,7 +36,11 @@ class DropRootClientSpans(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        """Decide if a span is recorded; drop client spans without a parent, and the probe's."""
+        """Decide if a span is recorded.
+
+        Client spans without a parent and spans of the task `assignment.probe` are dropped. The
+        sampler that `OTEL_TRACES_SAMPLER` names decides on all other spans.
+        """
         is_root = not get_current_span(parent_context).get_span_context().is_valid
         if (is_root and kind is SpanKind.CLIENT) or name.endswith(f"/{PROBE}"):
             return SamplingResult(Decision.DROP)

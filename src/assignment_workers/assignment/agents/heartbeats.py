@@ -1,7 +1,7 @@
 """Heartbeats: stored in batches, off the assignment queue, and read where a lease has ended.
 
-Heartbeats have a separate table. So a heartbeat can overwrite no state (hazard E2), and heartbeats
-and fenced transactions (those of the sequencer) never wait for each other.
+Heartbeats have a separate table. Therefore, a heartbeat cannot overwrite an agent's state (hazard
+E2), and heartbeats and fenced transactions (those of the sequencer) never wait for each other.
 """
 
 from __future__ import annotations

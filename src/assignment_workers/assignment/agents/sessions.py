@@ -47,7 +47,7 @@ An agent who is on break or offline stays so.
 
 @dataclass(frozen=True)
 class Session:
-    """The columns of an agent's row of `agents_state` that decide if a user may be assigned."""
+    """The state, session and team of an agent, which decide if the agent may be assigned a user."""
 
     agent_id: int
     state: str | None
@@ -141,7 +141,7 @@ class Moves:
 
     @classmethod
     def none(cls) -> Moves:
-        """Return a collection without commands."""
+        """Return an empty collection, to which agents' commands can be added."""
         return cls({})
 
     def took_up(self, agent: int) -> None:
@@ -199,21 +199,21 @@ def _moving() -> Update:
 MOVED = _moving()
 """Update the states of agents after their moves, such as accepting or completing an assignment.
 
-No row is inserted for an agent without one. An agent who is on break or offline stays so. The
-agent's count of lapsed offers (not accepted in time) is reset, because a move shows that the agent
-is present. Cost: one probe of the primary key for each agent.
+An agent who is on break or offline stays so. The agent's count of lapsed offers (not accepted in
+time) is reset, because a move shows that the agent is present. An agent who has no row in the table
+of sessions gets none. Cost: one lookup by the primary key for each agent.
 """
 
 
 def let_lapse(
     transaction: FencedTransaction, agents: Collection[int], *, most: int
 ) -> dict[int, Session]:
-    """Count a lapsed offer for each agent; return the sessions of agents set on break by it.
+    """Count a lapsed offer for each agent, and set agents with too many lapsed offers on break.
 
-    The result maps an agent's id to the session. A lapsed offer is an assignment that the agent did
-    not accept in time. An agent is set on break after `most` lapsed offers in a row. An event
-    records the break, which lasts until the agent states `available`. An offline agent stays
-    offline. Cost: one statement, by the primary key.
+    Returns the sessions of the agents that were set on break, by agent id. A lapsed offer is an
+    assignment that the agent did not accept in time. An agent is set on break after `most` lapsed
+    offers in a row. An event records the break, which lasts until the agent states `available`. An
+    offline agent stays offline. Cost: one statement, by the primary key.
     """
     parameters = {"agents": [{"agent_id": agent} for agent in sorted(agents)]}
     found = transaction.connection.execute(
@@ -234,10 +234,10 @@ def let_lapse(
 def state_event(
     agent: int, state: str, by: str | None, why: str | None, sender: str | None = None
 ) -> dict[str, Any]:
-    """Return the event of an agent's new state, stated by the agent or set by someone else.
+    """Return the event that records an agent's new state.
 
-    `by`: the person or job that set the state; None: the agent. `why`: the reason, if any.
-    `sender`: the token that sent the command for the agent.
+    `by`: the agent, another person or the job that set the state. `why`: the reason, if any.
+    `sender`: the token that sent the command for the agent; None: the agent's own token.
     """
     details = {"state": str(state), "by": by, "why": why, **sent_by(sender)}
     return {"kind": EventKind.AGENT_STATE, "agent_id": agent, "details": details}
@@ -249,11 +249,11 @@ _lapsed = rows("agents", agent_id=Integer())
 
 
 def _lapsing() -> ReturningInsert[*tuple[Any, ...]]:
-    """Build the statement that adds 1 to agents' counts of lapsed offers, and sets breaks.
+    """Build the statement that adds 1 to the counts of lapsed offers of some agents.
 
-    A lapsed offer is an assignment that the agent did not accept in time. An agent without a row
-    gets one with the count 1. An agent whose count reaches the SQL parameter `most` is set on
-    break, except an offline agent.
+    The SQL parameter `agents` has the agents. A lapsed offer is an assignment that the agent did
+    not accept in time. For an agent without a row, a row with the count 1 is inserted. An agent
+    whose count reaches the SQL parameter `most` is set on break, except an offline agent.
     """
     too_many = _most <= 1
     given = select(

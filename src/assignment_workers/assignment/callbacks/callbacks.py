@@ -46,7 +46,8 @@ from assignment_workers.settings import Settings
 GIVEN_UP_AFTER = timedelta(days=1)
 """Time from a callback's due time to its cancellation, if the user must not be called.
 
-Until then the callback is tried again. For users whom a calling rule excludes there is no limit.
+Until then the callback is postponed again and again. If a calling rule, such as the calling hours,
+forbids the call, there is no such limit, because the user can be called later.
 """
 
 PENDING = sql_text("pending")
@@ -57,9 +58,10 @@ def after_move(
 ) -> dict[str, Any]:
     """Return the row with which the function `settle` ends or postpones a callback.
 
-    `callback`: the id of the callback that was the source of the assignment `hold`. `outcome`: that
-    of the call; None: the user was skipped or deferred. `until`: the time to which the callback is
-    postponed, if it is. A call that nobody answered leaves the callback pending (hazard C3).
+    `callback`: the id of the callback for which the assignment `hold` was made. `outcome`: the
+    outcome of the call; None: the user was skipped or deferred. `until`: the time to which the
+    callback is postponed, if it stays pending. A call that nobody answered leaves the callback
+    pending (hazard C3).
     """
     row: dict[str, Any] = {
         "id": callback,
@@ -138,7 +140,7 @@ _IS_DUE = and_(
     or_(Callback.available_from.is_(None), Callback.available_from <= _NOW),
 )
 ANY_DUE = exists(select(1).select_from(Callback).where(_IS_DUE))
-"""SQL condition: at least one callback is due. Cost: one probe of ix_callbacks_pending."""
+"""SQL condition: at least one callback is due. Cost: one lookup in ix_callbacks_pending."""
 
 
 _HEAD = (
@@ -237,9 +239,9 @@ def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequen
 
     `unfit`: the callbacks, each with the name of the rule that forbids the call. Callbacks of users
     who opted out or converted are cancelled. All others are postponed by the setting
-    `callback_retry`. If a calling rule excludes the user, this repeats without limit. Otherwise
-    (the user is disabled, inactive or not in the CRM) the callback is cancelled once the time
-    `GIVEN_UP_AFTER` has passed since the due time.
+    `callback_retry`. If a calling rule, such as the calling hours, forbids the call, a callback can
+    be postponed without limit. Otherwise (for example, the user is inactive or not in the CRM) the
+    callback is cancelled once the time `GIVEN_UP_AFTER` has passed since the due time.
     """
     policies, settled = transaction.dialer.policies.values(), []
     for row in unfit:

@@ -1,4 +1,7 @@
-"""Users who are due a call, the longest due first: they come before the dialer queues."""
+"""Users with a due callback or missed call: claims assign them before users of dialer queues.
+
+The user whose call has been due for longest comes first.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,7 @@ class DueUser:
 
 @dataclass(frozen=True)
 class DueKind:
-    """A kind of due call, callbacks or missed calls, with its queries."""
+    """One of the two kinds of due calls, callbacks or missed calls, with its queries."""
 
     source: Source
     head: Select[*tuple[Any, ...]]
@@ -83,12 +86,16 @@ class DueKind:
     Both are SQL parameters: the due time and the key of the last call that was read.
     """
     statement: Callable[[tuple[Policy, ...]], Select[*tuple[Any, ...]]]
-    """Function that returns, for some policies, a query for due calls.
+    """Function that returns the query for the next due calls.
 
-    The query judges the users of the calls by these policies.
+    The function's argument is the policies (rules of dialer queues) by which the query judges the
+    users of these calls.
     """
     before: object
-    """The value of `after_key` for the first read: it sorts before every key."""
+    """The value of the query's parameter `after_key` for the first read of due calls.
+
+    The value sorts before the key of every call.
+    """
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]
     """Function that ends or postpones due calls whose users must not be called.
 
@@ -111,7 +118,9 @@ class Due:
     _after: tuple[datetime, object] | None = None
     _exhausted: bool = False
     _unread: bool = False
-    """True if the next user's phone number must be parsed, and this transaction may parse no more.
+    """True if a later transaction must parse the phone number of the next user.
+
+    The reason is that one transaction parses only a limited number of phone numbers.
     """
 
     def take(

@@ -55,7 +55,7 @@ CANCELLED = "cancelled"
 FOR_OPERATOR = "for_operator"
 
 MATCHED_AT_MOST = 1_000
-"""Maximum number of missed calls for which one run of the job `match` searches the user."""
+"""Maximum number of missed calls for which one run of `match` looks up the user."""
 
 
 def match(work: Work, dialer: Dialer, crm: Crm | None, settings: Settings) -> Counts:
@@ -65,7 +65,7 @@ def match(work: Work, dialer: Dialer, crm: Crm | None, settings: Settings) -> Co
     changed numbers of users are parsed first. A missed call is left to an operator if its number is
     invalid or belongs to no user or to several, because nobody is called on a guess (hazards C10,
     D15). Returns the counts `matched` and `for_operator`. Cost, if there are missed calls to match:
-    that of `phones.read`, and probes of the index on numbers.
+    that of parsing changed numbers (`phones.read`), and lookups in the index on numbers.
     """
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
     if not waiting:
@@ -119,9 +119,10 @@ def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequen
     """Cancel, postpone, or leave to an operator the missed calls of users who must not be called.
 
     `unfit`: the missed calls, each with the name of the rule that forbids the call. Missed calls of
-    users who opted out or converted are cancelled. So is a second report of a call that was
-    followed up already. If a calling rule excludes the user for a time, the missed call is
-    postponed. All others are left to an operator, because the user called and expects an answer.
+    users who opted out or converted are cancelled. A second report of a call that was followed up
+    already is cancelled too. If a calling rule, such as the calling hours, forbids the call for a
+    time, the missed call is postponed. All other missed calls are left to an operator, because the
+    user called and expects an answer.
     """
     until = transaction.now + settings.callback_retry
     if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
@@ -166,7 +167,7 @@ _IS_DUE = and_(
     or_(MissedCall.available_from.is_(None), MissedCall.available_from <= _NOW),
 )
 ANY_DUE = exists(select(1).select_from(MissedCall).where(_IS_DUE))
-"""SQL condition: at least one missed call is due. Cost: one probe of ix_missed_calls_pending."""
+"""SQL condition: at least one missed call is due. Cost: one lookup in ix_missed_calls_pending."""
 
 
 _HEAD = (
@@ -229,8 +230,8 @@ def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 def _repeated(head: CTE) -> ColumnElement[str | None]:
     """Return a SQL expression: `followed_up` if the call was followed up already, or else null.
 
-    The dialer's webhook may report one call twice, so that it has two rows (hazard C11). The call
-    was followed up if another of its rows is marked so.
+    The dialer's webhook may report one call twice; then the call has two rows (hazard C11). The
+    call was followed up already if the other row has the status `followed_up`.
     """
     again = aliased(MissedCall, name="again")
     repeated = exists(

@@ -39,7 +39,8 @@ ranks can be claimed.
 SIZES = (*(2**n for n in range(13)), INELIGIBLE_AT_MOST)
 """The possible values of the LIMIT with which users of a dialer queue are read.
 
-There are only a few, so that only a few different SQL statements exist and each is prepared once.
+Only these few values are used, so that few different SQL statements exist and each is prepared
+once.
 """
 
 
@@ -95,7 +96,7 @@ class Head:
     wanted: int
     """Minimum number of users whom the next read takes from the dialer queue.
 
-    After each read it is four times the number that was read.
+    Each further read asks for four times as many users as the read before.
     """
     taken: set[int]
     """Ids of users assigned in this transaction, from any dialer queue, callback or missed call."""
@@ -109,7 +110,9 @@ class Head:
     _found: list[Candidate] = field(default_factory=list)
     _after: int = -1
     _unread: bool = False
-    """True if the next user's phone number must be parsed, and this transaction may parse no more.
+    """True if a later transaction must parse the phone number of the next user.
+
+    The reason is that one transaction parses only a limited number of phone numbers.
     """
     _exhausted: bool = False
 

@@ -65,9 +65,10 @@ def claim(
     Guarantees of this transaction: no user and no agent has two assignments, by the unique indexes
     on active assignments (guarantee 1); every assigned user meets the queue's rules by facts read
     here (3); no eligible, unheld and better-ranked user is passed over, and due callbacks come
-    first (4); a request id that was answered before gets the same answer (5). The answer is None if
-    the request's id occurs twice in the list, or if this transaction removed so many ineligible
-    users that it should commit before the search continues. Errors of the database propagate; then
+    first (4); a request id that was answered before gets the same answer (5). The answer is None
+    for a second request with the same id, and for a request that needs another transaction: this
+    one has done as much of the search as one transaction may, such as removing ineligible users,
+    and has to be committed before the search continues. Errors of the database propagate; then
     nothing is committed.
     """
     first: dict[str, ClaimRequest] = {}
@@ -103,9 +104,9 @@ class _Place:
     paused: bool
     generation: int | None
     waited: bool = False
-    """True if users of the queue have waited long enough, but cannot be made claimable here.
+    """True if the wait of some users of the queue is over, but they are not claimable yet.
 
-    Only a transaction that has locked the queue's lane may do that.
+    This transaction cannot make them claimable, because it has not locked the queue's lane.
     """
 
 
@@ -130,15 +131,15 @@ class _Claim:
     unfinished: bool = False
     """True if this transaction made as many waiting users claimable as one transaction may.
 
-    More of them may have waited long enough. So this transaction commits, and the next one answers
-    the requests.
+    The wait of further users may be over too. Therefore, this transaction answers no request; the
+    next one does.
     """
 
     def decide(self, places: Rows) -> dict[ClaimRequest, RequestAnswer]:
         """Decide, store and return the answer to each request.
 
-        `places`: the rows of the query `_PLACES`, one for each dialer queue. Requests that need
-        another transaction are absent from the result.
+        `places`: for each dialer queue, the row of the query `_PLACES`, which has the queue's
+        state. Requests that need another transaction are absent from the result.
         """
         self._see_places(places)
         if self.unfinished:
@@ -398,7 +399,8 @@ class _Claim:
     def _without(self, why: Why, allowed: Sequence[str], *, skipped: bool) -> RequestAnswer:
         """Return the answer to a request for which none of the `allowed` dialer queues has a user.
 
-        `why`: the object that finds the reasons. `skipped`: True if the agent skipped users lately.
+        `why`: the object that finds the reason why a queue has no claimable user. `skipped`: True
+        if the agent skipped users lately.
         """
         queue = allowed[0] if len(allowed) == 1 else None
         places = {name: self.places.get(name, _Place(False, None)) for name in allowed}
@@ -453,5 +455,5 @@ Further columns are true if there is work for the claim: a user's wait is over (
 an assignment is over (`lapsed`), a callback is due (`promised`), or a missed call is due
 (`missed`). The last two are the same for every dialer queue.
 
-Cost: two index probes for each dialer queue, and two more in all.
+Cost: two index lookups for each dialer queue, and two more in all.
 """

@@ -1,4 +1,4 @@
-"""Explain why no user is claimable, in the answer itself."""
+"""Explain, in the answer to a request, why no user is claimable."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class QueueState(Protocol):
 
 
 class Why:
-    """Finds the reason why no user of a dialer queue is claimable; reads each queue once."""
+    """The search for the reason why no user is claimable; each dialer queue is read once."""
 
     def __init__(
         self, transaction: FencedTransaction, policies: Mapping[str, Policy], taken: Collection[int]
@@ -96,8 +96,8 @@ class Why:
     def _stands(self, name: str, place: QueueState) -> dict[str, datetime | None]:
         """Return the eligibility statuses of the best users of a queue, the most frequent first.
 
-        `name`, `place`: the dialer queue. The value of each status is the earliest time at which it
-        ends for one of these users; None: unknown.
+        `name`: the name of the dialer queue; `place`: its state. The result maps each status to the
+        earliest time at which that status ends for one of these users; None: unknown.
         """
         if name not in self._found:
             parameters = {"generation": place.generation, "taken": self.taken}
@@ -155,7 +155,10 @@ _WAITING = select(
     .where(Entry.generation_id == _generations.c.id, Entry.state == WAITING)
     .scalar_subquery(),
 )
-"""Select, for each generation, the earliest end of a user's wait; one index probe for each."""
+"""Select, for each generation, the earliest time at which a user's wait ends.
+
+Cost: one index lookup for each generation.
+"""
 _HELD = (
     select(Assignment.queue, func.min(Assignment.lease_expires_at))
     .where(Assignment.state == ACTIVE, Assignment.queue == any_(bindparam("queues")))

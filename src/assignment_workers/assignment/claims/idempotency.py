@@ -70,7 +70,8 @@ class CommandIdentity:
     `id` stays the same however often the message is delivered or sent again. `task`: the name of
     the Celery task. `subject`: a text that names the state that the command sets; None if an older
     command, carried out late, cannot overwrite a newer state. `position`: the number of the command
-    in the order in which the database first saw commands; None: the database sees the command now.
+    in the order of sending, as `next_position` returned it; None: the command has no number yet,
+    and gets the next one when it is carried out.
     """
 
     id: str
@@ -89,10 +90,10 @@ def next_position(connection: Connection) -> int:
 
 
 def looking_for(command: CommandIdentity) -> Statement:
-    """Return the query whose rows the function `once` needs as its parameter `found`.
+    """Return the query for the stored answer of a command; `once` needs its rows as `found`.
 
-    The query selects the command's stored answer. It also selects the latest `position` of a
-    command that was carried out and that has the same `subject`, and so sets the same state.
+    Commands with the same `subject` set the same state. Therefore, the query also selects the last
+    `position` at which a command with this command's `subject` was carried out.
     """
     return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
 
@@ -105,10 +106,11 @@ def once(
 ) -> T:
     """Return the stored answer of the command; without one, run the operation and store its answer.
 
-    `found`: the rows of the query `looking_for(command)`, read in this transaction. A command is
-    refused as superseded if a command with the same `subject` (the state that they set) and a later
-    position was carried out; this is recorded as a conflict (race). A command whose id another task
-    used is refused too. Cost: one row, written with the commit.
+    `found`: the rows of the query `looking_for(command)`, read in this transaction. `operation`:
+    the function that carries out the command. A command is refused as superseded if a command with
+    a later position and the same `subject`, which sets the same state, was carried out already;
+    this is recorded as a conflict (race). A command whose id another task used is refused too.
+    Cost: one row, written with the commit.
     """
     ((task, stored, latest),) = found
     if task is not None:
@@ -214,7 +216,7 @@ def look_up(
     another agent used is refused. The request id of an assignment is known for as long as the
     assignment is stored, even after the answer was pruned. When an active assignment is returned
     again, `asked_again_at` is set, as proof that its agent learned of the assignment. Cost: one
-    statement with some index probes for each request; a second if some requests have assignments,
+    statement with some index lookups for each request; a second if some requests have assignments,
     and a third if some of these assignments are active.
     """
     (found,) = transaction.run(asking(transaction, requests, settings))
@@ -310,7 +312,10 @@ def _read(
 def answered(
     transaction: FencedTransaction, answers: Mapping[ClaimRequest, RequestAnswer]
 ) -> list[dict[str, Any]]:
-    """Return the parameter `answered` of the statement `STORE`: one row for each answer."""
+    """Return the rows with which the statement `STORE` stores these answers, one for each answer.
+
+    The rows are the statement's parameter `answered`.
+    """
     return [
         {
             "request_id": request.request_id,
@@ -357,9 +362,9 @@ _SHOWN = select(*HELD_COLUMNS).where(
 def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
     """Select the stored answer and the agent of each request in the table `asked`.
 
-    Of an assignment only the id is selected, because few requests have one. Assignments are looked
-    up by subqueries for each request, not joined: otherwise the planner might read the whole table
-    while the table is small, and cache the plan.
+    Only the ids of assignments are selected, because few requests have an assignment. Assignments
+    are looked up by a subquery for each request, not by a join. With a join, the planner might
+    choose to read the whole table while the table is small, and keep this plan in the cache.
     """
     own = (
         select(Assignment.id, Assignment.agent_id)

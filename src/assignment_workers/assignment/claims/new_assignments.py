@@ -45,7 +45,7 @@ def store(
     An entry is the position of a user in a generation. `new_assignments`: by the request that each
     one answers. `said`: the answers to requests that got no new assignment; they are stored too.
     The write is deferred to the commit, so nothing in the rest of the transaction may read these
-    rows. Cost: one statement, with some index probes for each assignment, whatever the size of the
+    rows. Cost: one statement, with some index lookups for each assignment, whatever the size of the
     dialer queue.
     """
     others = idempotency.answered(transaction, said)

@@ -1,6 +1,6 @@
-"""Query plans of the rules that a dialer adds, to find those that no index serves.
+"""Query plans of the rules that a dialer adds, to find rules that no index serves.
 
-The plans show whether a rule makes a claim read a whole table.
+Such a rule makes a claim read a whole table. The queries are explained (`EXPLAIN`), not run.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def plans(
 ) -> Iterator[RulePlan]:
     """Yield the query plan of each rule that is not built into this package, by dialer queue.
 
-    Each rule's query is explained, not run. For the rest of the caller's transaction, sequential
-    and bitmap scans are switched off.
+    Each rule's query is explained, not run. Sequential and bitmap scans are switched off for the
+    rest of the caller's transaction, so a plan has a sequential scan only where no index serves the
+    rule.
     """
     connection.execute(_ONLY_BY_INDEX)
     for policy in policies.values():

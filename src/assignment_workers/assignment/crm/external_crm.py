@@ -46,7 +46,10 @@ BATCH = 10_000
 BATCH_SECONDS = 60.0
 """Maximum time in seconds that a read of the whole CRM waits for one batch of rows."""
 PROBE_SECONDS = 3.0
-"""Maximum time in seconds that a job waits for a first answer, before it reads the whole CRM."""
+"""Maximum time in seconds that a job waits for one row, before it reads the whole CRM.
+
+This first read shows soon if the CRM is unavailable.
+"""
 CHECK_SECONDS = 10.0
 CONNECTIONS = 4
 IDS = (1, 4, 16, 64, 256, 1024, 5_000)
@@ -119,7 +122,7 @@ class Crm:
 
     @property
     def is_open(self) -> bool:
-        """True if the circuit breaker is open after repeated failures."""
+        """True if the circuit breaker is open: after repeated failures, reads fail at once."""
         return bool(self._breaker.opened)
 
     def since(self, news: News, after: Position, *, limit: int) -> list[NewCrmRow]:
@@ -173,10 +176,10 @@ class Crm:
         _drop(connection)
 
     def check(self) -> None:
-        """Check that the CRM can be read as configured; raise an error of one line if not.
+        """Check that the CRM can be read as configured; raise an error if not.
 
-        `UsageError`: the address leads to no such database. `SchemaMismatch`: a table or column is
-        missing. `CrmUnavailable`: the CRM does not answer now.
+        `UsageError`: the configured address or login is wrong. `SchemaMismatch`: a table or column
+        is missing. `CrmUnavailable`: the CRM does not answer now. The message has one line.
         """
         try:
             lacking = self.lacking()
@@ -193,10 +196,10 @@ class Crm:
                 )
 
     def lacking(self) -> dict[str, list[str] | None]:
-        """Return, by table name, the columns that are read and that the CRM's table lacks.
+        """Return the missing columns of each table that is read from the CRM, by table name.
 
-        The value None stands for a missing table or view. Raises `CrmUnavailable` if the CRM does
-        not answer.
+        The list is empty if no column is missing, and None if the table itself is missing. Raises
+        `CrmUnavailable` if the CRM does not answer.
         """
         found: dict[str, list[str] | None] = {}
         for source in self.declared.sources:
@@ -274,11 +277,12 @@ class Crm:
         *,
         used: Sequence[Connection] = (),
     ) -> T:
-        """Run the function `what` in a new thread, and abandon the thread after this many seconds.
+        """Run the function `what` in a new thread for at most `seconds`; return its result.
 
-        `used`: connections that are then cut. A database driver's time limit is not enough: some
-        drivers wait without end for a server that accepts a connection and sends nothing, or that
-        stops in the middle of an answer. Raises `CrmUnavailable` after this time.
+        After this time, the thread is abandoned, the connections in `used` are cut, and
+        `CrmUnavailable` is raised. A database driver's time limit is not enough: some drivers wait
+        without end for a server that accepts a connection and sends nothing, or that stops in the
+        middle of an answer.
         """
         future: Future[T] = Future()
 
@@ -302,10 +306,10 @@ class Crm:
 
 
 class _Late(CrmUnavailable):
-    """The CRM did not answer in time.
+    """The error that the CRM did not answer in time.
 
-    `left`: a future that is done when the abandoned thread, which still waits for the answer, has
-    ended.
+    The thread that waits for the answer was abandoned. `left`: a future that is done once this
+    thread has ended.
     """
 
     def __init__(self, left: Future[Any], seconds: float) -> None:
@@ -348,7 +352,7 @@ def declared_facts(dialer: Dialer, settings: Settings) -> ExternalFacts:
 
 
 def optional_columns(settings: Settings) -> dict[str, str]:
-    """Return the configured optional columns of the CRM: the CRM's names by our names.
+    """Return the configured optional columns of the CRM: our name of each, and the CRM's name.
 
     Raises `UsageError` for an unusable setting.
     """

@@ -30,7 +30,7 @@ from assignment_workers.settings import Settings
 log = structlog.get_logger()
 
 TRANSLATED: dict[str | None, str] = {CrmBase.metadata.schema: FACT_SCHEMA}
-"""SQLAlchemy's schema translation for an engine that reads the views in place of the tables."""
+"""SQLAlchemy's `schema_translate_map` with which statements read the views, not the tables."""
 _TEMPORARY = "pg_temp"
 _LOCK = 0x66616374
 """Key of the advisory lock that a transaction takes to replace the views."""
@@ -42,7 +42,8 @@ _quote = postgresql.dialect().identifier_preparer.quote_identifier  # type: igno
 def are_needed(dialer: Dialer) -> bool:
     """Return True if the dialer's rules cannot read the CRM's tables directly.
 
-    That is so if the ids of persons are not integers, or a table or column has another name.
+    This is the case if the ids of persons are not integers, or if the CRM's name of a table or
+    column differs from the name that the rules use.
     """
     return dialer.numbered is not None or any(
         each.of != each.name or any(ours != theirs for ours, theirs in each.columns.items())
@@ -51,7 +52,11 @@ def are_needed(dialer: Dialer) -> bool:
 
 
 def probe(dialer: Dialer) -> TextClause:
-    """Return a statement that reads the id of one person of a CRM in our own database."""
+    """Return a statement that fails if the CRM in our own database cannot be read.
+
+    The statement reads the id of one person from the table of persons, or from its view if the
+    dialer needs views.
+    """
     schema = FACT_SCHEMA if are_needed(dialer) else CrmBase.metadata.schema
     return text(f"SELECT id FROM {schema}.{CrmUser.__tablename__} LIMIT 1")  # noqa: S608
 
@@ -78,9 +83,11 @@ def queries(dialer: Dialer, *further: str) -> dict[str, str]:
 
 
 def persons_of(dialer: Dialer, news: News) -> str | None:
-    """Return a SQL query for the CRM's ids of persons in a table, with the rows' creation times.
+    """Return a SQL query for the persons to whom the rows of a CRM table belong.
 
-    `news`: the table. None if the table has no column with a person's id.
+    `news`: the table. The query selects, for each row of the table, the CRM's id of the person as
+    `id`, and the creation time of the row as `created_at`. Returns None if the table lacks the
+    column of one of the two.
     """
     source = next(each for each in dialer.sources() if each.name == news.table)
     person, created_at = news.person.name, news.created_at.name
@@ -113,8 +120,9 @@ def _query(source: FactSource, numbered: str | None) -> str:
 def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
     """Create the views that are missing or differ from these queries; return their names.
 
-    `wanted`: the queries by name. The caller commits. Raises `SchemaMismatch`, one line, if the
-    database role has no right to create the views, or if the CRM lacks a table or column.
+    `wanted`: the query of each view, by the view's name. The caller commits. Raises
+    `SchemaMismatch` if the database role has no right to create the views, or if the CRM lacks a
+    table or column.
     """
     if not wanted:
         return []
@@ -135,11 +143,12 @@ def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
 
 
 def stand_in(connection: Connection, dialer: Dialer, settings: Settings) -> None:
-    """Make the statements of this connection read the CRM in our own database as `dialer` declares.
+    """Create temporary views of the CRM in our own database, which this connection then reads.
 
-    Temporary views take the place of those that are in use, which stay as they are. Raises
-    `SchemaMismatch`, one line, if the CRM lacks a declared table or column, and `ProgrammingError`
-    if its table of persons cannot be read.
+    The views have the tables and columns that `dialer` declares. So the rules of a new dialer can
+    be tried while the permanent views, which other connections read, stay as they are. Without need
+    of views, nothing is created. Raises `SchemaMismatch` if the CRM lacks a declared table or
+    column, and `ProgrammingError` if the CRM's table of persons cannot be read.
     """
     wanted = queries(dialer, *optional_columns(settings).values())
     try:
@@ -162,7 +171,7 @@ def _unreadable(error: ProgrammingError) -> SchemaMismatch:
 def prepare(connection: Connection, dialer: Dialer, settings: Settings) -> None:
     """Create the views that the dialer needs to read a CRM in our own database, and commit.
 
-    No effect with an external CRM. Raises `SchemaMismatch` if they cannot be created.
+    No effect with an external CRM. Raises `SchemaMismatch` if the views cannot be created.
     """
     if settings.crm_database_url is None:
         make(connection, queries(dialer, *optional_columns(settings).values()))
@@ -172,7 +181,8 @@ def prepare(connection: Connection, dialer: Dialer, settings: Settings) -> None:
 def prepare_if_possible(connection: Connection, dialer: Dialer, settings: Settings) -> None:
     """Call `prepare`, and only log a warning if the views cannot be created.
 
-    The CRM's tables may come later: the discovery of users creates the views then.
+    The reason may be that the CRM's tables do not exist yet. The job that discovers users calls
+    `prepare` again.
     """
     try:
         prepare(connection, dialer, settings)

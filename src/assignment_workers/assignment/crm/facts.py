@@ -50,9 +50,10 @@ from assignment_workers.schema.crm import CrmUser
 USERS = CrmUser.__tablename__
 Key = int | str
 Position = tuple[datetime, Key | None]
-"""A point in a CRM table that is read in the order of `created_at` and id: the last row read.
+"""The position of a reader in a CRM table: `created_at` and id of the last row that was read.
 
-If the id is None, the point lies before all rows with that `created_at`.
+The table is read in the order of `created_at` and id. If the id is None, the position is before all
+rows with that `created_at`.
 """
 
 
@@ -124,9 +125,9 @@ class Queries:
             .select_from(self._joined())
             .where(user.in_(bindparam("users", expanding=True)))
         )
-        """Query for users with their rows in all tables, read at one instant.
+        """Query for the rows that belong to some users, in all tables of the CRM, at one instant.
 
-        SQL parameter: `users`, the CRM's ids.
+        SQL parameter: `users`, the CRM's ids of the users.
         """
         self.probe = select(user).limit(1)
         self.everything = {
@@ -136,12 +137,12 @@ class Queries:
         self._read_id = reader_of_ids(declared.numbered)
 
     def _joined(self) -> FromClause:
-        """Join the persons with all tables that belong to them.
+        """Join the table of persons with all tables whose rows belong to persons.
 
-        Each table belongs to a person by a path of links. A plain join would combine each row of
-        one path with each row of every other path. Therefore, if there are several paths, they are
-        numbered, and each person comes once with each number. A table is joined only where the
-        number is that of one of its paths; elsewhere its columns are null.
+        A table is linked to the persons directly or through other tables; such a chain of links is
+        a path. If notes and deals are two paths, a plain join would combine each note of a person
+        with each deal. Therefore, each person is repeated once for each path. A table is joined
+        only to the repetitions for its own paths; in the others its columns are null.
         """
         linked = [(each, each.link) for each in self.declared.sources if each.link is not None]
         ways: dict[str, list[int]] = {each.name: [] for each, _ in linked}

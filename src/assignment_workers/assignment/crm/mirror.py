@@ -1,4 +1,4 @@
-"""The copy of an external CRM's facts in our own database, for work on whole pools."""
+"""The copy of an external CRM's facts in our own database, for jobs that judge all users."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ from assignment_workers.policy.facts import FactSource
 from assignment_workers.schema.tables import CrmRead, Forgotten
 
 FRESH = timedelta(seconds=60)
-"""Age of the mirror (our copy of the external CRM) below which a job uses it without a renewal."""
+"""Age of the mirror below which a job uses the mirror without copying the CRM again.
+
+The mirror is our copy of the external CRM.
+"""
 WAITED_FOR = timedelta(minutes=10)
 """Maximum time that a job waits while another process copies the CRM again."""
 READING = "crm.mirror"
@@ -97,9 +100,9 @@ def read_whole(work: Work, dialer: Dialer, crm: Crm) -> Counts:
     The CRM is streamed into staging tables that nothing else reads, one batch per transaction. Then
     the job's transaction writes the differences to the mirror and deletes the rows that are gone,
     so a reader sees the mirror either before or after. Rows that cannot be converted are left out
-    and counted as `unreadable`. A table that has become empty counts as a fault of the CRM. Raises
-    `CrmUnavailable` if the CRM cannot be read; then the mirror is unchanged. Memory: one batch.
-    Cost: one pass over the CRM, and one over the mirror.
+    and counted as `unreadable`. Raises `CrmUnavailable` if the CRM cannot be read, or if one of its
+    tables has become empty, because this is probably a fault of the CRM; then the mirror is
+    unchanged. Memory: one batch. Cost: one pass over the CRM, and one over the mirror.
     """
     mirror_tables.make(work.side_connection, crm.declared)
     work.side_connection.commit()
@@ -221,7 +224,11 @@ def _by_row(mine: Table, came: Table) -> list[Executable]:
 
 
 def _counted_off(table: Table) -> Subquery:
-    """Select the table's rows, each with its `ctid`, its text, and its number among equal rows."""
+    """Select the table's rows with a key by which they can be compared with another table's rows.
+
+    The key is the text form of the row (`said`) and a number: equal rows are numbered from 1. The
+    column `place` has the row's `ctid`, the physical position in the table.
+    """
     said = cast_to(func.row(*table.columns), Text)
     number = func.row_number().over(partition_by=said)
     facts = (each.label(f"fact_{each.name}") for each in table.columns)
@@ -231,7 +238,7 @@ def _counted_off(table: Table) -> Subquery:
 
 
 _PLACE: ColumnClause[Any] = literal_column("ctid")
-"""The physical position of a row within its table."""
+"""The physical position of a row within its table, which names a row of a table without a key."""
 
 
 def _store_read(connection: Connection, began: datetime, counts: Counts) -> None:

@@ -94,9 +94,10 @@ def make(connection: Connection, declared: ExternalFacts) -> list[str]:
 
 
 def stand_in(connection: Connection, declared: ExternalFacts) -> None:
-    """Make the statements of this connection read empty temporary tables, not the CRM's tables.
+    """Create empty temporary tables, which this connection then reads in place of the CRM's tables.
 
-    With them, the statements of a dialer can be tried before the CRM was copied.
+    So the rules of a dialer can be tried before an external CRM is copied for the first time.
+    `declared`: the CRM's tables and columns.
     """
     for source in declared.sources:
         table_of(source).to_metadata(MetaData(), schema=_TEMPORARY).create(connection)
@@ -133,9 +134,9 @@ def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict
 def _way(declared: ExternalFacts, source: FactSource) -> Iterator[tuple[str, str]]:
     """Yield the columns by which rows of this table lead to a person, each as (table, column).
 
-    The first is the table's own column, the last the one with the person's id; between them are the
-    pairs of columns that join further tables. For the table of persons this is only its `id`. For
-    another table without a declared link nothing is yielded.
+    For example, notes that refer to deals, which refer to persons: (notes, deal_id), (deals, id),
+    (deals, user_id). The last column has the person's id. For the table of persons, only its column
+    `id` is yielded. For another table without a declared link, nothing is yielded.
     """
     if source.name == USERS:
         yield USERS, "id"
@@ -196,10 +197,10 @@ def _described(table: Table) -> Iterable[str]:
 
 
 def _roles(connection: Connection) -> tuple[str | None, list[tuple[str, str]]]:
-    """Return the role to make the owner of the tables, and the roles to grant privileges on them.
+    """Return the role that has to own the mirror's tables, and the privileges to grant on them.
 
-    The owner is None if the connection's role cannot make the worker role the owner. The privileges
-    of each other role are given as SQL.
+    The owner is the worker role; None if the connection's role cannot make it the owner. The list
+    has pairs of another role and its privileges as SQL, such as `SELECT`.
     """
     asked = {"roles": [WORKER, GATEWAY, READER], "schema": MIRROR_SCHEMA}
     may_own = {row.name: row.may_own for row in connection.execute(_ROLES, asked)}

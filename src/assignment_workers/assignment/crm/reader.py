@@ -132,11 +132,11 @@ class CrmReader:
     ) -> Sequence[Row[*tuple[Any, ...]]]:
         """Run a query that judges users by `policy` at `now`, before they are assigned.
 
-        `policy`: the rules of a dialer queue. Parameters and errors are those of `judge`. If a
-        user's phone number has changed in the CRM, the number is parsed and stored before the
-        verdict, for at most `readable` users in the order of the rows. In the rows of further such
-        users, the column `broken` (the name of a broken rule) is `NUMBER_UNREAD`. A reader that
-        must not write parses the numbers of all users, and stores none.
+        `policy`: the rules of a dialer queue. The other parameters and the errors are those of
+        `judge`. A phone number that has changed in the CRM is parsed and stored before its user is
+        judged. At most `readable` numbers are parsed, in the order of the rows. For users whose
+        number is not parsed, the column `broken` (the name of a broken rule) is `NUMBER_UNREAD`. A
+        reader that must not write parses the numbers of all users, and stores none.
         """
         facts = self._facts_for(users, parameters)
         if not self._stores:
@@ -163,13 +163,14 @@ class CrmReader:
         policy: Policy,
         now: datetime,
     ) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
-        """Judge as `judge_for_claim` does, but use the mirror if the CRM cannot be read.
+        """Run a query that judges users by `policy`; read the mirror if the CRM is unavailable.
 
-        Returns the rows, and True if they were judged by facts of the CRM itself. The mirror, our
-        copy of the CRM, is used if it is younger than the setting `crm_grace`. The caller must not
-        remove a user, or report one as ineligible, because of the mirror's facts. Raises
-        `CrmUnavailable` if the CRM cannot be read and either the mirror is older or `crm_grace` is
-        not set.
+        `policy`: the rules of a dialer queue. The parameters are those of `judge_for_claim`. The
+        mirror is our copy of the CRM. Returns the query's rows, and True if the users were judged
+        by facts of the CRM itself, or False if by facts of the mirror. If False, the caller must
+        not remove a user, or report one as ineligible. The mirror is used only if it is younger
+        than the setting `crm_grace`. Raises `CrmUnavailable` if the CRM cannot be read and the
+        mirror cannot be used.
         """
         try:
             found = self.judge_for_claim(statement, parameters, users=users, policy=policy, now=now)
@@ -295,10 +296,11 @@ def own_ids(dialer: Dialer, connection: Connection, users: Sequence[int]) -> dic
 
 
 def use_fact_schema(engine: Engine, dialer: Dialer, crm: Crm | None) -> None:
-    """Make statements of `engine` read the CRM's facts from the schema that has them.
+    """Set the schema from which the statements of `engine` read the CRM's facts.
 
-    With an external CRM that is the mirror, our copy of it. Without one it is the CRM's own schema,
-    or the schema of the views if the dialer needs views.
+    With an external CRM, this is the schema of the mirror, our copy of that CRM. With a CRM in our
+    own database, this is the CRM's own schema, or the schema of the views if the dialer needs
+    views.
     """
     if crm is not None:
         engine.update_execution_options(schema_translate_map=_MIRRORED)
@@ -309,7 +311,8 @@ def use_fact_schema(engine: Engine, dialer: Dialer, crm: Crm | None) -> None:
 def facts_schema(connection: Connection) -> str:
     """Return the schema in which a CRM in our own database is read.
 
-    It is the schema of the CRM's tables, or the one of the views of them.
+    This is the schema of the CRM's own tables or, if statements read views of these tables, the
+    schema of the views.
     """
     translated = connection.get_execution_options().get("schema_translate_map")
     return FACT_SCHEMA if translated == fact_views.TRANSLATED else str(CrmBase.metadata.schema)
@@ -327,7 +330,11 @@ _JOIN, _PROBE = _joins("on"), _joins("off")
 def over_facts(
     statement: Select[*tuple[Any, ...]], declared: ExternalFacts
 ) -> Select[*tuple[Any, ...]]:
-    """Rewrite a query to read CRM facts from SQL parameters in place of the CRM's tables."""
+    """Rewrite a query to read CRM facts from SQL parameters in place of the CRM's tables.
+
+    The query can then be run with facts that were read from an external CRM. `declared`: the CRM's
+    tables and columns.
+    """
     tables = {each.name: _table(each) for each in declared.sources}
 
     def replaced(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
@@ -342,7 +349,8 @@ def over_facts(
 def over_phones(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     """Rewrite a query to read users' phone numbers from the SQL parameter `phones`.
 
-    The parameter replaces the table of phone numbers in E.164 form.
+    The parameter replaces our table of parsed phone numbers (in E.164 form). A caller that must not
+    write to this table can then run the query with numbers that it has parsed itself.
     """
     of = Phone.__table__
     source = rows("phones", **{each.name: each.type for each in of.c})

@@ -24,16 +24,17 @@ class Unreadable(Exception):
 
 
 class RowReader:
-    """Converts the rows of a CRM table to types that JSON and COPY accept.
+    """A converter of the rows of a CRM table to types that JSON and COPY accept.
 
     `columns` has the names of the columns, in the order of a row. A person's id stays the CRM's id.
     """
 
     def __init__(self, source: FactSource, *, numbered: str | None, folds: bool) -> None:
-        """Prepare the conversion.
+        """Prepare the conversion of the rows of the CRM table `source`.
 
-        `numbered`: the type of the CRM's ids of persons; None: integers. `folds`: True for a server
-        that compares texts without case.
+        `numbered`: the type of the CRM's ids of persons, such as `uuid`; None: integers. `folds`:
+        True if the CRM's server ignores case when it compares texts; texts that are compared so are
+        then converted to small letters.
         """
         self.columns = tuple(source.types)
         self._converters = tuple(

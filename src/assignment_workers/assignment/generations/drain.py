@@ -31,7 +31,7 @@ def drainable(connection: Connection, queue: str) -> int:
 
 
 def drain(transaction: FencedTransaction, queue: str, *, by: str) -> Done | Refused:
-    """Remove users from the dialer queue whom no agent holds, at most `DRAINED_AT_MOST`.
+    """Remove users whom no agent holds from the dialer queue, at most `DRAINED_AT_MOST` of them.
 
     Claimable users are removed, and so are users who wait; users whom an agent holds stay. The
     count `drained` of the answer is the number of removed users; if it equals the limit, more may

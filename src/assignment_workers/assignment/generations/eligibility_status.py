@@ -38,9 +38,10 @@ from assignment_workers.schema.tables import Assignment, Entry, Phone
 
 
 class EligibilityStatus(StrEnum):
-    """The status of a user who breaks no rule of the dialer queue.
+    """An eligibility status that is not the name of a rule.
 
-    Exception: a user whom an agent holds is `HELD` even if the user breaks a rule.
+    A user who breaks a rule of the dialer queue has the name of that rule as status. Exception: a
+    user whom an agent holds is `HELD` even if the user breaks a rule.
     """
 
     HELD = "held"
@@ -100,8 +101,8 @@ def eligibility_status(
 
     SQL parameters: `generation`, the published one or null; `taken`, the users assigned in this
     transaction; `instant`, the present time; and the parameters of the policy. Cost for each user:
-    probes of the primary keys and of the index on active assignments, and the cost of judging the
-    user in a claim.
+    lookups by primary keys and in the index on active assignments, and the cost of judging the user
+    in a claim.
     """
     hold = aliased(Assignment)
     # A fence, because the planner overestimates the join with the entries, and would then judge

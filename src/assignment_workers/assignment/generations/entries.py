@@ -1,4 +1,4 @@
-"""Changes of users' entries in the published generations as holds begin and end.
+"""Changes of users' entries in the published generations as assignments begin and end.
 
 An entry is the position of a user in a generation. Every statement uses the primary key
 (generation, user). The cost depends on the users named, not on the size of the dialer queue.
@@ -51,10 +51,10 @@ DRAINED_REASON = "drained"
 
 
 def _still(state: EntryState) -> ColumnElement[bool]:
-    """Return a SQL condition, true for entries in this state, that uses no index on the state.
+    """Return a SQL condition for "the entry is in this state" that no index on the state serves.
 
-    The planner then finds the entry by its primary key. Otherwise it might scan an index on the
-    state once for each user, if few entries had the state when statistics were gathered.
+    So the planner has to find each entry by its primary key. If few entries had the state when
+    statistics were gathered, the planner would otherwise scan an index on the state for each user.
     """
     return Entry.state.not_in([sql_text(other) for other in EntryState if other != state])
 
@@ -197,9 +197,10 @@ _JUDGE_ANEW = (
 def judge_waiting_anew(transaction: FencedTransaction) -> None:
     """End the wait of users who wait because of a rule, after a change of the rules.
 
-    They are claimable again, and the next claim judges them by the new rules. Users whom an agent
-    skipped or deferred continue to wait. At most `PROMOTED_AT_MOST` users of each dialer queue are
-    changed, beginning with those whose waiting time ends first. An event records each.
+    These users are claimable again, and the next claim judges them by the new rules. Users whom an
+    agent skipped or deferred continue to wait. At most `PROMOTED_AT_MOST` users of each dialer
+    queue are changed, beginning with those whose waiting time ends first. An event records the end
+    of each wait.
     """
     transaction.require_all_lanes()
     at = {"now": transaction.now}
@@ -231,7 +232,7 @@ def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
     An entry is the position of a user in a generation. Raises `OtherLanes` if a lane is not locked.
     The caller's transaction is then run again with these lanes locked. No new entries can appear
     meanwhile, because a publication locks every lane. Cost: nothing with one lane; otherwise a
-    primary-key probe for each user in each published generation of the lanes that are not locked.
+    primary-key lookup for each user in each published generation of the lanes that are not locked.
     """
     others = transaction.queues_of_other_lanes
     if others and users:
@@ -276,10 +277,10 @@ def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -
 
 
 def promote(transaction: FencedTransaction, generation: int) -> bool:
-    """Make waiting users of the generation ready if their time is over, `PROMOTED_AT_MOST` at most.
+    """Make waiting users of the generation claimable again if their waiting time is over.
 
-    Returns True if more such users may remain. The claim should then continue in another
-    transaction.
+    At most `PROMOTED_AT_MOST` users are changed. Returns True if more such users may remain; the
+    claim should then continue in another transaction.
     """
     parameters = {"generation": generation, "instant": transaction.now}
     return transaction.connection.execute(_PROMOTE, parameters).rowcount >= PROMOTED_AT_MOST

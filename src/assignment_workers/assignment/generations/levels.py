@@ -12,7 +12,10 @@ from assignment_workers.settings import Settings
 
 
 def claimable(connection: Connection, queue: str, *, at_most: int) -> int | None:
-    """Count a dialer queue's claimable users, up to `at_most`; None if no build is published."""
+    """Count the claimable users of a dialer queue, at most `at_most`.
+
+    Returns None if the dialer queue has no published generation.
+    """
     generation = connection.execute(
         select(Generation.id).where(Generation.queue == queue, Generation.state == PUBLISHED_STATE)
     ).scalar_one_or_none()

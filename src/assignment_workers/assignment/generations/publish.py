@@ -1,4 +1,4 @@
-"""Publish a generation: flip the pointer, and apply the changes since the build began.
+"""Publish a generation: retire the previous one, and apply the changes since the build began.
 
 The cost depends on the number of assignments that are active or ended since the build began, not on
 the size of the generation.
@@ -32,10 +32,11 @@ from assignment_workers.schema.tables import (
 )
 
 LONGEST_TURN = timedelta(minutes=10)
-"""Assumed maximum duration of a fenced transaction (one that proves the sequencer's term first).
+"""Assumed maximum duration of a sequencer's transaction.
 
-A build of a generation reads a snapshot. An assignment whose end the snapshot does not contain has
-therefore ended no earlier than this long before the build began.
+The build of a generation does not see the ends of assignments whose transactions were still running
+when the build began, or began later. A publication searches for these assignments. By this
+maximum, they ended no earlier than this time before the build began.
 """
 
 
@@ -95,12 +96,13 @@ def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
 def _bring_in(
     transaction: FencedTransaction, number: int, row: Row[*tuple[Any, ...]]
 ) -> dict[str, int]:
-    """Set the state of the users in the new generation who were assigned since its build began.
+    """Mark users of the new generation as held, removed or waiting, because of their assignments.
 
-    The build did not see these assignments. The state of a user's entry (position) becomes `held`
-    if the user has an active assignment, `out` (removed) if the user's call was completed, and
-    `waiting` if the user was skipped or deferred. `row`: the generation's row. Returns the number
-    of changed entries: `held`, `completed_since` and `skipped_since`.
+    The state of a user's entry (position) becomes `held` if the user has an active assignment. If
+    an assignment ended too late for the build to see the end, the state becomes `out` (removed) if
+    the call was completed, and `waiting` if the user was skipped or deferred. `row`: the
+    generation's row. Returns the numbers of changed entries: `held`, `completed_since` and
+    `skipped_since`.
     """
     since = {
         "generation": number,

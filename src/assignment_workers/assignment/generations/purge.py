@@ -57,14 +57,15 @@ _ANOTHER_IS_AT_IT = LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTab
 
 
 def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
-    """Drop the entries of failed generations, and of those retired for `generation_retention`.
+    """Drop the entries of failed generations, and of those retired long enough ago.
 
-    An entry is the position of a user in a generation. `connection` must be in autocommit. Each
-    generation's partition is detached concurrently, which waits for its readers and blocks no other
-    partition, and is then dropped. The wait is at most `LOCK_WAIT`; behind a pooler it has no limit
-    of its own. If a reader, such as a dump, takes longer, the remaining generations stay for the
-    next run, and the count `waiting` is 1. A detachment that an earlier run left pending is
-    finished first, because PostgreSQL allows only one pending detachment.
+    An entry is the position of a user in a generation. The time after the retirement is the setting
+    `generation_retention`. `connection` must be in autocommit. Each generation's partition is
+    detached concurrently, which waits for its readers and blocks no other partition, and is then
+    dropped. The wait is at most `LOCK_WAIT`, but behind a connection pooler no limit is set. If a
+    reader, such as a dump, takes longer, the remaining generations stay for the next run, and the
+    count `waiting` is 1. A detachment that an earlier run left pending is finished first, because
+    PostgreSQL allows only one pending detachment.
     """
     gone = connection.execute(
         select(Generation.id).where(
@@ -97,7 +98,11 @@ def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
 
 @contextmanager
 def _waiting_briefly(connection: Connection) -> Iterator[None]:
-    """Limit every wait for a lock inside the block to `LOCK_WAIT`, except on pooled connections."""
+    """Limit every wait for a lock inside the block to `LOCK_WAIT`.
+
+    No effect behind a connection pooler, because there the setting of the session would apply to
+    other clients too.
+    """
     if connection.info.get(POOLED):  # a pooled session serves another client a moment later
         yield
         return
@@ -227,15 +232,21 @@ _HAS_ROLE = text(
 
 
 _SETTLED = timedelta(minutes=10)
-"""Time after which a new sequencer has handled every message that an earlier one had taken."""
+"""Time after the beginning of a sequencer's term in which no stored answers are deleted.
+
+Messages that a killed sequencer had taken are delivered again to its successor. Such messages may
+be very old. The stored answers ensure that no message is carried out twice. After this time, all
+such messages have been handled.
+"""
 _SILENT = timedelta(minutes=1)
 
 
 def _behind(lanes: Sequence[str]) -> ColumnElement[bool]:
     """Return a SQL condition, true while a sequencer of these lanes may receive very old messages.
 
-    That is while no sequencer leads one of the lanes, and for `_SETTLED` after a sequencer has
-    begun to lead.
+    Meanwhile, stored answers must not be deleted, because a message that was carried out already
+    must get its stored answer. The condition is true while one of the lanes has no leading
+    sequencer, and for the time `_SETTLED` after a sequencer has begun to lead.
     """
     signed = outerjoin(LaneTerm, SequencerSign, SequencerSign.lane == LaneTerm.lane)
     return (

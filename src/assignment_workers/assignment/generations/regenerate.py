@@ -69,7 +69,7 @@ def regenerate(
 
     A failure leaves the published generation unchanged and marks the new one failed; if the process
     dies, the next build marks it. Cost: one statement over all users of the dialer queue, in the
-    database; this process holds no row. The generation's row is committed at once, on
+    database; the rows stay there. The generation's row is committed at once, on
     `work.side_connection`. An external CRM is read first: if it is unavailable, the build fails,
     and no user is removed. Changed phone numbers are parsed first too, at most
     `phones.BEFORE_A_BUILD` batches; claims parse the remaining numbers.

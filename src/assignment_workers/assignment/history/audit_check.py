@@ -1,4 +1,4 @@
-"""Check the audit chains: in the database, in an exported file, and one against the other."""
+"""Check the hash chains of events: in the database, in an exported file, and by comparing both."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ from assignment_workers.schema.tables import AuditAnchor
 FORM = 1
 """Version of the format of a file to which the hash chains of events are exported."""
 COMPARED_AT_MOST = 1_000
-"""Maximum number of a lane's events with a wrong digest that are compared with one another.
+"""Maximum number of a lane's events with a wrong digest that are tested for a changed order.
 
-The comparison finds reordered events.
+The test compares these events with one another. Further events with a wrong digest are reported as
+changed without this test.
 """
 
 
@@ -125,7 +126,7 @@ class Chain:
     """Events with a wrong digest: position, id, predecessor's digest, content, stored digest."""
 
     def __post_init__(self) -> None:
-        """Set the position from which the check starts to that of the anchor."""
+        """Start the check at `anchor`, the point after which the chain begins."""
         self.head = self.anchor
 
     def add(self, position: int, event_id: int, said: bytes | None, digest: bytes) -> None:

@@ -13,8 +13,9 @@ from datetime import datetime
 class ClaimableSet:
     """A published generation: the ranks of the users still in it, and the claimable users.
 
-    `heap` (rank, user) and `waiting` (time, user) may have outdated elements, which are dropped
-    when they reach the front, so that no step costs more than the logarithm of the size.
+    `heap` is a binary heap of users by rank; `waiting` is a binary heap of users by the end of
+    their wait. Outdated elements stay in a heap until they reach its front, and are then dropped.
+    Therefore, no step costs more than the logarithm of the size.
     """
 
     generation: int
@@ -25,7 +26,7 @@ class ClaimableSet:
     until: dict[int, datetime] = field(default_factory=dict)
     """Maps a waiting user to the time from which the user is claimable.
 
-    Elements of `waiting` with a different time are outdated.
+    An element of `waiting` with a different time for its user is outdated.
     """
 
     @classmethod

@@ -1,18 +1,19 @@
 """Check a whole run by its records: events, assignments and requests.
 
-Events of a lane are numbered in the order in which their transactions committed. So are the events
-of two lanes about one user, agent or dialer queue. One pass over the events therefore replays the
-run against a small model (`replay`). Then the tables' rows are compared with the events
-(`records`).
+Event ids show the order in which transactions committed: for the events of one lane, and also for
+events of different lanes about the same user, agent or dialer queue. Therefore, one pass over the
+events in the order of their ids replays the run against a small model (`replay`). Then the tables'
+rows are compared with the events (`records`).
 
 Checked: one holder (guarantee 1); a rebuild changes no assignment (2); assignments in the order of
 the published generation (4); one answer per request (5); answers that were true when they were
 given, as far as rows can show (6); leases and their ends (7); changes only by the owner (8); terms
 one after another (9); callbacks with their completion (10); rows and events, both ways (11).
 
-Not checked: the facts of a claim (3), because the CRM keeps no history; the truth of 'empty'; the
-choice of one of several dialer queues for a request; due callbacks that were passed over, because
-other programs promise callbacks too; and the dialer's own tables, which other programs write too.
+Not checked: the facts of a claim (3), because the CRM keeps no history; the truth of the answer
+`empty` (no user is claimable); the choice of one of several dialer queues for a request; due
+callbacks that were passed over, because other programs promise callbacks too; and the dialer's own
+tables, which other programs write too.
 The order is checked against generations whose entries still exist.
 """
 
@@ -56,7 +57,9 @@ def judge(
 ) -> list[Breach]:
     """Return the breaches of guarantees in the history, as the caller's transaction sees it.
 
-    The transaction must be REPEATABLE READ. `dialer`, `settings` and `bound`: as for `check`.
+    The transaction must be REPEATABLE READ. `dialer`: the dialer of this process. `settings`: the
+    settings of the environment. `bound`: the longest time that an assignment may outlast its lease
+    while a sequencer leads.
     """
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     since = now - settings.history_retention
@@ -121,9 +124,10 @@ def _what_stood(
 def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int, int] | None:
     """Return the ranks of a generation's users, by user; None if they cannot be known.
 
-    `since`: the time from which events are replayed. The ranks cannot be known if the generation is
-    purged, or if its build began less than `LONGEST_TURN` after `since`, because earlier events may
-    have influenced it.
+    `since`: the time from which events are replayed. The ranks are unknown if the generation is
+    purged. The ranks are also unknown if its build began less than `LONGEST_TURN` (the longest
+    duration of a transaction) after `since`: transactions before `since` may have influenced that
+    build.
     """
     parameters = {"generation": generation, "name": partition(generation)}
     begun = {"since": since + LONGEST_TURN}
@@ -134,10 +138,10 @@ def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int
 
 
 def _missed(connection: Connection, generation: int) -> dict[str, int]:
-    """Return a mapping from each completed assignment that the build did not see to its user.
+    """Return the completed assignments that the build of this generation did not see.
 
-    These assignments ended too late for the build's snapshot, and before the generation was
-    published.
+    These assignments ended too late for the build's snapshot, but before the generation was
+    published. The result maps the id of each assignment to its user.
     """
     parameters = {"generation": generation, "longest": LONGEST_TURN}
     return {row.id: row.user_id for row in connection.execute(_MISSED, parameters)}

@@ -18,7 +18,7 @@ from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Event
 
 COMPARED = timedelta(hours=1)
-"""By default the comparison begins this long before the old server's last event."""
+"""Default length of the compared period, which ends with the old server's last event."""
 
 
 class LostEvent(BaseModel):
@@ -40,9 +40,10 @@ class LostEvent(BaseModel):
 def lost(old: Connection, new: Connection, *, since: datetime | None = None) -> list[LostEvent]:
     """Return the events that `old` has and `new` lacks, in the order of their ids.
 
-    Events from `since` on are compared; None: from an hour before the last event of `old` on.
-    Raises `UsageError` if the databases have no event in common in that time: they are not two
-    states of one database, or they differ from an earlier time on.
+    `old`: a connection to the old server. `new`: a connection to the database that took its place,
+    such as a promoted standby. `since`: the time from which events are compared; None: an hour
+    before the last event of `old`. Raises `UsageError` if no event of that time is in both
+    databases: they are not two states of one database, or they differ from an earlier time on.
     """
     if since is None:
         newest: datetime | None = old.execute(select(func.max(Event.at))).scalar()

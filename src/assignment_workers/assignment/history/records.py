@@ -14,11 +14,11 @@ from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 
 class Record(NamedTuple):
-    """A check of one guarantee: a query for the stored objects that break it.
+    """A check of one guarantee: a SQL query for the stored objects that break the guarantee.
 
-    `guarantee`: the number of the guarantee. Each row that the query returns is the subject of a
-    sentence, such as "assignment" with an id; `what` is the rest of every sentence, such as "was
-    made without an event".
+    `guarantee`: the number of the guarantee. `query`: each row of its result is the name of an
+    object, such as "assignment 12". `what`: a text that follows the name in a message to an
+    operator, such as "was made without an event".
     """
 
     guarantee: int
@@ -27,11 +27,10 @@ class Record(NamedTuple):
 
 
 def was_set_back(column: str) -> str:
-    """Return a SQL condition, true if the time in this column is ambiguous.
+    """Return a SQL condition, true if the clock passed the time in this column twice.
 
-    It is ambiguous if it lies in a stretch of time that the database's clock passed twice, because
-    the clock was set back. The order of two such times is known only from the ids of their events.
-    `column`: the SQL name of the column.
+    The database's clock passes a time twice if the clock is set back. The order of two such times
+    is known only from the ids of their events. `column`: the SQL name of the column.
     """
     return f"""EXISTS (SELECT 1 FROM assignment.events step WHERE step.kind = 'clock_stepped'
         AND (step.details->>'seconds')::float8 < 0 AND {column} BETWEEN step.at - interval '1 s'

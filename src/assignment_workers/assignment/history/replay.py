@@ -53,11 +53,14 @@ class Fact(NamedTuple):
     state: str | None = None
     """For a change of an agent's state: the new state."""
     lane: str | None = None
-    """For the beginning of a sequencer's term: the lane that it leads; None: the default."""
+    """For the beginning of a sequencer's term: the sequencer's lane; None: the default lane."""
 
     @property
     def is_dialers(self) -> bool:
-        """True if a dialer that was taken over made the change itself, by a SQL statement."""
+        """True if an adopted dialer made the assignment itself, by a SQL statement.
+
+        An adopted dialer is an existing one whose tables and claims this system has taken over.
+        """
         return (self.request_id or "").startswith(MADE_BY_DIALER)
 
 
@@ -75,7 +78,7 @@ class Breach:
 
 @dataclass(slots=True)
 class ReplayedAssignment:
-    """An active assignment in the model of the replay."""
+    """An active assignment in the replay's model of the run."""
 
     assignment: str
     agent: int
@@ -100,11 +103,13 @@ Other processes than the sequencer may record them. They do not change which use
 
 
 class Replay:
-    """The replay of recorded events (facts) in the order of their ids, to find broken guarantees.
+    """A check that replays recorded events in the order of their ids to find broken guarantees.
 
-    `breaches`: the breaches found so far. `settings`: those in force at the first fact; `later`:
-    those after each change of settings, in order. `bound`: the longest time that an assignment may
-    outlast its lease while a sequencer leads. A fact costs a few microseconds, whatever a
+    The replay has a model of the run, such as the active assignments and the claimable users. Each
+    event (`Fact`) is compared with the model and then changes the model. `breaches`: the broken
+    guarantees found so far. `settings`: the settings in force at the first event. `later`: the
+    settings after each later change, in order. `bound`: the longest time that an assignment may
+    outlast its lease while a sequencer leads. An event costs a few microseconds, whatever a
     generation's size.
     """
 
@@ -200,7 +205,10 @@ class Replay:
         self._lane_of |= dict.fromkeys(terms, lane)
 
     def stood(self, hold: ReplayedAssignment) -> None:
-        """Add an active assignment to the model."""
+        """Add an active assignment to the replay's model of the run.
+
+        Later events are compared with the model to find broken guarantees.
+        """
         self._holds[hold.assignment] = hold
         self._by_user[hold.user] = self._by_agent[hold.agent] = hold
 
@@ -228,7 +236,11 @@ class Replay:
         self._paused.add(queue)
 
     def apply(self, fact: Fact) -> None:
-        """Apply the next recorded event to the model, and record the breaches that it shows."""
+        """Compare the next recorded event with the replay's model of the run, and update the model.
+
+        The model has, for example, the active assignments and the claimable users. A guarantee that
+        the event breaks is added to `breaches`.
+        """
         teller = self._tellers.get(fact.kind)
         if teller is None:
             self._breach(11, fact, f"{fact.kind} is no kind of event")
@@ -243,11 +255,12 @@ class Replay:
         teller(fact)
 
     def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
-        """Apply the publication of a generation.
+        """Check the publication of a generation, and add the generation to the model of the run.
 
-        `ranks` maps each user to a rank. It is modified later, so the caller must not use it any
-        more. `missed` maps each completed assignment that the generation's build did not see to its
-        user.
+        `fact`: the event of the publication. `ranks`: the rank of each user in the generation; the
+        replay changes this dictionary later, so the caller must not use it any more. `missed`: the
+        assignments that were completed too late for the build of the generation to see; it maps the
+        id of each assignment to its user.
         """
         self.apply(fact)
         if fact.queue is None or fact.generation_id is None:
@@ -340,8 +353,9 @@ class Replay:
     def _may_be_handed_out(self, fact: Fact, user: int, agent: int) -> None:
         """Check that the agent is neither on break nor offline, and the dialer queue is not paused.
 
-        Assignments that a dialer made itself, after its database was taken over, are not checked,
-        because the dialer checks neither.
+        A user whom an operator moves to another agent may be in a paused queue. Assignments that an
+        adopted dialer (an existing one whose tables this system has taken over) made itself are not
+        checked, because such a dialer checks neither breaks nor pauses.
         """
         if fact.is_dialers:
             return
@@ -351,9 +365,11 @@ class Replay:
             self._breach(6, fact, f"user {user} is handed out while {fact.queue} is paused")
 
     def _in_order(self, fact: Fact, user: int, agent: int) -> None:
-        """Check that no claimable user of the published generation ranks before the assigned user.
+        """Check an assignment that was made from a dialer queue.
 
-        If the ranks of the generation are unknown, only the generation is checked.
+        The generation must be the published one, and the agent must not have skipped the user
+        lately. No claimable user with a better rank may be passed over, unless the agent skipped
+        that user lately; this is not checked if the ranks of the generation are unknown.
         """
         queue = fact.queue or ""
         generation = self._published.get(queue)
@@ -597,7 +613,7 @@ class Replay:
             self._away.pop(fact.agent_id, None)
 
     def _nothing(self, fact: Fact) -> None:
-        """Ignore an event of a kind that does not change the model."""
+        """Ignore an event of a kind that does not change the replay's model of the run."""
 
     def _breach(self, guarantee: int, fact: Fact, what: str) -> None:
         self.breaches.append(Breach(guarantee, fact.id, what))

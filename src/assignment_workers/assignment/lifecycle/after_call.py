@@ -83,9 +83,9 @@ _called = insert_rows(
 def score(outcomes: Sequence[Outcome]) -> Insert:
     """Return the statement that inserts or updates the score rows of users after calls.
 
-    The new score is computed in the statement from the stored one, without a read before (hazard
-    D5), by the dialer's `outcomes`. The rows must be ordered by user: every job locks score rows in
-    this order, so that no two transactions deadlock.
+    The statement itself computes the new score from the stored one, by the dialer's `outcomes`; the
+    stored score is not read before (hazard D5). The rows must be ordered by user: every job locks
+    score rows in this order, so that no two transactions deadlock.
     """
     return _called.on_conflict_do_update(
         index_elements=[UserCallScore.user_id],
@@ -135,6 +135,6 @@ PROMISE = _promised.on_conflict_do_update(
 )
 """Insert a promised callback for each user, or replace the user's pending callback.
 
-A user has at most one pending callback, by a unique index. Another program may have inserted one
-since this transaction began.
+A unique index allows each user one pending callback. Another program may have inserted a callback
+of the user since this transaction began; it is replaced too.
 """

@@ -46,8 +46,10 @@ from assignment_workers.schema.tables import (
 )
 
 STALE = timedelta(minutes=5)
-"""Time without a heartbeat, a change of state or the end of a call after which an agent counts as
-stale, if the agent has an open session and holds no user.
+"""Time without a sign of life after which an agent counts as stale.
+
+Signs of life are heartbeats, changes of state and ends of calls. Only an agent who has an open
+session and holds no user can be stale.
 """
 SESSION_ENDS = timedelta(hours=2)
 """Time without a sign of life of an agent, such as a heartbeat, after which the session ends.

@@ -54,7 +54,8 @@ def finish(
 
     A move is an agent's command about an assignment, such as completing it. `outcomes`: the
     outcomes of calls in force, by name; None: the dialer's. `settings`: the settings in force,
-    whose limits replace the limits in the moves; None: the limits in the moves apply.
+    whose limits (such as the lease) replace those in the moves; None: the limits in the moves
+    apply.
 
     A move that comes after the assignment has ended, or from another agent, is refused and recorded
     as a race (guarantee 8). A repeated move gets its earlier answer (guarantee 5). A refused move
@@ -85,7 +86,11 @@ def finish(
 
 @dataclass(frozen=True)
 class _Found:
-    """An assignment as read in this transaction, the outcome of its call, and its source."""
+    """An assignment as read in this transaction, with the outcome of its call, if any.
+
+    `source_id`: the callback or missed call for which the assignment was made; None: the user came
+    from the dialer queue. `how`: more about the end of an assignment, such as `deferred`.
+    """
 
     hold: Held
     outcome: str | None
@@ -110,14 +115,17 @@ class _Finish:
     scores: list[dict[str, Any]] = field(default_factory=list)
     promises: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Changes to the promised callbacks for which the assignments were made."""
+    """The new state of each callback for which one of the assignments was made."""
     followed_up: list[int] = field(default_factory=list)
     """Ids of users who answered a call, and whose missed calls are thereby followed up."""
     called_back: list[UUID] = field(default_factory=list)
     skipped_calls: list[dict[str, Any]] = field(default_factory=list)
     """Missed calls whose user was skipped or deferred."""
     perhaps_converted: dict[str, list[int]] = field(default_factory=dict)
-    """Users to check for conversion once their assignments have ended, by dialer queue."""
+    """Users whose calls may have converted them, by dialer queue.
+
+    Once their assignments have ended, users who reached the queue's goal are removed from it.
+    """
     unwilling: list[int] = field(default_factory=list)
     """Ids of users whose call had a terminal outcome: they are never offered again."""
     closed: list[dict[str, Any]] = field(default_factory=list)
@@ -209,9 +217,10 @@ class _Finish:
         return event | {"details": {**event["details"], **sent_by(sender)}}
 
     def _owned(self, move: Move) -> Held | Finished | Refused:
-        """Return the assignment if it is active, of the move's agent and in the named version.
+        """Return the move's assignment if the move's agent holds it in the version that is named.
 
-        Otherwise returns the earlier answer, if the same move was carried out before, or a refusal.
+        A move is an agent's command about an assignment. Returns the earlier answer if the same
+        move was carried out before. Otherwise returns a refusal.
         """
         owner = move.owner
         found = self.found.get(owner.assignment_id)
@@ -431,8 +440,9 @@ class _Finish:
 def _limited(move: Move, found: _Found | None, given: Settings) -> Move:
     """Return the move with the limits that are in force for the assignment's dialer queue.
 
-    They replace the move's own limits. `given`: the settings in force. `found`: the assignment;
-    None: the limits for all dialer queues apply.
+    A move is an agent's command about an assignment; limits are times such as the lease. The limits
+    in force replace the limits in the move. `given`: the settings in force. `found`: the
+    assignment; None: the limits for all dialer queues apply.
     """
     settings = given if found is None else given.of(found.hold.queue)
     match move:

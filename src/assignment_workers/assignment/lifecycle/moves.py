@@ -44,7 +44,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Complete:
-    """Complete the call with an outcome.
+    """An agent's command (a move): complete the call with an outcome.
 
     The assignment ends. The outcome determines the user's score and the time of the next call. A
     promised callback is stored, and the user leaves the published generations (guarantee 10). If
@@ -67,10 +67,10 @@ class Complete:
 
 @dataclass(frozen=True)
 class Skip:
-    """Skip the user, who is then offered to no agent for the time `everyone`.
+    """An agent's command (a move): skip the user.
 
-    The agent who skips is not offered the user for the time of the setting `skip_agent`, which is
-    longer by default.
+    The user is then offered to no agent for the time `everyone`. The agent who skips is not offered
+    the user for the time of the setting `skip_agent`, which is longer by default.
     """
 
     owner: Owner
@@ -83,10 +83,11 @@ class Skip:
 
 @dataclass(frozen=True)
 class Defer:
-    """Defer the user: no agent is offered the user before `until`, or for `rest` from now.
+    """An agent's command (a move): defer the user.
 
-    Exactly one of `until` and `rest` is set. Afterwards the user may be offered to any agent,
-    including this one. Refused: a time that has passed, and one that is more than `most` from now.
+    No agent is offered the user before `until`, or for `rest` from now. Exactly one of `until` and
+    `rest` is set. Afterwards the user may be offered to any agent, including this one. Refused: a
+    time that has passed, and a time that is more than `most` from now.
     """
 
     owner: Owner
@@ -102,11 +103,12 @@ class Defer:
 
 @dataclass(frozen=True)
 class Close:
-    """Close the assignment's dialer queue for the user, until an operator lifts the suppression.
+    """An agent's command (a move): close the assignment's dialer queue for the user.
 
-    The user's pending callbacks are cancelled. The closure is stored as a suppression of the kind
-    `closed`; builds, claims and explanations apply it, because every dialer queue has a rule for
-    it.
+    The user stays out of this dialer queue until an operator lifts the suppression. The user's
+    pending callbacks are cancelled. The closure is stored as a suppression of the kind `closed`;
+    builds, claims and explanations apply the suppression, because every dialer queue has a rule for
+    such suppressions.
     """
 
     owner: Owner
@@ -119,7 +121,10 @@ class Close:
 
 @dataclass(frozen=True)
 class Release:
-    """Release the user without a call; any agent can claim the user at once, at the same rank."""
+    """A command (a move): release the user without a call.
+
+    Any agent can then claim the user at once, at the same rank.
+    """
 
     owner: Owner
     by: str | None = None
@@ -133,7 +138,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Accept:
-    """Accept the offer.
+    """An agent's command (a move): accept the offer.
 
     The lease's new end is the time `lease` from now, or its present end if that is later. The
     version stays the same. Repeating the move changes nothing.
@@ -149,7 +154,7 @@ class Accept:
 
 @dataclass(frozen=True)
 class Renew:
-    """Renew the lease; an offer is accepted by the same move.
+    """An agent's command (a move): renew the lease, and accept the assignment if it is an offer.
 
     The lease's new end is the time `lease` from now, or its present end if that is later. The
     version stays the same, so that a command that was sent before the renewal's answer arrived is
@@ -319,13 +324,19 @@ def renew(
 
 
 class AgentVerbs:
-    """Base class of clients: each verb is a method, which calls the client's method `perform`."""
+    """Base class of clients, with one method for each action of an agent on an assignment.
+
+    Each method passes the action to the client's method `perform`, which sends the action.
+    """
 
     complete = complete
     skip = skip
     defer = defer
     close_user = close
-    """The verb `close`; the method has another name because `close` closes the client."""
+    """The action `close` (close a dialer queue for a user).
+
+    The method has another name, because the client's method `close` closes the client.
+    """
     accept = accept
     release = release
     renew = renew

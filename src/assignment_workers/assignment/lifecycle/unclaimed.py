@@ -1,4 +1,4 @@
-"""The release of an assignment whose answer reached nobody."""
+"""The release of an assignment of which its agent may not know, because the answer was lost."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def release_unclaimed(
     """Release an assignment whose answer may not have reached its agent.
 
     `owner`: the assignment and the agent. `lease_expires_at`: the end of the lease as assigned. The
-    assignment stays if its lease was renewed, if it has ended, or if the agent has made a request
-    since the claim. The check and the release are one transaction: an agent who makes a request
-    before it keeps the assignment; an agent who makes one after it gets another assignment. The
-    count `released` is 1 or 0.
+    assignment stays as it is if its lease was renewed, if it has ended, or if the agent has made a
+    request since the claim. The check and the release are one transaction: an agent whose next
+    request comes before this transaction keeps the assignment, and an agent whose next request
+    comes later gets another assignment. The count `released` is 1 or 0.
     """
     parameters = {
         "assignment": owner.assignment_id,
@@ -53,5 +53,5 @@ _UNCLAIMED = select(
 )
 """Select true if the assignment is unchanged and its agent has made no request since the claim.
 
-Cost: probes of primary keys, and a read of the index on `answered_at` from the claim on.
+Cost: lookups by primary keys, and a read of the index on `answered_at` from the claim on.
 """

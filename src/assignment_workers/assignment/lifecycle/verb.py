@@ -1,9 +1,8 @@
-"""A verb: a command of an agent about an assignment, from which every interface to it is made.
+"""Verbs: the actions of an agent on an assignment, such as `complete`, each declared once.
 
-`moves.py` declares the verbs, such as `complete`. The Celery tasks, the routes of the gateway, the
-commands of the CLI and the methods of the Python clients are made from these declarations. This
-module and `moves.py` import neither SQLAlchemy nor Celery, because the clients and the CLI's help
-import them.
+`moves.py` declares the verbs. The Celery tasks, the routes of the gateway, the commands of the CLI
+and the methods of the Python clients are made from these declarations. This module and `moves.py`
+import neither SQLAlchemy nor Celery, because the clients and the CLI's help import them.
 """
 
 from __future__ import annotations
@@ -48,13 +47,17 @@ Version = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 ASSIGNMENT = "assignment_id"
 AGENT = "agent_id"
 OWNER = (ASSIGNMENT, AGENT, "version")
-"""Names of the parameters of every verb (an agent's command): assignment, agent, known version."""
+"""Names of the parameters of every verb (an agent's action): assignment, agent, known version."""
 LIMITS, WAIT = "limits", "timeout"
-"""Names of the parameters of a verb's function that are not sent in a message."""
+"""Names of two parameters of a verb's function whose values are not sent in a message.
+
+A verb is an action of an agent, such as `complete`. The values are the settings that the worker
+applies, and the time that the client waits for the answer.
+"""
 
 
 class Limits(Protocol):
-    """The settings that a verb applies, such as the duration of a lease."""
+    """The settings that apply to an agent's action (a verb), such as the duration of a lease."""
 
     @property
     def lease(self) -> timedelta:
@@ -75,7 +78,11 @@ class Limits(Protocol):
 
 @dataclass(slots=True)
 class VerbCall:
-    """One call of a verb by a client: the arguments as JSON values, and the maximum wait."""
+    """One action of an agent that a client sends, such as completing an assignment.
+
+    `verb`: the name of the action. `arguments`: its arguments as JSON values. `timeout`: the
+    maximum time that the client waits for the answer.
+    """
 
     verb: str
     arguments: dict[str, Any]
@@ -83,17 +90,23 @@ class VerbCall:
 
     @property
     def own(self) -> dict[str, Any]:
-        """The arguments without `assignment_id`, which an HTTP request has in its path."""
+        """The arguments that the body of the HTTP request carries.
+
+        The argument `assignment_id` is left out, because it is a part of the request's path.
+        """
         return {name: each for name, each in self.arguments.items() if name != ASSIGNMENT}
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument that only one verb has, in addition to assignment, agent and version."""
+    """An argument that a verb has in addition to assignment, agent and version.
+
+    A verb is an action of an agent. For example, the verb `complete` has the argument `outcome`.
+    """
 
     name: str
     annotation: Any
-    """The type with pydantic's constraints, as annotated in the verb's function."""
+    """The type with pydantic's constraints, as annotated in the function that declares the verb."""
     kind: type[int | str | datetime]
     required: bool
     default: Any
@@ -104,20 +117,25 @@ class Performs(Protocol[T_co]):
     """A client that sends an agent's command; it returns the answer, or a coroutine for it."""
 
     def perform(self, call: VerbCall, /) -> T_co:
-        """Send the call of a verb; return the answer, or a coroutine for it."""
+        """Send an agent's action, such as completing an assignment; return the answer.
+
+        An asynchronous client returns a coroutine for the answer.
+        """
 
 
 class Verb(Generic[P, M_co]):
-    """A verb, made from the function that declares it.
+    """An action of an agent, such as `complete`, from which every interface to the action is made.
 
-    The function's parameters after `limits` are the signature of the client's method. `timeout` is
-    used by the client only; the other parameters are the arguments of the task, the route and the
-    CLI command, with the validation and the descriptions of their annotations. The first paragraph
-    of the function's docstring describes the verb in all interfaces. The function returns the move
-    that `finish` carries out.
+    The interfaces are the Celery task, the HTTP route, the CLI command and the method of the
+    clients. A function declares the verb. The function's first parameter, `limits`, has the
+    settings. Its parameter `timeout` is used by clients only. The other parameters are the
+    arguments in all interfaces, with the validation and the descriptions of their annotations. The
+    first paragraph of the function's docstring describes the verb in all interfaces. The function
+    returns a move: the object with the values that `finish` needs to carry out the verb.
 
-    As an attribute of a client's class, a verb is a method: mypy and editors see the declared
-    signature, with the answer of that client (`FinishAnswer`, or a coroutine for it).
+    As an attribute of a client's class, a verb is a method. mypy and editors see the function's
+    parameters without `limits`, and the answer of that client as the result (`FinishAnswer`, or a
+    coroutine for it).
     """
 
     def __init__(
@@ -126,19 +144,25 @@ class Verb(Generic[P, M_co]):
         self._declared: Callable[..., M_co] = declared
         self.name = declared.__name__
         self.about = about
-        """A description of the arguments that only this verb has; None if there are none."""
+        """A text that describes the arguments that only this verb has; None if there are none.
+
+        A verb is an action of an agent, such as `complete`, whose own argument is the outcome.
+        """
         self.description = (inspect.getdoc(declared) or "").partition("\n\n")[0]
         read = inspect.signature(declared)
         said = [each for name, each in read.parameters.items() if name != LIMITS]
         self.signature = read.replace(parameters=said)
-        """The signature of the client's method, without `self`."""
+        """The signature of the client's method for this verb (agent's action), without `self`."""
         self._positional = tuple(each.name for each in said if each.kind != Parameter.KEYWORD_ONLY)
         self._unsaid: dict[str, Any] = {
             each.name: None if each.default is Parameter.empty else each.default for each in said
         }
         self._required = {each.name for each in said if each.default is Parameter.empty}
         self.names = tuple(name for name in self._unsaid if name != WAIT)
-        """The names of the arguments of a message, in the order of positional arguments."""
+        """The names of the arguments that a message of this verb carries, in the declared order.
+
+        A verb is an action of an agent, such as `complete`.
+        """
         self.method = _method(self)
 
     @overload
@@ -149,10 +173,11 @@ class Verb(Generic[P, M_co]):
         return self.method if client is None else MethodType(self.method, client)
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> VerbCall:
-        """Return the call with these arguments, converted to JSON values.
+        """Return the action with these arguments of the client's method, in the form to be sent.
 
-        Raises TypeError for arguments that do not fit the signature. The values are not validated
-        here, because the worker and the gateway validate them.
+        The arguments are converted to JSON values. Raises TypeError for arguments that do not fit
+        the method's signature. The values are not validated here, because the worker and the
+        gateway validate them.
         """
         said: dict[str, Any] = dict(zip(self._positional, args, strict=False))
         given: dict[str, Any] = self._unsaid | said | kwargs
@@ -174,18 +199,27 @@ class Verb(Generic[P, M_co]):
         return VerbCall(self.name, given, timeout)
 
     def move(self, limits: Limits, arguments: Mapping[str, Any]) -> M_co:
-        """Return the move (the command for `finish`) that these validated arguments describe."""
+        """Return the move for these validated arguments: the object that `finish` carries out.
+
+        `limits`: the settings that apply, such as the duration of a lease.
+        """
         return self._declared(limits, **arguments)
 
     @cached_property
     def annotations(self) -> dict[str, Any]:
-        """The type of each argument of a message, with its validation and description."""
+        """The type of each argument that a message of this verb (agent's action) carries, by name.
+
+        The types include pydantic's validation and the descriptions.
+        """
         found = get_type_hints(self._declared, include_extras=True)
         return {name: found[name] for name in self.names} | {ASSIGNMENT: UUID}
 
     @cached_property
     def own(self) -> Sequence[Argument]:
-        """The arguments that only this verb has, in the order of its signature."""
+        """The arguments that only this verb (an agent's action) has, in the declared order.
+
+        Every verb has the arguments assignment, agent and version; these are left out.
+        """
         return [
             Argument(
                 name,
@@ -201,7 +235,10 @@ class Verb(Generic[P, M_co]):
 
     @cached_property
     def model(self) -> type[BaseModel]:
-        """A pydantic model of a message's arguments; it rejects unknown arguments."""
+        """A pydantic model that validates the arguments in a message of this verb (agent's action).
+
+        The model rejects unknown arguments.
+        """
         fields: dict[str, Any] = {
             name: (kind, ... if name in self._required else self._unsaid[name])
             for name, kind in self.annotations.items()
@@ -209,7 +246,10 @@ class Verb(Generic[P, M_co]):
         return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
 
     def operation_signature(self, first: Parameter) -> Signature:
-        """Return the signature of the verb's task: `first`, then every argument of a message."""
+        """Return the signature of the function that the verb's Celery task runs.
+
+        The parameters are `first`, and then every argument that a message of the verb carries.
+        """
         return Signature(
             [
                 first,
@@ -232,20 +272,23 @@ AnyVerb: TypeAlias = Verb[..., Any]
 def verb(
     about: str | None = None,
 ) -> Callable[[Callable[Concatenate[Limits, P], M_co]], Verb[P, M_co]]:
-    """Return a decorator that makes a `Verb` of a function.
+    """Return a decorator that makes a verb (an agent's action) of the function that declares it.
 
-    `about` describes the arguments that only this verb has.
+    `about`: a text that describes the arguments that only this verb has; None if there are none.
     """
     return lambda declared: Verb(declared, about)
 
 
 def verbs_of(client: type[Any]) -> Sequence[AnyVerb]:
-    """Return the verbs that are attributes of a client's class, in the order of definition."""
+    """Return the verbs (actions of agents) that a client's class defines, in the defined order."""
     return [each for each in vars(client).values() if isinstance(each, Verb)]
 
 
 def _plain(kind: Any) -> type[int | str | datetime]:  # noqa: ANN401 - a type as it is annotated
-    """Return the plain type of an annotated argument, without its validation and without None."""
+    """Return the type of an argument without the validation in its annotation and without None.
+
+    For example, the annotation `Annotated[int, Field(ge=1)] | None` gives `int`.
+    """
     if kind is AwareDatetime:
         return datetime
     if isinstance(kind, type) and issubclass(kind, int | str | datetime):
@@ -255,7 +298,10 @@ def _plain(kind: Any) -> type[int | str | datetime]:  # noqa: ANN401 - a type as
 
 
 def _method(made: AnyVerb) -> Callable[..., Any]:
-    """Return the method that clients have for this verb, with its signature and docstring."""
+    """Return the method with which a client sends this verb (an agent's action).
+
+    Its signature and docstring are those of the function that declares the verb.
+    """
 
     def method(client: Performs[Any], /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         return client.perform(made.call(*args, **kwargs))

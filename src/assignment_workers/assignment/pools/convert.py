@@ -1,4 +1,4 @@
-"""Conversions: users who reached the aim of their dialer queue leave it, each with one record."""
+"""Conversions: users who reached the goal of their dialer queue leave it and are recorded once."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def converted(connection: Connection, policy: Policy, *, after: int, now: dateti
     """Return the ids of users of one dialer queue who have reached the queue's goal.
 
     `policy`: the rules of the dialer queue, and its goal. The ids are above `after` and ascending,
-    at most `AT_A_TIME`; an empty list is the end. Users whom an agent holds are left out until
-    their assignment ends.
+    at most `AT_A_TIME`; an empty list means that no more users follow. Users whom an agent holds
+    are left out until their assignment ends.
     """
     return list(
         connection.execute(
@@ -87,13 +87,14 @@ def remove_converted(
     """Remove those of `users` from one dialer queue who have reached the queue's goal.
 
     `policy`: the rules of the dialer queue, and its goal. The CRM facts are read in this
-    transaction. Each conversion is recorded once, however often the command arrives, because the
-    user's score row changes its queue only once; a unique index on user, dialer queue and episode
-    (the number of the user's stay in that queue) also prevents a second record by other programs
-    (hazard D13). The record has the score before the change (D12) and the agents who spoke to the
-    user, the latest of whom is the primary agent. A user whom the rules place in another queue of
-    `policies` moves to that queue. Users whom an agent holds, and users who no longer meet the
-    goal, are left alone.
+    transaction. A user whom the rules place in another queue of `policies` moves to that queue.
+    Users whom an agent holds, and users who no longer meet the goal, are left alone.
+
+    Each conversion is recorded once, however often the command arrives, because the first command
+    takes the user's score row out of the queue. A unique index on user, dialer queue and episode
+    (the number of the user's stay in that queue) prevents a second record by another program
+    (hazard D13 in docs/hazards.md). The record has the score before the removal (hazard D12) and
+    the agents who spoke to the user. The agent who spoke last is the primary agent.
     """
     transaction.require_lanes(policy.queue)
     since = {"since": transaction.now - ATTRIBUTED_FOR}

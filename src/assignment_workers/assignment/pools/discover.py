@@ -60,24 +60,24 @@ from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
 
 OVERLAP = timedelta(minutes=10)
-"""Period before the last known CRM row; the rows created in it are read again.
+"""Period before the newest CRM row that was read; each run reads the rows of this period again.
 
-The reason is that rows may be committed late. The job `reconcile` finds rows that were committed
-even later.
+The reason is that a row may be committed some time after its `created_at`. The job `reconcile`
+finds the users of rows that were committed even later.
 """
 AT_A_TIME = 1_000
 """Maximum number of CRM rows or users that one transaction handles."""
 BATCHES_AT_MOST = 100
 """Maximum number of transactions of one run for one CRM table; the next run continues."""
 WINDOW = 10_000
-"""Number of users whom one query of the job `reconcile` judges: a few hundred milliseconds."""
+"""Number of users whom one query of the job `reconcile` judges, in a few hundred milliseconds."""
 WINDOWS_AT_MOST = 100
 
 RECONCILIATION = "reconciliation"
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 Send = Callable[[list[int]], None]
-"""Function that sends the command `assign_to_queue` for the users with these ids."""
+"""Function that sends the command to move the users with these ids to their right dialer queues."""
 
 
 def discover(
@@ -91,14 +91,18 @@ def discover(
 ) -> Counts:
     """Insert a score row for every new user of the CRM, in the dialer queue where the user belongs.
 
-    The new rows of the CRM's table of persons, and of the tables in the dialer's `news`, are read.
-    If the score row of such a row's user names a wrong dialer queue or none, the user is passed to
-    `send`. Each table is read from `OVERLAP` before the last known row to the end, in the order of
-    `created_at` and id. The progress is committed with the results, so an interrupted run misses no
-    row. After `BATCHES_AT_MOST` transactions per table, the next run continues. A repeated run
-    changes nothing more. Raises `CrmUnavailable` if the CRM cannot be read; the committed part
-    stays. `randomness` is used to make ids. Returns counts: score rows `created`, users `sent`, and
-    the rows read of each CRM table, by its name.
+    New rows are read from the CRM's table of persons, and from the CRM tables whose new rows may
+    put a person into another dialer queue (`dialer.news`). If a row's user has a score row that
+    names a wrong dialer queue or none, the function `send` is called with the user's id; it sends
+    the command that moves the user.
+
+    Each table is read in the order of `created_at` and id. A run begins ten minutes (`OVERLAP`)
+    before the newest row of the earlier runs, because some rows are committed late. The progress is
+    committed with the results, so an interrupted run misses no row. A run makes at most
+    `BATCHES_AT_MOST` transactions per table; the next run continues. A repeated run changes nothing
+    more. Raises `CrmUnavailable` if the CRM cannot be read; the committed part stays. `randomness`
+    is used to make ids. Returns counts: score rows `created`, users `sent` (passed to `send`), and
+    the rows read of each CRM table, by the name of the table.
     """
     counts = {"created": 0, "sent": 0, **{news.name: 0 for news in dialer.all_news}}
     run = _Run(work, dialer, crm, tuple(policies.values()), send, randomness, counts)
@@ -114,16 +118,18 @@ def reconcile(
     policies: Mapping[str, Policy],
     send: Send,
 ) -> Counts:
-    """Find users who are in a wrong dialer queue or in none, and `send` the command to move them.
+    """Find users who are in a wrong dialer queue or in none, and send the command to move them.
 
-    A user's dialer queue is the one that the score row names. A name that the dialer does not have
-    is wrong, too (hazard D1). Users whom an agent holds, who have converted or who are not in the
-    CRM are left alone. Users are read by id; a run reads up to `WINDOWS_AT_MOST` times `WINDOW`
-    users, and the next run continues. Returns counts: users `looked_at`, and users with no dialer
-    queue (`in_none`), with another one of the dialer (`in_wrong`), or with an unknown name
-    (`other_word`). If the CRM is in our database and its ids are not integers, a run that begins
-    with the first user also counts the users whose id cannot be used (`unfit`); they are never
-    offered.
+    `send`: the function that sends the command. A user is in the dialer queue that the user's score
+    row names. A name that is none of the dialer's queues is wrong, too (hazard D1 in
+    docs/hazards.md). Users whom an agent holds, who have converted or who are not in the CRM are
+    left alone. Users are read in the order of their ids. A run reads at most a million users
+    (`WINDOWS_AT_MOST` times `WINDOW`); the next run continues.
+
+    Returns counts: the users read (`looked_at`), and the users in the wrong place: in no dialer
+    queue (`in_none`), in a wrong one (`in_wrong`), or under an unknown name (`other_word`). If the
+    CRM is in our database and its ids are not integers, a run that begins with the first user also
+    counts the users whose id cannot be used (`unfit`); they are never offered.
     """
     counts = {"looked_at": 0, "in_none": 0, "in_wrong": 0, "other_word": 0}
     after = int(_watermark(work.side_connection, RECONCILIATION).key or -1)
@@ -201,9 +207,10 @@ class _Run:
     counts: Counts
 
     def sweep(self, news: News) -> None:
-        """Read a CRM table from where the last run stopped, and insert score rows for new users.
+        """Read the new rows of a CRM table, and insert score rows for new users.
 
-        Stops at the table's end or after `BATCHES_AT_MOST` transactions.
+        Users in a wrong dialer queue are passed to `send`. Continues where an earlier run stopped;
+        stops at the table's end or after `BATCHES_AT_MOST` transactions.
         """
         work, source = self.work, news.name
         mark = _watermark(work.side_connection, source)
@@ -242,9 +249,10 @@ class _Run:
         return [NewCrmRow(row.created_at, row.key, row.user_id) for row in found]
 
     def _users(self, found: Sequence[NewCrmRow]) -> set[int]:
-        """Return our numbers of the users of these rows; new users of an external CRM get one.
+        """Return the integer ids of the users in these CRM rows.
 
-        Users whose id is unusable are left out.
+        If the ids of an external CRM are not integers, the users' numbers in `assignment.user_ids`
+        are returned; new users get a number. Users whose id is unusable are left out.
         """
         ids = [each.user_id for each in found]
         if self.dialer.numbered is None or self.crm is None:
@@ -289,7 +297,8 @@ def _create(
 ) -> list[dict[str, Any]]:
     """Insert a score row for each of these users who has none; return the events to record.
 
-    `judged`: rows with the user and the dialer queue where the user belongs.
+    `judged`: rows with the user and the dialer queue where the user belongs. `make_id`: the
+    function that makes the id of a score row.
     """
     new = [
         {
@@ -329,11 +338,12 @@ def _wrong(
 def _number(
     connection: Connection, dialer: Dialer, news: News, since: datetime | None
 ) -> str | None:
-    """Assign numbers of `assignment.user_ids` to the persons in a CRM table, and commit.
+    """Give each person in a CRM table an integer number, stored in `assignment.user_ids`; commit.
 
-    Persons who have a number keep it. `news`: the CRM table. `since`: only persons of rows created
-    since then; None: all. Returns the query that selects the persons of the table; None for a CRM
-    whose ids are integers, and for a table that has no person's id.
+    The numbers stand for the CRM's ids if these are not integers. Persons who have a number keep
+    it. `news`: the CRM table. `since`: only persons of rows created at or after this time; None:
+    all. Returns a SQL query for the persons in the table. Returns None, and does nothing, if the
+    CRM's ids are integers or the table has no column with a person's id.
     """
     if dialer.numbered is None:
         return None
@@ -351,10 +361,10 @@ def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[An
 
 
 def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> None:
-    """Commit the work so far, its counts, and the progress of reading `source`.
+    """Commit the work so far, its counts, and the position that the reading of `source` reached.
 
-    `values`: the columns of the progress in the row of `source`, which is a CRM table or
-    `RECONCILIATION`.
+    `source`: the name of a CRM table, or `reconciliation` for the job `reconcile`. `values`: the
+    position, as new values for the columns of the stored row of `source` (`Watermark`).
     """
     work.side_connection.execute(
         update(Watermark).where(Watermark.source == source).values(**values)
@@ -369,7 +379,8 @@ class _Standing:
     current: ColumnElement[str | None] | InstrumentedAttribute[str | None]
     place: ColumnElement[str | None]
     which: ColumnElement[str | None]
-    """The error: `in_none`, `in_wrong`, or `other_word` (the queue's name is unknown).
+    """The error: in no dialer queue (`in_none`), in a wrong one (`in_wrong`), or in one with an
+    unknown name (`other_word`).
 
     Null: the user is in the right dialer queue or must not be moved.
     """
@@ -401,7 +412,10 @@ def _standing(
 
 @expression_cache
 def _placing(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select each user of the SQL parameter `users`, with the score row and the right queue."""
+    """Select, for each user of the SQL parameter `users`, the present and the right dialer queue.
+
+    The columns `has_row` and `in_crm` are true if the user has a score row and is in the CRM.
+    """
     people = (
         select(func.unnest(bindparam("users", type_=ARRAY(BigInteger))).label("user_id"))
         .cte("people")
@@ -442,9 +456,9 @@ _WINDOW = select(func.count(), func.max(_WINDOW_IDS.c.user_id)).select_from(_WIN
 
 @expression_cache
 def _misplaced(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
-    """Select users with a wrong dialer queue or none whose ids are above `after`, up to `upto`.
+    """Select the users who are in a wrong dialer queue or in none.
 
-    `after` and `upto` are SQL parameters.
+    Only users with an id greater than `after` and at most `upto`, two SQL parameters, are judged.
     """
     stands = _standing(policies, CrmUser.id)
     return (
@@ -505,7 +519,8 @@ _MOVE = (
     .values(current_queue_type=_moves.c.place, updated_at=bindparam("now", type_=NaiveInstant))
     .returning(UserCallScore.user_id, _moves.c.before, _moves.c.place)
 )
-"""Update a score row's dialer queue, only if the queue is still the one that was judged.
+"""SQL that moves users to other dialer queues, by an update of their score rows.
 
-A change that another program made since is therefore not undone.
+A row is updated only if it still names the dialer queue in which the user was judged. So a change
+that another program made meanwhile is not undone.
 """

@@ -14,11 +14,14 @@ from assignment_workers.assignment.answer_counts import LOST
 from assignment_workers.schema.tables import AnswerKind
 
 BARS = 48
-"""Number of equal parts into which the period of the report is divided, one bar of a chart each."""
+"""Number of equal parts into which a report's period is divided.
+
+A chart of the report has one bar for each part.
+"""
 
 
 class Share(BaseModel):
-    """The assignments of one dialer queue or one team of agents in the period.
+    """The counts and times of a period's assignments, for one dialer queue or one team of agents.
 
     Times are seconds from the sending of a request to the commit of its assignment.
     """
@@ -34,7 +37,11 @@ class Share(BaseModel):
 
 
 class Part(BaseModel):
-    """The assignments in one part of the period, which begins at `at`."""
+    """The number and the times of the assignments in one part of a period.
+
+    The part begins at `at`. Times are seconds from the sending of a request to the commit of its
+    assignment.
+    """
 
     at: datetime
     assignments: int
@@ -44,21 +51,25 @@ class Part(BaseModel):
 
 
 class UnansweredPart(BaseModel):
-    """The requests without a usable answer in one part of the period, which begins at `at`."""
+    """The number of requests that got no usable answer in one part of a period.
+
+    The part begins at `at`.
+    """
 
     at: datetime
     count: int
 
 
 class Breakdown(BaseModel):
-    """The assignments of a period by dialer queue, by team and by part of the period.
+    """The counts and times of a period's assignments: by dialer queue, by team and over time.
 
-    Queues, teams and parts without an assignment are absent.
+    Over time: by equal parts of the period. Queues, teams and parts without an assignment are
+    absent.
     """
 
     queues: list[Share]
     teams: list[Share]
-    """The assignments by team of their agents; agents without a team are under `no team`."""
+    """The figures by team of agents; agents without a team are under `no team`."""
     parts: list[Part]
 
 
@@ -105,8 +116,9 @@ def unanswered(
 ) -> list[UnansweredPart]:
     """Count the requests without a usable answer in each of the `number` equal parts of a period.
 
-    The period is from `since` to `until`. Parts without such a request are left out. The counts are
-    those of the gateway and the clients; see `answer_counts`.
+    Such a request was answered too late, `unavailable` or with an internal error, or its caller
+    left. The period is from `since` to `until`. Parts without such a request are left out. The
+    gateway and the clients counted the requests (`assignment.answer_counts`).
     """
     parameters = {"since": since, "until": until, "length": (until - since) / number}
     parameters["lost"] = sorted({*LOST, AnswerKind.TOO_LATE})

@@ -29,10 +29,10 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import AgentStatus, Phone
 
 SAMPLED = 20_000
-"""Number of score rows that are sampled to estimate how many users each rule excludes.
+"""Number of score rows that `funnel` samples to estimate how many users each rule excludes.
 
-The rows of all dialer queues count. If there are fewer, all are read. `longest` reads as many
-claimable users.
+The sample is taken from the rows of all dialer queues. If the table has fewer rows, all are read.
+The function `longest` reads this number of claimable users at most.
 """
 LOOKED_BACK = 20_000
 """Number of newest assignments, of all agents, among which one agent's assignments are searched."""
@@ -100,7 +100,10 @@ class AgentAnswer(BaseModel):
     user_id: UserId | None
     """The assigned user; None if no user was assigned."""
     why: str | None
-    """For the outcome `empty`: the reason of each dialer queue. For a refusal: its code."""
+    """The reason why no user was assigned.
+
+    For the outcome `empty`: a reason for each dialer queue. For a refusal: the code of the refusal.
+    """
     reason: str | None
 
 
@@ -170,11 +173,12 @@ def teams(connection: Connection) -> list[Row]:
 
 
 def call_centre(connection: Connection) -> Row:
-    """Return one row about the pending callbacks, and about the conversions of the last hour.
+    """Return one row with figures of the pending callbacks and of the last hour's conversions.
 
-    `promised_at` is the earliest time of a pending callback. `promises` is the number of pending
-    callbacks, `overdue` the number of those overdue by ten minutes; both count the earliest
-    `COUNTED_AT_MOST` at most. `conversions` is a number of at most `NEWEST`.
+    `promised_at` is the earliest time that was promised for a pending callback. `promises` is the
+    number of pending callbacks; `overdue` is the number of those whose time was over ten minutes
+    ago. Only the earliest `COUNTED_AT_MOST` pending callbacks are read. `conversions` is the number
+    of users who converted in the last hour; counting stops at `NEWEST`.
     """
     return rows_of(connection, _CALL_CENTRE)[0]
 
@@ -186,7 +190,7 @@ def find(
 
     `said`: the search text. It is the CRM's id of a user, the number of an agent (with or without
     the word `agent` before it), the id of an assignment, or the id of a request. `numbers`: phone
-    numbers in E.164, by which users are found as well. Cost: a few index probes.
+    numbers in E.164, by which users are found as well. Cost: a few index lookups.
     """
     word, _, number = said.partition(" ")
     agent = number.strip() if word.lower() == "agent" else said
@@ -226,7 +230,11 @@ def _number(said: str, digits: int) -> int:
 
 
 def agent_counts(connection: Connection) -> Row:
-    """Return one row with the numbers of agents: all, active, with a user, idle, in each state."""
+    """Return one row of counts of agents.
+
+    The columns count all agents, active agents, agents who hold a user, agents with an offer that
+    is not accepted, idle agents, and agents in each state.
+    """
     return rows_of(connection, _AGENT_COUNTS)[0]
 
 
@@ -290,10 +298,12 @@ def longest(connection: Connection, queue: str, *, limit: int) -> list[Row]:
 
 
 def drains(connection: Connection, queue: str) -> list[Row]:
-    """Count events about the dialer queue's users in the last hour, by kind, reason, outcome.
+    """Count the last hour's events about the users of a dialer queue, such as assignments.
 
-    Acceptances, renewals and races are not counted. Of all dialer queues together, only the newest
-    `NEWEST` events are read. At most 50 rows are returned, those with the greatest counts.
+    The result has one row for each combination of kind, reason and outcome: at most 50 rows, those
+    with the greatest counts. Not counted: acceptances, renewals, races, and events about the queue
+    itself, such as a pause. Reads the newest `NEWEST` events of all dialer queues, and counts those
+    of this queue. Despite the function's name, not only drains are counted.
     """
     return rows_of(connection, _DRAINS, queue=queue)
 

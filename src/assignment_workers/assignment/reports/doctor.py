@@ -37,7 +37,10 @@ NEWEST = 20_000
 At 100 claims a second, this covers the time between two scheduled runs.
 """
 APART = frozenset({2, 9})
-"""The numbers of two guarantees: a rebuild disturbs no claim (2), and there is one writer (9)."""
+"""The numbers of the guarantees whose breaches `interleavings` counts.
+
+Guarantee 2: a rebuild disturbs no assignment. Guarantee 9: only one sequencer writes.
+"""
 HEAD = 100
 """Number of best-ranked claimable users of a generation whom a check reads.
 
@@ -118,7 +121,7 @@ def examine(connection: Connection, dialer: Dialer) -> list[CheckResult]:
 
 
 def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
-    """Replace the stored results of the checks by these results. The caller commits."""
+    """Replace the stored results of all checks with `findings`. The caller commits."""
     connection.execute(delete(tables.Finding))
     connection.execute(
         insert(tables.Finding).values(examined_at=func.clock_timestamp()),

@@ -1,4 +1,7 @@
-"""Durability: the servers that have a commit before it is answered, and the loss at a failover."""
+"""Durability: the servers that have a commit on disk before the agent gets the answer.
+
+At a failover, commits are lost that the promoted standby does not have.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,38 @@ from sqlalchemy import Connection, text
 
 
 class Commits(StrEnum):
-    """The servers that have a change on disk at the time when an agent gets the answer."""
+    """The database servers that have a commit on disk when the agent gets the answer."""
 
     ALONE = "alone"
-    """The primary only; no standby is connected or named."""
+    """Only the primary has the commit; no standby is connected."""
     ASYNCHRONOUS = "asynchronous"
-    """The primary only; standbys get the commit later, and may lack it when promoted."""
+    """Only the primary has the commit; standbys get it later, and may lack it when promoted."""
     SYNCHRONOUS = "synchronous"
-    """The primary and at least one standby."""
+    """The primary and at least one standby have the commit when the agent gets the answer."""
     WAITING = "waiting"
-    """No answer is sent: commits wait for a standby that is not connected."""
+    """No answer is sent, because commits wait for a standby that is not connected."""
     UNSAFE = "unsafe"
-    """Perhaps no server: with `synchronous_commit` off, an answer may precede its commit."""
+    """Perhaps no server has the commit on disk, because `synchronous_commit` is off."""
     UNKNOWN = "unknown"
-    """It is not known, because the database role has no right to see the standbys."""
+    """The servers are not known, because the database role has no right to see the standbys."""
 
 
 class Durability(BaseModel):
-    """The servers that have a commit when its answer is sent; `meaning` says it in one sentence."""
+    """The database servers that have a commit on disk when the agent gets the answer.
+
+    `commits` is the code for programs; `meaning` is a sentence for people.
+    """
 
     commits: Commits
     meaning: str
 
 
 def durability(connection: Connection) -> Durability:
-    """Return the servers that commits in this session's database wait for."""
+    """Return the database servers that have a commit on disk before the agent gets the answer.
+
+    They follow from this session's settings `synchronous_standby_names` and `synchronous_commit`,
+    and from the connected standbys.
+    """
     row = connection.execute(_SETTINGS).one()
     commits = _commits(
         commit=row.commit,

@@ -192,7 +192,8 @@ def _due(
 ) -> Iterator[PromiseFound]:
     """Yield the user's pending callbacks and missed calls, each with the first obstacle or `due`.
 
-    They are judged by the same SQL expressions as in a claim.
+    An obstacle is a reason for which the user cannot be handed out now, such as the name of a
+    broken rule. The SQL expressions that find it are those of a claim.
     """
     paused = set(connection.execute(_PAUSED).scalars())
     for source, statement in (

@@ -1,4 +1,8 @@
-"""The data types of an explanation and of a funnel."""
+"""The data types of an explanation and of a funnel.
+
+An explanation says why one user is or is not offered to agents. A funnel counts the users of a
+dialer queue by the reason that holds them back.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,8 @@ class QueueVerdict(BaseModel):
 
     `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
     `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at` is the time at which the
-    obstacle ends without intervention, if known. `in_force` names the calling rules in force.
+    obstacle ends without intervention, if known. `in_force` describes the calling rules that apply,
+    such as calling hours.
     """
 
     queue: str
@@ -62,8 +67,9 @@ class QueueVerdict(BaseModel):
 class PromiseFound(BaseModel):
     """A callback or missed call of the user that is pending.
 
-    `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed`, `put_off`, `paused` or
-    the name of a rule. `queue` is the dialer queue to which the user belongs by the CRM's facts, if
+    `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed` (the callback or missed
+    call has a later time), `put_off` (the user was skipped or deferred), the name of a rule, or
+    `paused`. `queue` is the dialer queue to which the user belongs by the CRM's facts, if
     any. `kept_for` is the only agent to whom the user can be assigned until the time
     `callback_preferred` (a setting) has passed since `due_at`; null: any agent.
     """
@@ -97,7 +103,7 @@ class NotFor(BaseModel):
 
 
 class UserEvent(BaseModel):
-    """An event of the user."""
+    """A recorded change that concerns the user, such as an assignment or its end."""
 
     at: datetime
     kind: str
@@ -111,9 +117,9 @@ class Explanation(BaseModel):
 
     `offered` is True if an agent could get the user now: from a dialer queue, for a callback or for
     a missed call. `due` lists the user's callbacks, then the missed calls; both come before every
-    dialer queue. `events` lists the latest `EVENTS` events of the user, the last first.
-    `settings_version` is the version of the operational settings in force; None: those of the
-    environment.
+    dialer queue. `events` lists the newest `EVENTS` events of the user, the newest first.
+    `settings_version` is the version of the operational settings in force; None: the settings of
+    the environment are in force.
     """
 
     at: datetime
@@ -134,11 +140,10 @@ class Explanation(BaseModel):
 
 
 class Step(BaseModel):
-    """One reason that holds users of a dialer queue back, and their number.
+    """One reason for which users of a dialer queue are not claimable, and the number of such users.
 
-    `left` is the number of users whom neither this nor an earlier reason holds back.
-    `next_free_at` is the time at which the reason ends for the first of its users without
-    intervention, if known.
+    `left` is the number of users who remain after this step and all steps before. `next_free_at` is
+    the earliest time at which the reason ends for one of the users without intervention, if known.
     """
 
     why: str
@@ -149,11 +154,12 @@ class Step(BaseModel):
 
 
 class Funnel(BaseModel):
-    """The number of users of a dialer queue whom each reason holds back at the time `at`.
+    """The users of a dialer queue at the time `at`, counted by the reason that holds them back.
 
-    Each user counts once, for the first reason. If `complete` is False, only the first
-    `EXPLAINED_AT_MOST` users by score were judged. The `claimable` users are those left, who are
-    handed out unless the dialer queue is paused. `in_force` names the calling rules in force.
+    Each user counts once, for the first reason. The users whom no reason holds back are counted as
+    `claimable`; they are handed out unless the dialer queue is paused. If `complete` is False, only
+    the first `EXPLAINED_AT_MOST` users by score were judged. `in_force` describes the calling rules
+    that apply, such as calling hours.
     """
 
     at: datetime

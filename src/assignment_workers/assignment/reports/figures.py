@@ -46,11 +46,17 @@ class QueueFigures(QueueStatus):
     quarantined: int
     """Number of users of the dialer queue who are quarantined until an operator releases them."""
     runway_minutes: float | None
-    """Minutes until no user is claimable, at the last hour's rate; None without claims."""
+    """Minutes until no user is claimable, if users are claimed at the rate of the last hour.
+
+    None if no user was claimed in the last hour, or if the queue was never built.
+    """
 
 
 class JobFigures(BaseModel):
-    """The last run of a job, and counts over the job's newest `RUNS` runs of the last day."""
+    """The last run of a job, and counts over the runs of the last day.
+
+    Only the newest `RUNS` runs of the job are read.
+    """
 
     job: str
     queue: str | None
@@ -86,7 +92,10 @@ class RecentTimeToAssign(BaseModel):
 
 
 class Broken(BaseModel):
-    """The result of one check of a guarantee in the last scheduled run of all checks."""
+    """The result of one check of a guarantee in the last scheduled run of all checks.
+
+    `ok` is True if the check passed. `count` is the number of breaches.
+    """
 
     check: str
     guarantee: int | None
@@ -281,7 +290,9 @@ JOB_NAMES = """names AS (
     SELECT (SELECT r.job FROM assignment.job_runs r WHERE r.job > n.job ORDER BY r.job LIMIT 1)
     FROM names n WHERE n.job IS NOT NULL
 )"""
-"""SQL of a CTE with the names of all jobs. Cost: one probe of the index on (job, id) for each job.
+"""SQL of a CTE with the names of all jobs.
+
+Cost: for each job, one lookup in the index on (job, id).
 """
 # A job's newest runs are found by the same index.
 _JOBS = f"""

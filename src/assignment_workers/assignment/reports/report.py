@@ -54,7 +54,7 @@ class Consistency(BaseModel):
 class Report(ServiceLevels):
     """The measured service levels from `since` to `until`.
 
-    The targets are those of the incident report (docs/original-dialer.md).
+    The targets for these values are in docs/original-dialer.md, section 0.
     """
 
     since: datetime

@@ -29,7 +29,8 @@ from assignment_workers.schema.tables import AnswerKind
 AVAILABLE_FROM = 0.5
 """Minimum share of useful answers for a minute to count as available.
 
-A useful answer tells the agent the state of the dialer queues or of the agent (`USEFUL`).
+A useful answer assigns a user, or says why no user is assigned: no user is claimable, the dialer
+queue is paused, or a rule keeps the agent from calling.
 """
 _EXPLAINED = (
     AnswerKind.TOO_LATE,
@@ -41,16 +42,19 @@ _EXPLAINED = (
     AnswerKind.RULED,
     AnswerKind.MISTAKE,
 )
-"""The kinds of answers that may have come too late for their caller, the likeliest first.
+"""The kinds of recorded answers that may have come too late for their caller, the likeliest first.
 
-A recorded answer that no counted answer matches is such an answer, if a request was counted as
-unanswered. If there are more such records than unanswered requests, those of the first kinds here
-are matched with the requests.
+The caller of such a request counted it as unanswered. So that the request does not count twice,
+each request that was counted as unanswered is paired with one recorded answer, in the order of
+these kinds. Only recorded answers that match no counted answer are paired.
 """
 
 
 class Unseen(BaseModel):
-    """The requests that the figures of a period leave out."""
+    """The gaps in the figures of a period: requests and answers that could not be counted.
+
+    For example, some programs do not count their time-outs, and old answers are deleted.
+    """
 
     requests: int = Field(
         description="Requests of callers that count nothing, such as other Celery programs: of "
@@ -70,7 +74,10 @@ class Unseen(BaseModel):
 
 
 class ServiceLevels(BaseModel):
-    """Requests of a period by what their callers got."""
+    """The service levels of a period: counts of requests by result, success rate and availability.
+
+    The result of a request is the answer that its caller got.
+    """
 
     asked: int = Field(description="Requests, without those that were the caller's mistake.")
     useful: int = Field(
@@ -104,9 +111,10 @@ class _Minute:
     counted: Counter[AnswerKind] = field(default_factory=Counter)
 
     def is_available(self) -> bool | None:
-        """Return True if the share of useful answers is at least `AVAILABLE_FROM`.
+        """Return True if at least half of the minute's requests got a useful answer.
 
-        Requests that were their caller's mistake are left out; None if there was no other request.
+        A useful answer assigns a user or says why no user is assigned. Requests that were their
+        caller's mistake do not count. Returns None if the minute has no other request.
         """
         # A request may be counted and recorded on either side of a full minute.
         useful = max(_sum(self.records, USEFUL), _sum(self.counted, USEFUL))
@@ -121,8 +129,10 @@ def service_levels(
 ) -> ServiceLevels:
     """Compute the success rate and the availability from `since` until `until`.
 
-    `newest`: the maximum number of recorded answers that are read, the newest ones; None: all.
-    Counted answers are those of the whole minutes of the period.
+    Two sources are combined: the answers that the database recorded, and the numbers of answers
+    that the gateway and the clients counted in each minute. A minute belongs to the period if it
+    begins in the period. `newest`: only this number of recorded answers is read, the newest; None:
+    all.
     """
     period = {"since": since, "until": until, "newest": newest, "rules": sorted(RULES)}
     minutes: dict[datetime, _Minute] = defaultdict(_Minute)
@@ -163,7 +173,7 @@ def service_levels(
 
 
 def unseen(figures: Unseen) -> list[str]:
-    """Return sentences about the requests that the figures leave out; an empty list if none."""
+    """Return a text for each gap in the figures: requests or answers that could not be counted."""
     told = []
     if figures.requests:
         told.append(
@@ -184,10 +194,11 @@ def unseen(figures: Unseen) -> list[str]:
 def combined(
     records: Mapping[AnswerKind, int], counted: Mapping[AnswerKind, int]
 ) -> tuple[Counter[AnswerKind], int]:
-    """Return the number of requests of each kind, and the number that only the database recorded.
+    """Add two sources of counts of requests, so that a request in both sources counts once.
 
-    `records`: recorded answers by kind. `counted`: requests counted by the gateway and the clients.
-    A request that occurs in both counts once.
+    `records`: the numbers of answers that the database recorded, by kind. `counted`: the numbers of
+    requests that the gateway and the clients counted, by kind of answer. Returns the number of
+    requests of each kind, and the number of requests that only the database recorded.
     """
     surplus = {kind: max(0, records.get(kind, 0) - counted.get(kind, 0)) for kind in _EXPLAINED}
     for kind, count in _explained(surplus, _sum(counted, LOST)).items():
@@ -197,10 +208,12 @@ def combined(
 
 
 def _explained(surplus: Mapping[AnswerKind, int], lost: int) -> dict[AnswerKind, int]:
-    """Return, by kind, the number of surplus records that are taken to be late answers.
+    """Return, by kind, the number of recorded answers that are taken to be too late.
 
-    `surplus`: by kind, the number of records that no counted answer matches. `lost`: the number of
-    requests that were counted as unanswered; at most one record is taken for each.
+    An answer that came too late is recorded in the database, but the caller counted the request as
+    unanswered. `surplus`: by kind, the number of recorded answers that match no counted answer.
+    `lost`: the number of requests that were counted as unanswered. At most one recorded answer is
+    taken for each of these requests.
     """
     explained = {}
     for kind in _EXPLAINED:

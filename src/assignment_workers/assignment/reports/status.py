@@ -110,8 +110,8 @@ class CrmStatus(BaseModel):
     """The status of the CRM.
 
     `elsewhere` is True for an external CRM. `trouble` is the reason why the CRM cannot be read now;
-    None: it answers. `mirror_age_seconds` is the age of the mirror, our copy of an external CRM,
-    which jobs that judge all users read. None: the CRM is in our own database, or was never copied.
+    None if it can be read. `mirror_age_seconds` is the age of the mirror (our copy of an external
+    CRM). It is None if the CRM is in our own database or was never copied.
     """
 
     elsewhere: bool
@@ -138,7 +138,7 @@ class DueStatus(BaseModel):
 class AgentsStatus(BaseModel):
     """Number of active agents in each state.
 
-    `unstated` agents never stated a state; they are assigned users too.
+    `unstated` counts the agents who have never set a state; users are assigned to them too.
     """
 
     available: int
@@ -152,8 +152,8 @@ class AgentsStatus(BaseModel):
 class StandbyStatus(BaseModel):
     """A server that replicates the database's commits.
 
-    An `asynchronous` standby may lack the last commits: if it is promoted, answers that agents
-    received are lost.
+    An `asynchronous` standby may lack the last commits. If it is promoted, these commits are lost,
+    although agents got the answers.
     """
 
     name: str
@@ -183,12 +183,14 @@ class Status(BaseModel):
     To see them, the role needs `pg_read_all_stats`.
     """
     durability: Durability
-    """The servers that have a commit on disk when its answer is sent."""
+    """The database servers that have a commit on disk when the agent gets the answer."""
     calling_hours: str
     calling_rules: str
     settings_version: int | None
-    """The version of the operational settings in force; None: those of this process's environment,
-    because no sequencer has led."""
+    """The version of the operational settings in force.
+
+    None: no sequencer has led yet, so the settings of this process's environment are in force.
+    """
     crm: CrmStatus
 
 
@@ -197,10 +199,10 @@ def status(
 ) -> Status:
     """Read the status of the whole system.
 
-    `application`: the configured PostgreSQL application name, by which the sequencers' connections
-    are found. `settings`: from the environment; their calling rules are replaced by those in force,
-    which are read from the database. `dialer`: that of this process. `crm`: the external CRM, if
-    any.
+    `dialer`: the definition of the dialer that this process has loaded. `crm`: the external CRM, if
+    any. `application`: the configured PostgreSQL application name, by which the sequencers'
+    connections are found. `settings`: the settings of the environment. If operators have changed
+    operational settings, the changed values are read from the database and used instead.
     """
     crm_now = crm_status(connection, dialer, crm)
     now = connection.execute(select(func.clock_timestamp())).scalar_one()
@@ -245,10 +247,10 @@ def status(
 
 
 def crm_status(connection: Connection, dialer: Dialer, crm: Crm | None) -> CrmStatus:
-    """Return the status of the CRM, after a read that tests it.
+    """Test the CRM by a read, and return the CRM's status.
 
-    Call this first in a transaction, because a failed read rolls the transaction back. The wait for
-    an external CRM is limited as for a claim.
+    Call this function first in a transaction, because a failed read rolls the transaction back. The
+    read of an external CRM waits no longer than a claim does.
     """
     if crm is not None:
         age = mirror.age(connection)

@@ -1,10 +1,14 @@
-"""Batches of calls: decides the calls of each message and its time. No connection, no clock.
+"""Batches of calls: the choice of the calls that share a message, and of the time to send it.
 
-Calls wait while `UNDER_WAY` messages of their kind are unanswered; else they are sent at once. When
-a message is answered, the waiting calls are sent together in order of arrival. A call of a task
-that takes no list never waits. A message to an assignment queue that is not answered in time counts
-as lost; its calls whose callers still wait are sent in a new message. A message to another Celery
-queue is not sent again.
+A call is a request or a command of one caller, who waits for the answer. Calls of one kind, with
+the same Celery task and queue, may share a message. A call is sent at once, unless `UNDER_WAY`
+messages of its kind are unanswered. Then the call waits. When one of these messages is answered,
+all waiting calls of the kind are sent together, in order of arrival. If a task accepts only one
+call per message, its calls never wait.
+
+A message to an assignment queue that is not answered in time counts as lost. Its calls are then
+sent again in a new message, if their callers still wait. A message to another Celery queue is not
+sent again. This module opens no connection and reads no clock.
 """
 
 from __future__ import annotations
@@ -23,14 +27,13 @@ TOGETHER = 128
 TEXT_TOGETHER = 40_000
 """The greatest number of characters of text in a message of several calls.
 
-Most of the text is agents' notes.
-
-A worker reads no message longer than a million bytes. A character may take twelve bytes in JSON,
-and a third more in base64.
+The limit keeps every message below a million bytes, because a worker may refuse a longer message. A
+character may take 12 bytes in JSON, and base64 adds a third to that. Most of the text is agents'
+notes.
 """
 UNDER_WAY = 2
-"""The greatest number of unanswered messages of one kind: one that is carried out, and one that
-waits behind it.
+"""The greatest number of unanswered messages with the same task and Celery queue: the workers carry
+out one message while the other waits behind it.
 """
 ASK_AGAIN_SECONDS = 3.0
 """Seconds after which an unanswered message to an assignment queue counts as lost.
@@ -44,7 +47,11 @@ late answer can then still be matched to its call.
 
 
 class BatchKey(NamedTuple):
-    """The key of calls that may share a message: the batch task `many`, and the Celery queue."""
+    """The Celery task and queue of a call. Calls with the same key may share a message.
+
+    `many` is the name of the task that accepts a list of calls. None: there is no such task, and
+    each call is sent in a message of its own.
+    """
 
     many: str | None
     celery_queue: str
@@ -60,7 +67,7 @@ class Settled(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """One command of one caller.
+    """A request or a command of one caller, who waits for the answer.
 
     `ends` is the time of the event loop's clock at which the caller stops waiting.
     """
@@ -91,8 +98,8 @@ class Batch:
     sent_at: float
     tries: int = 1
     superseded: bool = False
-    """True if the calls were sent again in another message. An answer to this message is still
-    used, but the message no longer counts towards `UNDER_WAY`."""
+    """True if this message counted as lost and its calls were sent again in another message. A late
+    answer to this message is still used, but the message no longer counts as unanswered."""
 
     @property
     def ends(self) -> float:
@@ -101,7 +108,7 @@ class Batch:
 
     @property
     def kind(self) -> BatchKey:
-        """The key that the calls of this message share."""
+        """The key that all calls of this message have: their Celery task and queue."""
         command = self.calls[0].command
         return BatchKey(command.many, command.celery_queue)
 
@@ -121,9 +128,10 @@ class Batch:
 
     @property
     def repeats(self) -> str | None:
-        """The id of the first message with this command: this one, or one that it repeats.
+        """The id under which the call was first sent; the workers use it to recognise a repetition.
 
-        None for a message of a batch task.
+        It is this message's own id, unless the call was sent before in another message. None for a
+        message that has a list of calls.
         """
         (first, *_) = self.calls
         return None if first.command.many else first.first_sent_as
@@ -136,7 +144,7 @@ class Batch:
 
     @property
     def senders(self) -> list[str | None]:
-        """The token that sent each call on behalf of its agent.
+        """The name of the token that sent each call on behalf of its agent, in order of the calls.
 
         None: the agent's own token, or no token.
         """
@@ -156,9 +164,11 @@ class Batch:
 
 @dataclass
 class Batcher:
-    """Groups the unanswered calls of one client into messages.
+    """The unanswered calls of one client, and the choice of the messages in which they are sent.
 
-    It opens no connection and reads no clock.
+    A call is a request or a command of one caller. `add` takes a call, `take` yields the messages
+    to send, and `answered` matches a result to its calls. No method opens a connection or reads a
+    clock.
     """
 
     new_id: Callable[[], str]
@@ -169,7 +179,7 @@ class Batcher:
     _batches: dict[str, Batch] = field(default_factory=dict)
 
     def add(self, call: Call) -> None:
-        """Append a call to the calls of its kind that wait to be sent."""
+        """Add a call to the calls that wait until `take` puts them into a message."""
         command = call.command
         kind = BatchKey(command.many, command.celery_queue if command.many else "")
         self._waiting.setdefault(kind, deque()).append(call)

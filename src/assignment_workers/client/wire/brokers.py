@@ -1,4 +1,7 @@
-"""Senders of messages to a Celery queue, and the one that uses Redis; `rabbitmq` has the other."""
+"""Senders of messages to Celery queues: the interface `Sender`, and the sender for Redis.
+
+The module `rabbitmq` has the sender for RabbitMQ.
+"""
 
 from __future__ import annotations
 

@@ -15,16 +15,19 @@ KNOWN_SECONDS = 5.0
 at most this time.
 """
 QUICK_SECONDS = 0.1
-"""Seconds. A reading of the database's clock that took longer is used for one message only."""
+"""The most seconds that a reading of the database's clock may take to be used for several messages.
+A slower reading is less accurate and is used for one message only.
+"""
 
 
 class DatabaseClock:
     """An estimate of the database's clock, for clients that reach only Redis.
 
-    It is the clock of Redis plus the difference that the sequencer measured and stored in Redis.
-    While none is stored, as before a sequencer has led, the difference is taken as zero. Between
-    two readings the process's monotonic clock counts, so the time of day on this host does not
-    matter. An estimate is too early by at most the delay of Redis's answer. It is never too late.
+    The estimate is the time of Redis plus the difference between the database's clock and Redis's.
+    A sequencer measures this difference and stores it in Redis. If none is stored, because no
+    sequencer has led yet, zero is used. Between two readings of Redis, the elapsed time is measured
+    with the process's monotonic clock, so the time of day on this host does not matter. An estimate
+    is too early by at most the delay of Redis's answer, and never too late.
     """
 
     def __init__(self, redis: Redis, steady: Callable[[], float]) -> None:
@@ -35,9 +38,10 @@ class DatabaseClock:
         self._known_until = 0.0
 
     async def read(self) -> None:
-        """Read Redis's clock and the stored difference, unless a recent reading is in use.
+        """Update the estimate from Redis, unless the last reading is recent enough.
 
-        Raises `RedisError` if Redis does not answer.
+        The estimate is the sum of Redis's time and the difference to the database's clock, which a
+        sequencer stores in Redis. Raises `RedisError` if Redis does not answer.
         """
         began = self._steady()
         if self._read is not None and began < self._known_until:
@@ -54,11 +58,14 @@ class DatabaseClock:
         self._known_until = self._read_at + (KNOWN_SECONDS if quick else 0.0)
 
     def forget(self) -> None:
-        """Discard the reading, because Redis may now be another server."""
+        """Make the next `read` ask Redis again, because Redis may now be another server."""
         self._known_until = 0.0
 
     def reached(self, instant: datetime) -> None:
-        """Set the estimate to `instant` if that is later: the database's clock has reached it."""
+        """Advance the estimate to `instant`, a time that the database's clock has already reached.
+
+        An estimate that is later than `instant` is not changed.
+        """
         now = self._steady()
         if self._read is not None and self.at(now) < instant:
             self._read, self._read_at = instant, now

@@ -1,8 +1,8 @@
 """Send the messages of many callers to the workers, and return each answer to its caller.
 
-A message is sent to its Celery queue. Its result arrives on one subscription in Redis, which exists
-before the first message is sent. After a lost subscription, the results that arrived meanwhile are
-read.
+A message is sent to its Celery queue. All results arrive on one subscription in Redis, which is
+made before the first message is sent. If the subscription is lost, it is made again, and the
+results that were stored meanwhile are read.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from assignment_workers.traces import NO_TRACES, Tracing, sending
 log = logging.getLogger(__name__)
 
 FAILED = "the workers failed on it; their log and the dead letters tell how"
-"""The reason for the caller when a task failed. The text of the exception is left out, because it
-may contain personal data.
+"""The reason that a caller is given if the task failed. The text of the task's exception is left
+out, because it may contain personal data.
 """
 
 TICK_SECONDS = 0.25
@@ -66,9 +66,10 @@ deadline, and Celery drops no message that the database would still have answere
 
 
 class Dispatcher:
-    """Sends one client's calls as messages and sets each call's answer.
+    """The part of a client that sends calls to the workers and receives the answers.
 
-    `post` and `send` must be called in one event loop.
+    A call is a request or a command of one caller. Several calls may share a message. `post` and
+    `send` must always be used in the same event loop.
     """
 
     def __init__(
@@ -87,10 +88,12 @@ class Dispatcher:
     ) -> None:
         """Prepare the dispatcher without contacting a server.
 
-        `together`: the greatest number of calls in one message. `under_way`: the greatest number of
-        unanswered messages of one kind. `randomness`: the source of message ids. `orphaned` is
-        called with a call and its answer if the caller was cancelled before. `key` signs the
-        commands that name an operator.
+        A call is a request or a command of one caller. `together`: the greatest number of calls in
+        one message. `under_way`: the greatest number of unanswered messages with the same task and
+        Celery queue. `randomness`: the source of random message ids. `orphaned`: a function that is
+        called with a call and its answer if the answer arrives after the call's future was
+        cancelled. `key`: the key that signs a message in which an operator or a token is named (see
+        `message.SIGNATURE`).
         """
         self._key = key
         self._tracing = tracing
@@ -209,8 +212,9 @@ class Dispatcher:
     async def close(self) -> None:
         """Answer the waiting calls with `Unavailable`, and close the connections.
 
-        First, the counts of answers that were not sent yet are sent to the workers, if they include
-        a request without a usable answer.
+        This client counts the answers to its requests. If a request that got no usable answer was
+        counted since the last message with counts, the counts are first sent to the workers. Other
+        counts are dropped, because the database records most other answers itself.
         """
         if self._tasks and self._counts.has_lost():
             with contextlib.suppress(TimeoutError):

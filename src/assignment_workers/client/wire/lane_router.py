@@ -20,9 +20,10 @@ assignment is the oldest is forgotten first.
 
 @dataclass
 class LaneRouter:
-    """Chooses the assignment queue for each command of one client.
+    """The choice of the assignment queue to which each request or command of one client is sent.
 
-    Each lane, a group of dialer queues, has one assignment queue. With one lane nothing is chosen.
+    Each lane, a group of dialer queues, has one assignment queue. If there is only one lane, there
+    is nothing to choose.
     """
 
     lanes: Lanes = ONE_LANE
@@ -30,9 +31,11 @@ class LaneRouter:
     """By agent id: the dialer queue of the last user who was assigned to the agent."""
 
     def way(self, command: CommandCall) -> CommandCall:
-        """Return the command, addressed to the assignment queue of the lane that it concerns.
+        """Return the request or command, addressed to the assignment queue of its lane.
 
-        A command that names no dialer queue goes to the lane of its agent's last user.
+        The lane is that of the dialer queue that the command names. A command that names none goes
+        to the lane of its agent's last user. A command for a Celery queue that is no assignment
+        queue, such as a heartbeat, is returned unchanged.
         """
         if self.lanes.is_one or command.celery_queue in OFF_THE_LINE:
             return command

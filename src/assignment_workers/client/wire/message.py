@@ -31,16 +31,16 @@ _ORIGIN = f"{os.getpid()}@{socket.gethostname()}"
 DEAD_LETTER = "dead_letter"
 """Header: the number of the dead letter from which this message was sent again."""
 COMMAND_ID = "command_id"
-"""Header: the id by which a repeated command is recognised. If absent, the task id counts."""
+"""Header: the id by which a repeated command is recognised. If absent, the task id is used."""
 COMMAND_POSITION = "command_position"
 """Header: the command's number in the order of all operators' commands; null if it has none.
 
 The database assigns the number, so that an old command that arrives late can be refused.
 """
 SIGNATURE = "signature"
-"""Header: the signature of the program that sent the message.
+"""Header: an HMAC of the command, made with a key that only our own programs have.
 
-The program has verified the operator or the senders whom the message names.
+It proves that one of these programs verified the operator or the senders named in the message.
 """
 SENDERS = "senders"
 """Header: for each request of the message, the name of the token that sent it for its agent.
@@ -88,13 +88,15 @@ def message(
     senders: Sequence[str | None] = (),
     key: str | None = None,
 ) -> Envelope:
-    """Return a task message. As JSON it is an element of the Redis list `celery_queue`.
+    """Return a message to the Celery queue `celery_queue`, in the form that kombu writes to Redis.
 
-    A worker that reads the message after `expires` does not run it. `about` has the ids of its
-    requests, for a person who inspects the queue in Redis; no program reads it. `traced` has the
-    headers of a trace. `command_id` is the id of the first message with this command, if this
-    message repeats it. `position`: see `COMMAND_POSITION`; `senders`: see `SENDERS`. `key` makes
-    the `SIGNATURE` of a message that names an operator or senders.
+    A worker that reads the message after `expires` does not run it. `about` has the ids of the
+    requests in the message, for a person who inspects the queue in Redis; no program reads it.
+    `traced` has the headers that continue a trace. `command_id` is the id of the first message with
+    this command, if this message repeats the command. `position` is the command's number in the
+    order of all operators' commands. `senders` has, for each request of the message, the name of
+    the token that sent it for its agent. `key` signs a message that names an operator or a sender
+    (see `SIGNATURE`).
     """
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]

@@ -1,4 +1,4 @@
-"""The sender of messages over RabbitMQ, imported only where the broker is one."""
+"""The sender of messages over RabbitMQ, imported only if the broker is RabbitMQ."""
 
 from __future__ import annotations
 

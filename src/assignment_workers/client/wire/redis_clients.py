@@ -1,10 +1,12 @@
-"""Clients of a Redis that may fail over: found through Sentinel, or behind a name that moves.
+"""Clients of a Redis that may fail over: the primary is found through Sentinel or a host name.
 
-A server that was the primary and is a replica now answers READONLY to writes, and UNBLOCKED to a
-wait. Both mean that another server is the primary: the connection is closed, and the next one finds
-that server. A primary that hangs answers nothing, and its connections would wait for their
-time-outs, one after the other. So a thread asks the Sentinels each second which server is the
-primary, and ends the connections to any other.
+After a failover the old primary is a replica. It answers READONLY to writes, and UNBLOCKED to
+blocking commands. On either error the client closes the connection, and its next connection finds
+the new primary: the Sentinels name it, or the host name now leads to it.
+
+A primary that hangs answers nothing, and its connections would wait for their time-outs, one after
+the other. So, with Sentinel, a thread asks the Sentinels each second which server is the primary,
+and closes the connections to any other server.
 """
 
 from __future__ import annotations
@@ -69,11 +71,18 @@ class _AsyncMoving(_Async):
 
 
 class MovingConnection(_Moving, connection.Connection):
-    """A connection that is closed when its server becomes a replica."""
+    """A connection to a Redis whose host name may move from one server to another (a failover).
+
+    The connection is closed when its server answers that it is a replica now. The next connection
+    looks up the host name again.
+    """
 
 
 class MovingSSLConnection(_Moving, connection.SSLConnection):
-    """A `MovingConnection` with TLS."""
+    """A connection with TLS to a Redis whose host name may move from one server to another.
+
+    The connection is closed when its server answers that it is a replica now.
+    """
 
 
 class SentinelConnection(_Moving, sentinel.SentinelManagedConnection):
@@ -189,7 +198,10 @@ def _at(asked: Any) -> tuple[str, int]:  # noqa: ANN401 - redis-py's, of both ki
 
 
 def _note_answer(pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
-    """Record which Sentinel has just answered: redis-py has moved it to the first position."""
+    """Remember the Sentinel that has just answered, so that it is asked first the next time.
+
+    redis-py has moved this Sentinel to the first position in the pool's list.
+    """
     _ANSWERED[pool.service_name] = _at(pool.sentinel_manager.sentinels[0])
 
 
@@ -208,7 +220,11 @@ _LOCK = threading.Lock()
 
 
 def _follow(made: Any, pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
-    """Have a `_Follower` thread close the connection `made` when the primary changes."""
+    """Register the connection `made` to be closed when another server becomes the primary.
+
+    `pool` is the connection's pool. One thread (`_Follower`) for each primary asks the Sentinels
+    and closes the registered connections. The thread is started if there is none.
+    """
     manager = pool.sentinel_manager
     hosts = tuple(sorted(map(_at, manager.sentinels)))
     with _LOCK:
@@ -236,7 +252,7 @@ def _hang_up(made: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
 def redis_client(url: str, **options: Any) -> Redis:  # noqa: ANN401 - redis-py's
     """Return a client of the Redis or Redis Sentinel at `url`, without contacting it.
 
-    `url` is in Celery's form. `options` are redis-py's.
+    `url` has the form of Celery's `broker_url`. `options` are passed on to redis-py's client.
     """
     if not url.startswith(SENTINEL):
         plain = MovingSSLConnection if url.startswith("rediss") else MovingConnection
@@ -290,7 +306,7 @@ def sentinel_options(at: SentinelAddress) -> dict[str, Any]:
 
 
 def tls_options(at: SentinelAddress) -> dict[str, str]:
-    """Return redis-py's TLS options, converted from those in Celery's form."""
+    """Return the TLS options as redis-py spells them, such as `required` for `CERT_REQUIRED`."""
     return {name: _requirement(name, value) for name, value in at.tls.items()}
 
 

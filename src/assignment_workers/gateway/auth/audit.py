@@ -2,8 +2,8 @@
 
 Rare events are recorded in the transactions that cause them. Refusals are counted in sums by
 address and minute and written once a minute, so that a flood of refusals fills no table. The first
-command of a token for an agent in an hour is recorded within seconds. The last use of tokens is
-written with the sums, so that no call waits for it.
+command in each hour that a token sends for an agent is recorded within seconds. The times of the
+last use of tokens are written with the sums, so that no call waits for the database.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ log = structlog.get_logger()
 EVERY_SECONDS = 10.0
 """Seconds between two writes of the counts to the access log."""
 ADDRESSES = 1_000
-"""The greatest number of different counts in memory. Beyond it, refusals are counted together under
-the address `others`, and commands for agents under the agent `others`.
+"""The greatest number of separate counts in memory. A count has a minute, a kind, a token, an
+address and an agent. When there are this many, further refusals are counted together under the
+address `others`, and further commands for agents under the agent `others`.
 """
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
-"""The greatest number of pairs of token and agent whose last record a gateway remembers."""
+"""The greatest number of pairs of a token and an agent for which a gateway remembers the hour of
+the last record. When there are more, all are forgotten.
+"""
 USE_SECONDS = 60
 """The shortest time, in seconds, between two writes of a token's last use."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """A record of the access log."""
+    """A record of the access log, such as a sign-in, a refused call or a created token."""
 
     at: datetime
     what: str
@@ -97,7 +100,10 @@ class AccessLog:
     _sums: Counter[_Sum] = field(default_factory=Counter)
     _used: set[str] = field(default_factory=set)
     _acted: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Maps a token's name and an agent to the hour of the last record, counted from the epoch."""
+    """Maps a token's name and an agent to the hour of the last record, counted from the epoch.
+
+    A token's commands for an agent are recorded only once in an hour.
+    """
     _task: asyncio.Task[None] | None = None
 
     def refused(self, what: AccessKind, *, who: str | None, address: str | None) -> None:
@@ -148,9 +154,10 @@ class AccessLog:
     async def write(self, *, whole: bool = True) -> None:
         """Store the last uses of tokens, the commands sent for agents, and the counts of refusals.
 
-        Refusals are counted by minute. `whole`: True to write those of past minutes only, so that
-        each minute is written once; False to write the current minute as well. If the database
-        cannot be written, all of this stays in memory for the next write.
+        Refusals are counted by minute. `whole` True: only the counts of past minutes are written,
+        so that each minute is written once. `whole` False: the counts of the current minute are
+        written as well. If the database cannot be written, everything stays in memory for the next
+        write.
         """
         minute = self.clock().replace(second=0, microsecond=0)
         sums = {

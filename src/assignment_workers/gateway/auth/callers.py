@@ -1,4 +1,4 @@
-"""Callers and their rights: roles, and an agent's token for that agent alone."""
+"""Callers and their rights, by the role of their token; an agent's token acts for one agent."""
 
 from __future__ import annotations
 
@@ -31,16 +31,19 @@ KNOWN_AT_MOST = 10_000
 LOOK_UP_SECONDS = 2.0
 """The most seconds to wait for the look-up of a token in the database."""
 REMEMBERED_SECONDS = 3600.0
-"""Seconds for which a token or session that was valid is accepted while the database is
-unavailable, so that an operator can find out what is wrong.
+"""Seconds for which a dashboard session is still accepted while the database is unavailable, if the
+session was valid before. The same holds for a token, but only at the paths of metrics and health
+(`OUTLIVES_DATABASE`). An operator can then find out what is wrong.
 """
 OUTLIVES_DATABASE = frozenset({"/metrics", "/v1/health"})
 """The paths at which a token that was valid is accepted while the database is unavailable."""
 
 ACTING = frozenset({TokenRole.AGENT, TokenRole.FRONTEND})
-"""The roles that may send commands on behalf of agents."""
+"""The roles whose tokens may send requests and commands for agents."""
 WATCHING = frozenset({TokenRole.SUPERVISOR, TokenRole.OPERATOR})
-"""The roles that may see everything."""
+"""The roles that may see the data of all agents and dialer queues. Free text is shown to operators
+only.
+"""
 OPERATING = frozenset({TokenRole.OPERATOR})
 ANYBODY = frozenset(TokenRole)
 
@@ -73,10 +76,11 @@ event of a refused command is not included, because it names the agent who holds
 
 @dataclass(frozen=True)
 class Caller:
-    """The caller of the gateway, known by a token.
+    """A caller of the gateway: the name, the role and the agent of the caller's token.
 
-    `role` None: everything is allowed, because tokens are off, or because the token is the one that
-    `assignment-workers up` made for the processes that it runs.
+    `token` None: tokens are off. `role` None: everything is allowed, because tokens are off, or
+    because the token is the one that `assignment-workers up` made for the processes that it runs.
+    `agent_id`: the only agent for whom the token acts; None: the token belongs to no agent.
     """
 
     token: str | None
@@ -116,8 +120,8 @@ class Caller:
     def sees(self, agent_id: int | None) -> EventFilter:
         """Return the filter for the events that the caller may follow.
 
-        `agent_id` limits the filter to one agent. Roles that send commands for agents see the
-        events about agents; supervisors and operators see everything. Raises `Problem` 403 if the
+        `agent_id` limits the filter to one agent. Agents and frontends see the events about agents
+        and their assignments; supervisors and operators see all events. Raises `Problem` 403 if the
         token is that of another agent.
         """
         if agent_id is not None:
@@ -186,7 +190,11 @@ class Callers:
         return self._paced(kept)
 
     async def session(self, cookie: str) -> Caller:
-        """Return the caller who signed in with this cookie. Raises `Problem` as `bearer` does."""
+        """Return the caller who signed in to the dashboard session with this cookie.
+
+        Raises `Problem` 401 if there is no such session or it has ended, 429 for too many calls,
+        and 503 if the session cannot be looked up because the database is unavailable.
+        """
         if not self.required:
             return EVERYBODY
         if not cookie:
@@ -259,9 +267,12 @@ class Callers:
         *,
         outlives: bool,
     ) -> StoredToken | None:
-        """Return the stored token or session, from the cache or the database, or None.
+        """Return the token, or the token of the session, from the cache or the database; or None.
 
-        Raises `Problem` 503 if the database does not answer within `LOOK_UP_SECONDS`.
+        `key` is the token's name, or the digest of the session's cookie. `look_up` reads the token
+        from the database. `outlives`: while the database is unavailable, the result of an earlier
+        look-up is accepted for `REMEMBERED_SECONDS`. Otherwise raises `Problem` 503 if the database
+        does not answer within `LOOK_UP_SECONDS`.
         """
         now = self.clock()
         until, kept = self._known.get(key, (0.0, None))

@@ -1,8 +1,9 @@
 """Refusals: counted, recorded, and slowed down by address before a token is looked up.
 
 An unknown token costs a look-up in the database. A call without a token passes through the whole
-application before it is refused. Both take time from callers with a valid token. If an address is
-refused often, this middleware therefore refuses its calls by itself, after a delay.
+application before it is refused. Both take time from callers with a valid token. If calls from an
+address were refused often, this middleware therefore answers further calls from that address with a
+refusal, after a delay, without passing them to the application.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from assignment_workers.gateway.system_health import AnswerWindow
 from assignment_workers.schema.tables import AccessKind
 
 HELD_SECONDS = 1.0
-"""Seconds by which the answer is delayed for an address that was refused too often."""
+"""Seconds by which a further refusal is delayed for an address that was refused too often."""
 HELD_AT_MOST = 500
-"""The greatest number of answers that are delayed at the same time. A further one is sent at once,
-and its connection ends.
+"""The greatest number of refusals that are being delayed at the same time. A further refusal is
+sent at once, and its connection is closed.
 """
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
 OF_AGENTS = ("/v1/requests", "/v1/assignments/")
@@ -38,8 +39,10 @@ COOKIE = b"assignment_workers="
 class Doorkeeper:
     """ASGI middleware that answers 429 to an address whose calls were refused too often.
 
-    Calls from that address with a token or session that was valid when looked up last are let
-    through. The middleware also counts refusals, and the answers to agents' calls.
+    Only refusals of calls without a valid token count. A call from such an address is still let
+    through if the call's own token or session was valid when it was last looked up. The middleware
+    also counts all refusals for the access log, and the answers to agents' calls for the health of
+    the system.
     """
 
     def __init__(

@@ -30,9 +30,10 @@ def begin(
 ) -> str | None:
     """Begin a dashboard session and return its cookie; None if `link` was used before.
 
-    `token` is the name of the token that opens the session; `stack` is the digest of the secret
-    that `assignment-workers up` made, if that opens the session. `link` is the one-time link.
-    `address` is the browser's, for the access log. The caller commits.
+    A session is opened either by a token or by the secret that `assignment-workers up` made for its
+    processes. `token`: the name of the token, or None. `stack`: the digest of the secret, or None.
+    `link`: the name of the one-time code in the sign-in link; None: no link was used. `address`:
+    the address of the browser, for the access log. The caller commits.
     """
     cookie = secrets.token_urlsafe(32)
     now = func.clock_timestamp()
@@ -56,10 +57,11 @@ def begin(
 
 
 def find(connection: Connection, cookie: bytes, *, stack: str | None) -> StoredToken | None:
-    """Return the token that opened the session of `cookie`, a digest; None if the session is over.
+    """Return the token that opened a dashboard session; None if the session is over.
 
-    `stack`: the digest of the secret that `assignment-workers up` made for this gateway, or None. A
-    session that such a secret opened is valid only at gateways that have the same secret.
+    `cookie`: the digest of the session's cookie. `stack`: the digest of the secret that
+    `assignment-workers up` made for this gateway, or None. A session that such a secret opened is
+    valid only at gateways that have the same secret.
     """
     row = connection.execute(_FIND, {"hash": cookie}).one_or_none()
     if row is None:
@@ -88,7 +90,9 @@ def digest(cookie: str) -> bytes:
 
 
 STACK = StoredToken("stack", b"", None, None)
-"""The token that stands for the secret that `assignment-workers up` made. It allows everything."""
+"""The token of each session that was opened with the secret of `assignment-workers up`. It allows
+everything. The database does not have this token.
+"""
 
 _FIND = (
     select(ApiToken.id, ApiToken.role, ApiToken.agent_id, DashboardSession.stack)

@@ -48,7 +48,7 @@ class Token:
 
 @dataclass(frozen=True)
 class StoredToken:
-    """The stored hash and rights of a token, against which a token is checked."""
+    """The stored hash and rights of a token; the token that a caller sends is checked by them."""
 
     id: str
     hash: bytes
@@ -60,10 +60,10 @@ class StoredToken:
 
 
 def of_stack(token: str | None) -> StoredToken | None:
-    """Return the token that `assignment-workers up` made for its processes as a `StoredToken`.
+    """Return a `StoredToken` for the token that `assignment-workers up` made for its processes.
 
-    `token`: its text. Returns None without a text, or if the text is not of a token's form. The
-    database does not have this token.
+    `token`: the text of that token. Returns None if `token` is None or does not have the form of a
+    token. The database does not have this token.
     """
     named = parts(token or "")
     return named and StoredToken(named[0], _hash(named[1]), None, None)

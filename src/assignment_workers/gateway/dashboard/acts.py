@@ -42,7 +42,8 @@ class Asked:
     subject: str
     """The id of the user, agent, dialer queue or other object that the action changes.
 
-    Instead of an id, it may be `A_PHONE_NUMBER` or `ALL`.
+    For an action on a phone number it is the text `a phone number`; for an action on no single
+    object it is `all`.
     """
     who: str
     why: str
@@ -55,8 +56,8 @@ class Asked:
 
 
 A_PHONE_NUMBER, ALL = "a phone number", "all"
-"""The texts recorded in place of an object's id: for an action on a phone number, and for an action
-on no single object.
+"""The texts recorded in place of an object's id: `A_PHONE_NUMBER` for an action on a phone number,
+and `ALL` for an action that concerns no single object, such as to resume all dialer queues.
 """
 
 
@@ -69,9 +70,11 @@ class Field:
     required: bool = True
     digits: bool = True
     text: bool = False
-    """True if the field is for a longer text. `digits` is then False."""
+    """True if the field is for a longer text. Then `digits` (only digits are accepted) is False."""
     of_lists: bool = False
-    """True if the field names the user or number to act on. A page about one user does not show it.
+    """True if the field names the user or phone number to act on.
+
+    Only pages of lists show the field, because a page about one user sends that user's id itself.
     """
     of_user: bool = False
     """True if the field is for the CRM's id of a user."""
@@ -232,8 +235,8 @@ async def _lift_closed(client: AsyncClient, _: Engine, asked: Asked) -> str:
 def subject_of(said: Mapping[str, str]) -> str:
     """Return the text to record as the object of an action, from the fields of its form.
 
-    It is an id, `A_PHONE_NUMBER` or `ALL`. The phone number itself is not recorded with the action:
-    the suppression of the number (the ban on calls) stores it.
+    The text is the object's id. For an action on a phone number it is only `a phone number`, so
+    that the number itself is not recorded; for an action on no single object it is `all`.
     """
     named = said.get("subject") or said.get("user") or said.get("name")
     return named or (A_PHONE_NUMBER if said.get("phone") else ALL)
@@ -242,7 +245,9 @@ def subject_of(said: Mapping[str, str]) -> str:
 def _whom(asked: Asked) -> tuple[UserId | None, str | None]:
     """Return the user id and the phone number that an action concerns, each None if missing.
 
-    Both are from the page or the form. The sequencer refuses a command that names both.
+    The user id is in the form's field `subject` (on a page about one user) or `user`, the phone
+    number in `phone`. The sequencer refuses a command that has a user id and a phone number. Raises
+    `Problem` 422 if the user id is invalid.
     """
     phone = asked.said.get("phone") or None
     named = asked.said.get("subject") or asked.said.get("user")
@@ -316,9 +321,9 @@ async def _dismiss_all(_: AsyncClient, engine: Engine, asked: Asked) -> str:
 async def dismissed(
     engine: Engine, numbers: Sequence[int] | None, who: str, why: str | None
 ) -> list[int]:
-    """Dismiss these dead letters; return the numbers of those dismissed.
+    """Dismiss the dead letters with these numbers; return the numbers of those dismissed now.
 
-    `numbers` None: all that were neither sent again nor dismissed.
+    `numbers` None: dismiss every dead letter that was neither sent again nor dismissed yet.
     """
 
     def do() -> list[int]:

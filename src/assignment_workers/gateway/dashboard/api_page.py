@@ -85,7 +85,11 @@ def _operation(document: Schema, method: str, path: str, said: Schema) -> ApiOpe
 
 
 def _fields(document: Schema, schema: Schema) -> list[ApiField]:
-    """Return the fields of a request body, also of an optional one."""
+    """Return the fields of a request body; none if it has no fields.
+
+    `schema`: the JSON schema of the body. The schema of an optional body is `anyOf` the body and
+    null.
+    """
     found = _resolved(document, schema)
     for each in found.get("anyOf", []):
         if "properties" in (inner := _resolved(document, each)):
@@ -105,7 +109,7 @@ def _resolved(document: Schema, schema: Schema) -> Schema:
 
 
 def _kind(schema: Schema) -> str:
-    """Return the type of a schema in a few words, with its bounds."""
+    """Format the type and the bounds of a JSON schema, such as `integer, from 1, to 10`."""
     if "anyOf" in schema:
         return " or ".join(_kind(each) for each in schema["anyOf"])
     if "$ref" in schema:

@@ -1,6 +1,6 @@
 """Charts as SVG, for the pages and for the report in one file. They need no script.
 
-A chart is made in a template from rows with times and numbers, after their redaction.
+Templates make the charts from rows of times and numbers. For pages, the rows are redacted first.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ class Bar:
     width: float
     height: float
     kind: str
-    """The kind of the bar, which sets its colour: `done` or `unanswered`."""
+    """`done` for assignments, `unanswered` for requests without an answer; it sets the colour."""
     label: str
     moment: datetime
-    """The beginning of the time that the bar stands for. The label starts with it, as text."""
+    """The start of the period that the bar stands for. `label` begins with this time as text."""
 
 
 @dataclass(frozen=True)
 class ChartLine:
-    """A line of a chart. `pieces` has the SVG points of each unbroken piece as one text."""
+    """A line of a chart, broken into pieces where values are missing.
+
+    `pieces`: for each piece, its points in the form of SVG's attribute `points`.
+    """
 
     name: str
     dashes: str
@@ -106,7 +109,7 @@ def counts_chart(
 ) -> Chart:
     """Return a bar chart of the assignments in each part, with unanswered requests stacked on top.
 
-    `noun` names what is counted, for the labels.
+    A part is one of the equal parts of the period. `noun`: the word for the assignments in labels.
     """
     done = {axis.place(each.at): each.assignments for each in parts}
     lost = {axis.place(each.at): each.count for each in unanswered}

@@ -78,7 +78,10 @@ async def holds(request: Request) -> Response:
 @ROUTES.get("/queues/{name}/rules")
 @as_page
 async def rules(request: Request, name: str) -> Response:
-    """Show how many users each rule of a dialer queue excludes, by an exact count."""
+    """Show how many users each rule of a dialer queue excludes.
+
+    Of a large dialer queue, only the first `EXPLAINED_AT_MOST` users by score are counted.
+    """
     return await show(request, views.rules(name))
 
 
@@ -329,7 +332,7 @@ def _address(request: Request) -> str | None:
 
 
 async def _begin(here: Dashboard, caller: Caller, address: str | None) -> str | None:
-    """Begin a session and return its cookie; None if tokens are off: no cookie is needed."""
+    """Begin a session and return its cookie; None if no API tokens are required."""
     if caller.token is None:
         return None
     is_stack = caller.role is None
@@ -346,7 +349,10 @@ async def _begin(here: Dashboard, caller: Caller, address: str | None) -> str | 
 @ROUTES.get("/flower")
 @as_page
 async def flower(request: Request) -> Response:
-    """Redirect to Flower; if `up` runs it, sign the operator in there too."""
+    """Redirect to Flower.
+
+    If `assignment-workers up` runs Flower, the redirect also signs the operator in to Flower.
+    """
     caller = await looker_of(request)
     here = here_of(request)
     if here.flower_url is None:

@@ -20,7 +20,7 @@ ROUTES = APIRouter(include_in_schema=False)
 @ROUTES.get("/runbooks")
 @as_page
 async def runbooks(request: Request) -> Response:
-    """Show the runbooks; the address of one ends with `#` and its anchor."""
+    """Show all runbooks on one page. The address `/runbooks#ANCHOR` leads to one of them."""
     caller = await looker_of(request)
     facts = {"title": "Runbooks", "caller": caller, "text": rendered()}
     return html(request, "runbooks.html", facts)

@@ -1,8 +1,8 @@
 """The viewer's session, by a cookie that no script can read.
 
-Only the pages of the dashboard accept the cookie. `/v1` accepts none, so that no other site can use
-it there. A form carries a proof made from the cookie, and the browser's headers tell which site
-sent the form.
+Only the pages of the dashboard accept the cookie. `/v1` does not, so that another site cannot make
+a viewer's browser call `/v1` with the cookie. A form contains a proof made from the cookie, and the
+header `Sec-Fetch-Site` tells whether another site sent the form.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from assignment_workers.gateway.problems import refused
 COOKIE = "assignment_workers"
 FORM = "application/x-www-form-urlencoded"
 _OWN = secrets.token_bytes(32)
-"""The secret for the proofs in forms if tokens are off, because no session cookie exists then."""
+"""The secret from which the proofs in forms are made if the gateway requires no API tokens.
+
+A proof shows that a form was sent from our page. It is otherwise made from the session cookie,
+which does not exist without tokens.
+"""
 
 
 async def looker(callers: Callers, request: Request) -> Caller:
@@ -68,7 +72,8 @@ def proof(request: Request) -> str:
 async def fields(request: Request, *, proven: bool = True) -> dict[str, str]:
     """Return the fields of a submitted form. Raises `Problem` 403 if another site sent the form.
 
-    `proven` False accepts a form without the session's proof, such as the sign-in form.
+    `proven` True: the form must contain the session's `proof` (a CSRF token). False: it need not,
+    as the sign-in form, which is sent before a session exists.
     """
     site = request.headers.get("sec-fetch-site", "same-origin")
     body = (await request.body()).decode("utf-8", "replace")

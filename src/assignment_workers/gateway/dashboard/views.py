@@ -73,7 +73,10 @@ class PageSource:
     def read(
         self, name: object, what: Callable[[Connection], T], *, seconds: float = FRESH_SECONDS
     ) -> T:
-        """Call `what` with a connection, or return its cached result; see `ReadCache.read`."""
+        """Call `what` with a connection and return the result, or the cached result if it is fresh.
+
+        The result is cached under `name` for `seconds`.
+        """
         return self.read_cache.read(name, what, seconds=seconds)
 
 
@@ -95,7 +98,10 @@ class View:
     """Further facts for the templates, which are not from the database."""
     template: str = "page.html"
     key: object = None
-    """The choices, such as a period, by which pages with the same title differ."""
+    """A part of the key under which the rendered page is cached.
+
+    Pages with the same title differ in it: it has their choices, such as the period of a chart.
+    """
 
 
 def overview(period: str) -> View:
@@ -283,7 +289,7 @@ def rules(name: str) -> View:
 
 
 def user(name: UserId) -> View:
-    """Return the page of a user: ids and times only."""
+    """Return the page of a user: state, eligibility rule by rule, assignments and events."""
 
     def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:
@@ -395,7 +401,7 @@ def agent(number: int) -> View:
 
 
 def _stands(connection: Connection, number: int) -> Facts | None:
-    """Return the facts about an agent from the dialer's tables and ours; None if there is none."""
+    """Return an agent's row and current state as one mapping; None if the agent does not exist."""
     known, stood = details.agent(connection, number), shown(connection, number)
     return known | stood.model_dump() if known and stood else None
 
@@ -512,7 +518,10 @@ def settings() -> View:
 
 
 def service(since: datetime, name: str) -> View:
-    """Return the page of the service levels of a period."""
+    """Return the page of the service levels from `since` until now.
+
+    `name`: the name of the period for people, such as `last day`.
+    """
 
     def read(source: PageSource) -> Facts:
         def ask(c: Connection) -> Facts:

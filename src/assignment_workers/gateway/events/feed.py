@@ -57,7 +57,10 @@ SHOWN = (
     "kind",
     "done",
 )
-"""The names of the details that are sent with an event. Free text is hidden from every client."""
+"""The names of those details of an event that are sent to clients.
+
+Other details are left out. Free text in the details that are sent is hidden from every client.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,17 @@ class Follower(Protocol):
     event_filter: EventFilter
 
     def put(self, line: SerializedEvent) -> None:
-        """Receive an event. The receiver ignores it if the filter does not include its kind.
+        """Receive an event from a `Feed`; ignore the event if the filter excludes its kind.
 
-        The agent is that of the filter, or any if the filter names none.
+        The filter is this object's `event_filter`. Its agent need not be checked here: if it names
+        an agent, the `Feed` passes only events of that agent.
         """
 
     def restart(self) -> None:
-        """Begin anew: the database was replaced by an older copy, such as a restored backup.
+        """Discard buffered events and send `reset`: the database was replaced by an older copy.
 
-        Its newest events are lost, and their ids may be used again.
+        The copy, such as a restored backup, does not have the newest events, and may use their ids
+        for other events. After `reset`, the client must read the current state again.
         """
 
 
@@ -234,7 +239,11 @@ class Feed:
                 self.position = until
 
     async def _settle(self) -> None:
-        """Wait for the end of each open transaction that may have an event not yet visible."""
+        """Wait until each open transaction that may have written an invisible event has ended.
+
+        Then all events with ids up to the last one read are visible; a missing id there will never
+        exist.
+        """
         held_back = await self._ask(events.writers)
         while held_back:
             await asyncio.sleep(SETTLE_SECONDS)
@@ -253,9 +262,10 @@ class Feed:
     async def read(
         self, after: int, until: int, event_filter: EventFilter
     ) -> Sequence[StoredEvent]:
-        """Return the first events that the filter includes, with ids from `after` to `until`.
+        """Return stored events that the filter includes, in the order of their ids.
 
-        There are at most `PAGE`. `after` is excluded, `until` included.
+        The ids are above `after` and at most `until`. Of more than 500 events (`PAGE`), only the
+        first 500 are returned.
         """
         return await self._ask_for_reader(
             lambda connection: _page(
@@ -293,13 +303,19 @@ class Feed:
         return await asyncio.to_thread(ask)
 
     async def _ask_for_reader(self, what: Callable[[Connection], T]) -> T:
-        """Call `what`, a query for a reconnected client. Such queries run one at a time."""
+        """Call `what` with a database connection, and return the result.
+
+        `what` is a query for a client that has reconnected. Such queries run one at a time.
+        """
         async with self._returning:
             return await self._ask(what)
 
 
 def _page(connection: Connection, *given: int, **choice: Any) -> Sequence[StoredEvent]:  # noqa: ANN401
-    """Return events as `events.between` does, with the CRM's ids of users."""
+    """Call `events.between`; return the events with the CRM's user ids in place of ours.
+
+    `given` and `choice` are the arguments of `events.between`.
+    """
     return user_ids.shown(loaded(), connection, events.between(connection, *given, **choice))
 
 

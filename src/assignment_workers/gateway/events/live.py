@@ -41,8 +41,8 @@ READERS_OF_ONE = 10
 START_SECONDS = 5.0
 
 RESET = "reset"
-"""The kind of the event for a client whose missed events cannot be sent: it must read the current
-state again.
+"""The kind of the event that tells a client that its missed events cannot be sent. The client must
+then read the current state again.
 """
 
 
@@ -50,7 +50,7 @@ state again.
 class EventReader:
     """One open stream of events.
 
-    All events up to the id `last` that its client may see have been sent.
+    Every event that the client may see, with an id up to `last`, has been sent.
     """
 
     feed: Feed
@@ -61,7 +61,7 @@ class EventReader:
     _lines: deque[SerializedEvent] = field(default_factory=deque)
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _resumed: bool = False
-    """True once it is known that the events that the client missed can be sent."""
+    """True once a check has shown that all events that the client missed can still be sent."""
     _follows: bool = False
     """True once the events that the client missed were sent. Later events come from the feed."""
 
@@ -95,7 +95,7 @@ class EventReader:
         return b"".join(line.text for line in lines)
 
     def mark(self) -> bytes:
-        """Return a comment with the stream's last id, from which the client can resume."""
+        """Return an SSE comment with the stream's last id, from which the client can resume."""
         return b": alive\nid: %d\n\n" % self.last
 
     def put(self, line: SerializedEvent) -> None:
@@ -214,7 +214,7 @@ class Live:
         return self._feed
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """End every stream if the task of the feed has failed, because no events would arrive."""
+        """End every stream if the task that runs the `Feed` has failed: no events would arrive."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("live_failed", exc_info=error)
             self._feed = None

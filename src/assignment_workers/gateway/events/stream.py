@@ -26,7 +26,8 @@ LAST_WORD_SECONDS = 1.0
 class EventStream(Response):
     """A response that streams the events that a filter includes, after the id `last`.
 
-    It ends when the client disconnects or its token is revoked.
+    The response ends when the client disconnects or is too slow, when the client's token is
+    revoked, or when the gateway stops.
     """
 
     media_type = MEDIA_TYPE
@@ -97,7 +98,10 @@ def _body(said: bytes, *, more: bool = True) -> dict[str, Any]:
 
 
 async def _end(send: Send) -> None:
-    """End the response, if the client still reads within `LAST_WORD_SECONDS`."""
+    """Send the end of the response; give up after `LAST_WORD_SECONDS` if the client does not read.
+
+    The server then closes the connection.
+    """
     try:
         async with asyncio.timeout(LAST_WORD_SECONDS):
             await send(_body(b"", more=False))

@@ -98,9 +98,10 @@ _FINISHED: dict[int | str, dict[str, Any]] = {
 
 
 def _add_route(verb: AnyVerb) -> None:
-    """Add the route `POST /v1/assignments/{assignment}/VERB` of a verb such as `complete`.
+    """Add the route `POST /v1/assignments/{assignment}/VERB` for a verb.
 
-    The body of a call has the verb's arguments.
+    A verb is an agent's command about an assignment, such as `complete`. The body of a call has the
+    verb's arguments.
     """
     own = tuple(each.name for each in verb.own)
 
@@ -142,7 +143,7 @@ for _verb in VERBS.values():
 async def state(
     request: Request, agent: AgentPath, body: StateBody, here: Here, who: Stater
 ) -> Response:
-    """Set the agent's state. On break or offline, an offer that is not accepted is released."""
+    """Set the agent's state. On break or offline, the agent's offer, if any, is released."""
     here.callers.let(who, agent)
 
     def ask(by: str | None, position: int | None = None) -> Awaitable[Response]:
@@ -172,8 +173,9 @@ async def heartbeat(
 ) -> Response:
     """Record that the agent is present, which keeps accepted work alive.
 
-    Heartbeats are written together, about once a second. The first heartbeat that names an offer in
-    `assignment_id` accepts the offer. A heartbeat does not change the agent's state otherwise.
+    The heartbeats of all agents are written in batches, about once a second. The first heartbeat
+    that names an offer in `assignment_id` accepts the offer. Apart from that, a heartbeat does not
+    change the agent's state.
     """
     here.callers.let(who, agent)
     offer = body.assignment_id

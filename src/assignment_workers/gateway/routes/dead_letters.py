@@ -32,7 +32,8 @@ from assignment_workers.gateway.problems import refused, responses
 ROUTES = routes()
 
 NAMED_AT_MOST = 1_000
-"""The greatest number of dead letters that one call may name. So many fit into the largest body.
+"""The greatest number of dead letters that one call may name. A request body with this many numbers
+is smaller than the limit for bodies.
 """
 LISTED_AT_MOST = 1_000
 

@@ -55,7 +55,7 @@ ROUTES = routes()
 DOCUMENT = routes(APIRoute)
 """The router of the OpenAPI document and of the page that shows it.
 
-Nothing in their answers is redacted, because the document is the same for every caller.
+The answers of these two routes are not redacted, because they are the same for every caller.
 """
 
 TAGS = {
@@ -65,7 +65,7 @@ TAGS = {
     "health": "Health of this process.",
     "about": "The interface itself.",
 }
-"""The groups of operations, with their descriptions."""
+"""The tags of the OpenAPI document, which group its operations, with their descriptions."""
 
 
 @ROUTES.get(
@@ -164,9 +164,9 @@ async def alive() -> State:
 async def ready(here: Here) -> Readiness:
     """Report that this gateway can answer callers, and the components that are not good.
 
-    A gateway that can answer `unavailable` stays ready while a server is down or no sequencer
-    leads, so that a proxy still sends calls to the gateways. `GET /v1/health` tells whether agents
-    are served.
+    The gateway stays ready while a server is down or no sequencer leads, because it still answers
+    calls with `unavailable`, and a proxy must not take all gateways out of service. `GET
+    /v1/health` tells whether agents are served.
     """
     if not here.health.is_current:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", headers={"Retry-After": "1"})
@@ -190,7 +190,8 @@ async def ready(here: Here) -> Readiness:
 async def health(here: Here) -> Health:
     """Return the state of the system and of each component, as this gateway sees it.
 
-    The answer waits for no server: it is at most three seconds old, and `at` is its time.
+    The gateway reads the servers in the background, so the call waits for none of them. The answer
+    is at most three seconds old; `at` is the time of the reading.
     """
     return here.health.latest
 
@@ -276,7 +277,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _with_names(made: dict[str, Any]) -> dict[str, Any]:
-    """Return the document with a configured dialer queue and outcome in place of placeholders."""
+    """Return the OpenAPI document with configured names in its examples.
+
+    The examples contain placeholders for a dialer queue and for an outcome. The names of a dialer
+    queue and of an outcome of this dialer take their place.
+    """
     outcome = min(loaded().outcomes_by_name.values(), key=lambda each: not each.retried)
     named = (
         json.dumps(made)

@@ -68,7 +68,10 @@ def queues(here: Here) -> list[QueueStatus]:
     dependencies=[WATCHED],
 )
 def explain_queue(queue: Queue, here: Here) -> Funnel:
-    """Count the users of a dialer queue whom each rule excludes, and the claimable users left."""
+    """Count the users of a dialer queue whom each rule excludes, and the claimable users left.
+
+    Of a large dialer queue, only the first users by score are counted.
+    """
     _known(queue)
     with reading(here) as connection:
         settings = current(connection, loaded(), here.settings)
@@ -130,7 +133,7 @@ async def regenerate(queue: Queue, here: Here, who: Operator, body: Said = None)
 async def pause(
     request: Request, queue: Queue, here: Here, who: Operator, body: Said = None
 ) -> Response:
-    """Pause a dialer queue: hand out nobody from it. Assignments go on."""
+    """Pause a dialer queue: hand out none of its users. Active assignments are not affected."""
     action = RequestedAction("pause", queue, who.name, _why(body))
     command = commands.pause(queue, action.who, action.why)
     return await _act(

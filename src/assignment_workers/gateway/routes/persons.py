@@ -66,9 +66,9 @@ async def forget_user(
 ) -> Response:
     """Erase the free text about a user and the user's phone numbers; never offer the user again.
 
-    The call is answered with 409 while an agent holds the user. It is answered with 503 if a number
-    of the user is on the do-not-contact list and would stay there as a keyed hash, but no key is
-    set. In both cases nothing is erased, but the user is not offered again.
+    A number that is on the do-not-contact list stays there, but only as a hash with a secret key.
+    The answer is 503 if there is such a number and no key is configured, and 409 while an agent
+    holds the user. In both cases nothing is erased, but the user is not offered again.
     """
 
     async def do(at: int) -> Response:

@@ -38,7 +38,7 @@ ROUTES = routes()
     dependencies=[WATCHED],
 )
 def settings(here: Here) -> InForce:
-    """Return the operational settings in force, with what each accepts."""
+    """Return the operational settings in force, each with the values that it accepts."""
     with reading(here) as connection:
         return settings_versions.shown(connection, loaded(), here.settings)
 
@@ -65,10 +65,10 @@ def settings_history(here: Here, query: Annotated[VersionsQuery, Query()]) -> li
 async def change_settings(
     request: Request, body: SettingsBody, here: Here, who: Operator
 ) -> Response:
-    """Change operational settings, all or none. The next claim judges by them, in every process.
+    """Change operational settings, all or none. Every process uses them from its next claim on.
 
-    With `value` null, the value is dropped. A dialer queue or a team without a value of its own has
-    the value for all. Without a value for all, the default applies.
+    `value` null removes the stored value. A dialer queue or a team without a value of its own has
+    the value that is set for all. If none is set for all, the default applies.
     """
     for each in body.changes:
         if wrong := misfit(each, loaded().policies):

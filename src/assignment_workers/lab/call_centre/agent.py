@@ -59,7 +59,7 @@ OUTCOMES = {
 """Maps the outcome of a call to its share of all calls in per cent."""
 
 PATIENCE = 120.0
-"""The seconds for which a message is sent again while no answer arrives."""
+"""The time in seconds for which an agent repeats a message that gets no answer."""
 SAID = timedelta(seconds=10)
 
 
@@ -194,9 +194,9 @@ class SimulatedAgent:
         say: Callable[[], Awaitable[FinishAnswer]],
         outcome: str | None = None,
     ) -> bool:
-        """End the assignment by `say`, which is called until an answer arrives.
+        """End the assignment: call `say`, which sends the message, until an answer arrives.
 
-        `state` and `outcome` are recorded. Returns True if the assignment ended in this way.
+        If the answer confirms the end, `state` and `outcome` are recorded, and True is returned.
         """
         self.recorder.gives_up(held)
         answer = await self._until_told(say)
@@ -244,9 +244,10 @@ class SimulatedAgent:
             self._surprise(f"said the same twice and was told {one} and {other}")
 
     def _refused(self, held: Held, answer: Refused) -> None:
-        """Record a refusal: expected if due to the end of the lease, otherwise a surprise.
+        """Record that a message about this assignment was refused.
 
-        A surprise is an answer that contradicts a guarantee.
+        After the end of the lease a refusal is expected. Any other refusal is recorded as a
+        surprise: an answer that contradicts a guarantee.
         """
         known = self.recorder.assignments[held.id]
         until = known.lease_until

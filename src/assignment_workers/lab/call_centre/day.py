@@ -69,13 +69,16 @@ def run(
     beside: Beside = nothing,
     client: Callable[[], AsyncAssignmentClient] | None = None,
 ) -> tuple[Recorder, Verdict]:
-    """Simulate the plan, wait until the stack is at rest, and judge the run.
+    """Simulate a day by this plan on a running stack; return the records and the verdict.
 
-    Returns the records and the verdict. `settings` are those of the stack. `show` is called each
-    second. `broker` is the stack's RabbitMQ, if faults may kill it. `beside` runs at the same time,
-    until its event is set; it may set the event to end the day. `client` makes the client of the
-    agents; None: one that sends messages to the workers. Raises `UsageError` if the stack has other
-    users than those of the demo, so that no real person is called.
+    The run is judged after each lane has a leading sequencer again and each build is published.
+    `settings` are those of the stack. `show` is called each second with the records and the
+    newest figures. `broker` is the stack's RabbitMQ, if faults may kill it. `beside`: a coroutine
+    function that runs during the day, such as the measurements of a soak. Its second argument is an
+    event, which is set at the end of the day; `beside` may set it to end the day early. `client`
+    makes the client of the agents; None: one that sends messages to the workers. Raises
+    `UsageError` if the stack has other users than those of the demo, so that no real person is
+    called.
     """
     engine = connect(
         stack.database_url,

@@ -36,7 +36,7 @@ SELECT e.user_id FROM assignment.entries e JOIN assignment.generations g ON g.id
 WHERE g.state = 'published' AND g.queue = 'unsigned_users' AND e.state IN ('ready', 'held')
 ORDER BY e.rank OFFSET :offset LIMIT :many
 """
-"""The query for users to sign: users who will be handed out soon, or are being called."""
+"""The query for users who are to sign: users who will be handed out soon, or are being called."""
 APPEARS = """
 INSERT INTO crm.claim_requirements
   (id, claim_id, type, status, claim_requirement_reason, created_at)
@@ -64,11 +64,15 @@ class Environment:
     _to_sign: list[int] = field(default_factory=list)
 
     def signs(self, user: int) -> None:
-        """Have the user's signature stored in the CRM with the next batch of signatures."""
+        """Have the method `users` store the user's signature in the CRM, with its next batch."""
         self._to_sign.append(user)
 
     async def users(self) -> None:
-        """Each second store in the CRM signatures of some users and new `claim_requirements`."""
+        """Change facts of some users in the CRM each second, until the day is over.
+
+        Some users sign. For others a requirement appears: a row in the CRM's table
+        `claim_requirements`, for a document that the user has to send.
+        """
         chance = Random(f"{self.plan.seed} users")
         while await self._after(1.0):
             many = max(1, round(self.plan.speed / 20))
@@ -83,14 +87,14 @@ class Environment:
                 self.recorder.counts["rebuilds asked for"] += 1
 
     async def cleanups(self) -> None:
-        """Send the clean-up jobs every `CLEANUP` of simulated time."""
+        """Send the messages that start the clean-up jobs, every `CLEANUP` of simulated time."""
         while await self._after(max(self.plan.wall(CLEANUP), SHORTEST)):
             for job in JOBS:
                 await asyncio.to_thread(self._send, job, "maintenance")
             await asyncio.to_thread(self._send, "assignment.expire", "assignment")
 
     async def watch(self, show: Callable[[Sample], None]) -> None:
-        """Each second record the figures of the run as a `Sample`, and call `show` with it."""
+        """Record the figures of the run each second as a `Sample`; pass the sample to `show`."""
         while await self._after(1.0):
             claimable = await self._attempt(self._claimable)
             states = dict.fromkeys(AgentActivity, 0)

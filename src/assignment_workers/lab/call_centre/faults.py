@@ -3,13 +3,13 @@
 Each fault is a context manager: the fault lasts for its block, and the end of the block undoes the
 fault. It yields False if the fault cannot be caused now, for example because the process is down.
 
-One machine sets limits. There is no second database server, so while PostgreSQL is frozen no server
-is left to serve, and a recovery is measured from the end of the freeze. Frozen sessions keep their
-locks, as sessions behind a network that drops packets do until the server notices. A killed
-RabbitMQ, which is no process of the stack, is started again at the end of the fault. The machine
-has one clock, so the database's clock is moved for SQL alone, by functions that shadow PostgreSQL's
-own. The disk can be full only in a stack that the run has started, because only there PostgreSQL
-has a file system to itself.
+Everything runs on one machine, which limits the faults. There is no second database server, so no
+request can be served while PostgreSQL is frozen, and a recovery is measured from the end of the
+freeze. Frozen sessions keep their locks, as sessions behind a network that drops packets do until
+the server notices. A killed RabbitMQ, which is no process of the stack, is started again at the end
+of the fault. The machine has one clock, so the database's clock is moved for SQL alone, by
+functions that shadow PostgreSQL's own. The disk can be full only in a stack that the run has
+started, because only there PostgreSQL has a file system to itself.
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ STEPPED_SECONDS = 6.0
 LOSING_SECONDS = 3.0
 """The seconds for which the replies to COMMIT are lost."""
 STALE_SECONDS = 15.0
-"""The most seconds to wait for the answers to stale commands, and for a restarted Valkey."""
+"""The longest time in seconds that the end of some faults waits for the stack.
+
+One fault waits for the answers to repeated commands, another for the restart of Valkey.
+"""
 LOOK_SECONDS = 0.05
 LAB = "assignment-workers demo"
 OWN = "application_name !~ '^assignment-workers (demo|soak)'"
-"""The SQL condition for sessions that do not belong to the simulation itself."""
+"""SQL condition: a database session belongs to the stack's own processes, not to the simulation."""
 
 LEADERS = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL ORDER BY lane"
 CUT = """
@@ -267,7 +270,10 @@ class Faults:
 
     @contextmanager
     def _long_reader(self) -> Iterator[bool]:
-        """Hold a snapshot, and a lock on the table of the queued users, as pg_dump does."""
+        """Keep a transaction open that has read the queue entries, as pg_dump does.
+
+        The transaction holds a snapshot, and a lock on the table of entries.
+        """
         with self.engine.connect() as opened, contextlib.suppress(SQLAlchemyError):
             connection = opened.execution_options(isolation_level="REPEATABLE READ")
             connection.execute(text("SELECT count(*) FROM assignment.entries"))
@@ -350,8 +356,8 @@ class Faults:
     def _stale_commands(self) -> Iterator[bool]:
         """Pause and resume a dialer queue, then send the old pause twice more.
 
-        It is sent once as the same message, and once as a new message with the old pause's number
-        in the order of operators' commands. Neither may pause the queue again.
+        The first repetition is the same message; the second is a new message with the position of
+        the old pause in the order of operators' commands. The queue must not be paused again.
         """
         queue = self.chance.choice(sorted(loaded().policies))
         with self.engine.begin() as connection:
@@ -404,9 +410,9 @@ class Faults:
 
     @contextmanager
     def _configured(self, line: str) -> Iterator[None]:
-        """Add a line to PostgreSQL's configuration while this context lasts.
+        """Add a line to PostgreSQL's configuration file while this context lasts.
 
-        Every session reads it.
+        PostgreSQL is told to reload the file, so the setting also applies to open sessions.
         """
         data, server = self._data(), self._postgres()
         if data is None or server is None:
@@ -456,7 +462,11 @@ class Faults:
         )
 
     def _data(self) -> Path | None:
-        """Return the folder of PostgreSQL's data, as this process sees it; None if remote."""
+        """Return the folder of PostgreSQL's data; None if PostgreSQL is no process of the stack.
+
+        This process can use the path even if the folder is on a disk that is mounted only for the
+        processes of the stack.
+        """
         server = self._postgres()
         if server is None:
             return None

@@ -59,7 +59,10 @@ class AxisMark:
 
 @dataclass(frozen=True)
 class RunChart:
-    """A chart of the report. `marks` are on its vertical axis; `key` names its colours."""
+    """A chart in the HTML report of a run.
+
+    `marks`: the labels of the vertical axis. `key`: the legend, as pairs of a name and a colour.
+    """
 
     name: str
     marks: Sequence[AxisMark]

@@ -13,15 +13,18 @@ Faults last in real time, so a lease must be longer than a usual fault.
 """
 
 FLOWER_TASKS = "1000"
-"""The number of tasks that Flower remembers in a soak: those of fifty agents in a minute.
+"""The number of tasks that Flower remembers in a soak: those that fifty agents cause in a minute.
 
-So Flower's memory stops growing early in the run.
+Because of this limit, Flower's memory stops growing early in the run.
 """
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of one simulated run. Simulated time runs `speed` times as fast as real time."""
+    """The parameters of one simulated run, such as its agents, its length and its faults.
+
+    Simulated time runs `speed` times as fast as real time.
+    """
 
     agents: int
     users: int
@@ -33,10 +36,10 @@ class Plan:
     between: tuple[float, float] = (6.0, 14.0)
     """The least and the most seconds between the end of a fault and the next fault."""
     retention: timedelta | None = None
-    """The time for which a generation's rows are stored after another has replaced it; None: as the
-    stack's setting says.
+    """The time for which a generation's rows are stored after another generation has replaced it.
 
-    A time is set only for a soak, during which Flower remembers only `FLOWER_TASKS` tasks.
+    None: the setting of the stack applies. A time is set only for a soak; Flower then remembers
+    only `FLOWER_TASKS` tasks.
     """
     lanes: str = ""
     """The lanes of a new stack, in the form of ASSIGNMENT_WORKERS_LANES; empty: only the default

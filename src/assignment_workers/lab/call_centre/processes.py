@@ -25,9 +25,11 @@ class Measured(NamedTuple):
 
 
 def measured(stack: int) -> Iterator[Measured]:
-    """Measure the first process of a stack, whose id is `stack`, and the others that have a `role`.
+    """Yield the memory and the open files of each long-lived process of a stack.
 
-    Raises `psutil.Error`, for example if the stack has ended.
+    `stack`: the id of the process that started the stack. Of the processes below it, those are
+    measured that have a role (see the function `role`), such as sequencers and Valkey. Raises
+    `psutil.Error`, for example if the stack has ended.
     """
     main = psutil.Process(stack)
     for process in (main, *main.children(recursive=True)):
@@ -47,8 +49,8 @@ def measured(stack: int) -> Iterator[Measured]:
 def role(process: psutil.Process) -> str | None:
     """Return the role of a process of a stack, such as `sequencers` or `Valkey`; None: no role.
 
-    The processes of PostgreSQL have none, and neither have short-lived processes. A forked
-    process has one title in place of the separate arguments of its command line. Raises
+    The processes of PostgreSQL and short-lived processes have no role. The role is read from the
+    command line, which for a forked process is one string in place of separate arguments. Raises
     `psutil.Error`, for example if the process has ended.
     """
     match " ".join(process.cmdline()).split():

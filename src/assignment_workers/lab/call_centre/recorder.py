@@ -13,7 +13,11 @@ from assignment_workers.assignment.answers import Held
 from assignment_workers.identity import UserId
 
 UNDER_WAY_SECONDS = 15.0
-"""The most seconds from a commit to the arrival of its answer, if a fault delayed the answer."""
+"""The longest time in seconds from a commit to the arrival of the answer at the agent.
+
+A fault can delay an answer by this much. If the database's clock jumped less than this time before
+an answer arrived, the times in the answer may be from before the jump.
+"""
 
 
 class AgentActivity(StrEnum):
@@ -70,7 +74,7 @@ class KnownAssignment:
     claimed_at: datetime
     lease_until: datetime
     ended: str | None = None
-    """The outcome in the answer that ended the assignment."""
+    """The outcome of the call; None until an answer confirms it, or if there was no outcome."""
     state: str | None = None
     at: float = 0.0
     """The second of the run at which the agent got the assignment."""
@@ -78,7 +82,11 @@ class KnownAssignment:
 
 @dataclass
 class Recorder:
-    """The records of one run. They may be used in one thread only."""
+    """The agents' record of one run: each answer, its time, and the users whom each agent had.
+
+    It also has the faults of the run, the figures of each second, and the answers that contradict a
+    guarantee. It may be used in one thread only.
+    """
 
     began: float = field(default_factory=time.monotonic)
     states: dict[int, AgentActivity] = field(default_factory=dict)
@@ -145,12 +153,18 @@ class Recorder:
             del self._has[held.user_id]
 
     def ended(self, held: Held, state: str, outcome: str | None) -> None:
-        """Record that an assignment ended in `state`, with the `outcome` in the answer."""
+        """Record that an answer confirmed the end of an assignment.
+
+        `state`: the final state, such as `completed`. `outcome`: the outcome of the call, if any.
+        """
         self.assignments[held.id].state = state
         self.assignments[held.id].ended = outcome
 
     def fault(self, what: str, *, at: float, served_from: float) -> None:
-        """Record a deliberate fault; the arguments are the fields of `Fault`."""
+        """Record a deliberate fault, which began in the second `at` of the run.
+
+        `served_from`: the second from which requests could be served again.
+        """
         self.faults.append(Fault(at, what, served_from))
 
     def back_after(self, fault: Fault) -> float | None:

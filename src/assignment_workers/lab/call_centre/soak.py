@@ -1,8 +1,8 @@
 """A long run with faults, and the search for drift: memory, tables, dead rows, latency.
 
-`trend` judges whether a sampled figure keeps growing after its warm-up. Of each table that grows
-with the work done, the size is compared once, at the end, with that of a rewritten copy. Figures
-for which the run was too short are reported separately.
+`trend` judges whether a figure that is sampled during the run keeps growing after its warm-up. The
+size of each table is compared once, at the end of the run, with the size of a new copy of its rows.
+Figures for which the run was too short are reported separately.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ seconds apart.
 NEAREST = 5.0
 PRUNINGS = 10
 CALM_AFTER = 20.0
-"""The seconds after a fault during which waits count as the effect of the fault."""
+"""The seconds after a fault in which requests do not count for the measured time to assign.
+
+The answers to these requests may still be late because of the fault.
+"""
 GRACE = timedelta(minutes=2)
 """The longest time for which a row may stay beyond its retention at the end of the run."""
 
@@ -86,9 +89,10 @@ LIMITS = {
 class Series(BaseModel):
     """The samples of one figure over the run, and its trend after the warm-up (see `trend`).
 
-    `lives`: one list of samples for each process that was measured, in succession. A sample is a
-    pair: the second of the run, and the value. `grown`: the growth in the longest life, over
-    `watched` seconds.
+    `lives`: a list of samples for each process that was measured, in succession; a single list for
+    a figure that belongs to no process. A sample is a pair: the second of the run, and the value.
+    `watched`: the seconds from the first to the last sample of the longest list, without the
+    warm-up. `grown`: the growth in that time.
     """
 
     kind: str
@@ -102,7 +106,11 @@ class Series(BaseModel):
 
 
 class Soaked(BaseModel):
-    """The result of a soak: the verdict of the run, what drifted, and what could not be judged."""
+    """The result of a soak, a long run to find figures that keep growing (drift).
+
+    `verdict`: the verdict of the run itself. `drifted`: a line for each figure or table with drift.
+    `unjudged`: a line for each figure that could not be judged, because the run was too short.
+    """
 
     verdict: Verdict
     drifted: list[str]
@@ -134,9 +142,10 @@ def run(
     *,
     broker: Broker | None = None,
 ) -> tuple[Recorder, Soaked]:
-    """Simulate the plan, measure the stack during the run, and judge both.
+    """Simulate the plan, measure the stack during the run, and judge the run and the figures.
 
-    Returns the records and the result. See `day.run` for the arguments.
+    Returns the records and the result. `settings` are those of the stack. `show` is called each
+    second. `broker` is the stack's RabbitMQ, if faults may kill it.
     """
     engine = connect(
         stack.database_url,
@@ -154,9 +163,14 @@ def run(
 
 
 Figure = tuple[str, str]
-"""The kind of a figure, such as memory, and the name of what is measured."""
+"""A figure that is sampled during the run: its kind, such as memory, and the name of the process
+or table that is measured.
+"""
 LASTING: Life = (0, 0.0)
-"""The `Life` of figures that do not belong to a process, such as the size of a table."""
+"""The key for the samples of a figure that belongs to no process, such as the size of a table.
+
+The samples of other figures have the process's id and start time as their key.
+"""
 
 
 @dataclass
@@ -176,7 +190,10 @@ class Meter:
     missed: int = 0
 
     async def watch(self, recorder: Recorder, over: asyncio.Event) -> None:
-        """Take samples until the run is over; sometimes delete rows older than their retention."""
+        """Take samples until the run is over; meanwhile delete rows older than their retention.
+
+        Rows are deleted at intervals, about ten times in the run (`PRUNINGS`).
+        """
         every = max(self.plan.seconds / SAMPLES, NEAREST)
         pruned = 0.0
         while not over.is_set():
@@ -211,9 +228,9 @@ class Meter:
         self.taken += 1
 
     def prune(self) -> None:
-        """Delete rows older than their retention, after adding the events to their hash chain.
+        """Add new events to the audit's hash chain, then delete rows older than their retention.
 
-        The daily job does the same, but a run is too short for it.
+        The daily job of the stack does the same, but a run is too short for that job.
         """
         with self.engine.connect() as connection:
             audit.extend(connection)
@@ -234,7 +251,10 @@ class Meter:
             self.points["time to assign", "median"][LASTING].append((at, statistics.median(each)))
 
     def soaked(self, verdict: Verdict) -> Soaked:
-        """Judge all figures and return the result, after a last deletion of old rows."""
+        """Return the result of the soak: judge all figures that were sampled, and the tables.
+
+        Before that, rows older than their retention are deleted once more.
+        """
         late = self.outlived()
         with self.engine.begin() as connection:
             weights = tables.weighed(connection)

@@ -1,4 +1,7 @@
-"""The size of tables beside a rewritten copy, and the time that dead rows stay in them."""
+"""Checks of the tables after a long run: for too much empty space, and for too many dead rows.
+
+A table that is much larger than a new copy of its rows has too much empty space (bloat).
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,21 @@ from sqlalchemy import Connection, text
 from assignment_workers.lab.call_centre.trend import Points
 
 BLOATED = 2.0
-"""The multiple of the size of its rewritten copy above which a table may count as bloated.
+"""The ratio of a table's size to that of a new copy of its rows, above which it may be bloated.
 
 Autovacuum lets a fifth of the rows be dead, and pages are never quite full.
 """
 BLOAT_MB = 1.0
-"""The least size, in megabytes, by which a bloated table exceeds a fresh copy of its rows.
-"""
+"""The size in megabytes by which a table must exceed a new copy of its rows to count as bloated."""
 DEAD_TIMES = 2.0
 """The number of dead rows that is allowed, as a multiple of autovacuum's threshold.
 
 It is above 1 because rows continue to die until autovacuum runs.
 """
 DEAD_SECONDS = 180.0
-"""The longest time for which the dead rows may exceed `DEAD_TIMES`. Autovacuum checks once a
-minute.
+"""The longest time in seconds for which a table may have more dead rows than `DEAD_TIMES` allows.
+
+Autovacuum checks the tables once a minute.
 """
 
 # A generation's table counts with `entries`, attached or not. The
@@ -73,21 +76,25 @@ class Weight(BaseModel):
 
     @property
     def times(self) -> float:
-        """The size of the table as a multiple of the size of its copy."""
+        """The bloat: the table's size divided by the size of a new copy of the table's rows."""
         return self.mb / self.anew_mb
 
     @property
     def row(self) -> float | None:
-        """Bytes per row; None for an empty table."""
+        """Bytes per row in the table; None if the table is empty."""
         return self.mb * 1e6 / self.rows if self.rows else None
 
     @property
     def row_anew(self) -> float | None:
-        """Bytes per row of the copy; None for an empty table."""
+        """Bytes per row in the new copy of the table's rows; None if the table is empty."""
         return self.anew_mb * 1e6 / self.rows if self.rows else None
 
     def shown(self) -> tuple[str | None, ...]:
-        """Return as text: rows, MB, bytes per row, bytes per row of the copy, and `times`."""
+        """Return the values of the table's line in a report, as text.
+
+        In order: the number of rows, MB, bytes per row, bytes per row in the new copy of the rows,
+        and the table's size divided by that of the copy.
+        """
         bytes_of = [None if each is None else f"{each:,.0f}" for each in (self.row, self.row_anew)]
         return f"{self.rows:,}", f"{self.mb:,.2f}", *bytes_of, f"{self.times:.2f}"
 

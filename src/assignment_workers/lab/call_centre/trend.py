@@ -1,14 +1,16 @@
 """The trend of a figure: tells a leak from a warm-up.
 
-A process that warms up grows fast at first and then ever less, or in a few steps; a process that
-leaks keeps growing. Therefore the first `WARM_UP` seconds of each life do not count, the rest is
-halved, and the growth of the slower half is taken for the figure's growth. The growth of a half is
-the median of the slopes between all pairs of its samples that are at least half of it apart (after
-Theil and Sen): neither an occasional fault nor a figure that rises and falls in turns changes that
-median.
+A figure is something that is measured repeatedly, such as the memory of a process. A process that
+warms up grows fast at first and then ever less, or in a few steps; a process that leaks keeps
+growing. Therefore the first `WARM_UP` seconds of each life of a process do not count. The samples
+after them are cut into two halves, and the figure's growth is that of the half that grows less. The
+growth of a half is the median of the slopes between all pairs of samples whose distance is at least
+half of that half (after Theil and Sen). Neither an occasional fault nor a figure that rises and
+falls in turns changes that median.
 
-A process that is killed on purpose has several lives, one after the other. Each life is examined
-separately, because the next one begins small again; the slopes of all of them count together.
+A process that is killed on purpose is started again, and so has several lives. The slopes are
+computed within each life, because a new process begins small again; the median is that of the
+slopes of all lives.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Limit(NamedTuple):
     share: float
     """The allowed growth as a share of the figure's median.
 
-    So much growth is no sign of a leak, because the memory of a process fluctuates.
+    Growth up to this share is no sign of a leak, because the memory of a process fluctuates.
     """
     beyond: float
     """The growth that is always allowed, in the unit of the figure."""
@@ -88,7 +90,11 @@ def _warm(life: Points) -> Points:
 
 
 def _slope(halves: Iterable[Points]) -> float:
-    """Return the median growth per second within these halves of the lives of processes."""
+    """Return the median growth of a figure per second, over one half of the samples.
+
+    `halves`: for each process that was measured, the samples of the first half of its life; or, for
+    each of them, those of the second half.
+    """
     return statistics.median(slope for half in halves for slope in _slopes(half))
 
 

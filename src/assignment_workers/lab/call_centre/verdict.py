@@ -1,4 +1,8 @@
-"""The verdict of a run: the history replayed, answers compared with the records, the levels."""
+"""The verdict of a simulated run: the guarantees that were broken, and the service levels.
+
+`judge` replays the events of the run, runs the doctor, compares the answers that the agents got
+with the tables, and computes the service levels.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,10 @@ from assignment_workers.settings import Settings
 BOUND = timedelta(seconds=60)
 """The longest time for which an assignment may outlive its lease. No fault lasts that long."""
 SOON = 0.1
-"""The target of the incident report for the average time to assign, in seconds."""
+"""The longest time in seconds from a request to its answer that `Levels.soon_share` counts.
+
+The value is the target for assignments in docs/original-dialer.md, section 0.
+"""
 BACK_SECONDS = 10.0
 """The most seconds until requests are answered again, once a server is able to serve them."""
 SHOWN = 20
@@ -42,7 +49,7 @@ class FaultTold(BaseModel):
 
 
 class Levels(BaseModel):
-    """The service levels of the run.
+    """The service levels of one run: numbers of requests and answers, and the times to answer.
 
     Times are in milliseconds from the agent's request to the answer.
     """
@@ -58,13 +65,14 @@ class Levels(BaseModel):
     p99_ms: float
     worst_ms: float
     soon_share: float
-    """The share of requests that were answered within `SOON`."""
+    """The share of requests that were answered within the time `SOON`, a tenth of a second."""
 
 
 class Verdict(BaseModel):
-    """The verdict about a run.
+    """The result of judging one run: its parameters, broken guarantees, levels and faults.
 
-    `broken` names every guarantee that was broken; empty for a good run.
+    `broken`: a line for each breach of a guarantee, and for each message that could not be carried
+    out. It is empty for a good run.
     """
 
     seed: int
@@ -84,12 +92,18 @@ class Verdict(BaseModel):
 
     @property
     def late(self) -> list[str]:
-        """A line for each fault after which no request was answered within `BACK_SECONDS`."""
+        """A line for each fault after which requests stayed unanswered for too long.
+
+        Too long: more than `BACK_SECONDS` after the time from which requests could be served again.
+        """
         return late(self.faults)
 
 
 def late(faults: Sequence[FaultTold]) -> list[str]:
-    """Return a line for each fault after which no request was answered within `BACK_SECONDS`."""
+    """Return a line for each fault after which requests stayed unanswered for too long.
+
+    Too long: more than `BACK_SECONDS` after the time from which requests could be served again.
+    """
     return [
         f"{fault.what} at {fault.at:.0f} s: "
         + ("no answer" if fault.back_after is None else f"answered after {fault.back_after} s")
@@ -176,9 +190,11 @@ def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
 def _signed_before(
     connection: Connection, signed_at: dict[int, datetime], slack: timedelta
 ) -> list[str]:
-    """Return a line for each user who was handed out as unsigned after signing (guarantee 3).
+    """Return a line for each user who was handed out as unsigned although the user had signed.
 
-    A claim within `slack` after the signature does not count.
+    That breaks guarantee 3: a claim judges users by their facts at that time. `signed_at`: by user,
+    a time at which the user had certainly signed. A claim up to `slack` after that time is no
+    breach, because the database's clock may have jumped in between.
     """
     sql = text(
         "SELECT user_id, claimed_at FROM assignment.assignments"

@@ -1,4 +1,4 @@
-"""The interface of a dialer that the replay drives."""
+"""The interface that each dialer implements to take part in the replay of the incident."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Given:
 
 
 class Contender(Protocol):
-    """The interface of a way to hand out users, which has its own database.
+    """A way to hand out users: the original dialer, a remedy for it, or this project.
 
-    Methods are thread-safe.
+    Each way has a database of its own. The methods are thread-safe.
     """
 
     def ask(self, agent: int) -> Given | None:
@@ -34,7 +34,10 @@ class Contender(Protocol):
         """
 
     def finish(self, agent: int, given: Given) -> bool:
-        """Record an unanswered call. Return False if the agent's hold no longer existed."""
+        """Record that the call ended with the outcome `no_answer`, as all calls of the replay do.
+
+        Return False if the agent's hold on the user no longer existed.
+        """
 
     def check_level(self) -> None:
         """Run the five-minute job, which rebuilds the queue if few users are left in it."""

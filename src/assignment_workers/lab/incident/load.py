@@ -1,4 +1,7 @@
-"""Agents at work on a dialer, and an account of the users that does not trust its records."""
+"""The load of the replay: simulated agents, and their own records of the users whom they call.
+
+The records (`Truth`) do not use the tables of the dialer, because these tables may be wrong.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,10 @@ from assignment_workers.schema.tables import Phone
 LEVEL_CHECK = timedelta(minutes=5)
 HOURLY = timedelta(hours=1)
 HOURLY_FROM = timedelta(minutes=10)
-"""The simulated time from the start of a run to the first hourly job (original-dialer section 5).
+"""The simulated time from the start of a run to the first hourly job.
 
-The simulated clock starts at twenty minutes past the hour.
+The simulated clock starts at 20 minutes past the hour, and the job runs at 30 minutes past
+(original-dialer section 5).
 """
 TALK_MEDIAN = timedelta(minutes=3)
 TALK_SPREAD = 0.6
@@ -96,7 +100,7 @@ class Truth:
             self._talking[user].discard(agent)
 
     def talked_to(self) -> list[int]:
-        """Return the users whom an agent has now."""
+        """Return the users whom at least one agent has now."""
         with self.lock:
             return [user for user, agents in self._talking.items() if agents]
 
@@ -213,9 +217,9 @@ class _Agent:
             self.stop.wait(self.plan.wall(PAUSE))
 
     def _told_empty(self) -> None:
-        """Pause after the agent was shown 'empty'; count it as wrong if a user was waiting.
+        """Pause after the agent was shown 'empty', because of an empty answer or an error.
 
-        An agent is shown 'empty' after an error, too.
+        Count the 'empty' as wrong if an eligible user was waiting.
         """
         if self._somebody_waits():
             with self.truth.lock:

@@ -1,6 +1,7 @@
-"""The dialer that failed, and the proposed remedies, from original-dialer sections 0, 3, 5, 6.
+"""The original dialer, which failed in the incident, and the remedies that were proposed for it.
 
-Each remedy changes one thing in the original, so that any difference comes from that change.
+They follow docs/original-dialer.md, sections 0, 3, 5 and 6. Each remedy changes one thing in the
+original, so that any difference in the results comes from that change.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ FIND = """
 SELECT id, user_id, updated_at FROM unsigned_users_queue
 WHERE status = 'pending' AND assigned_to_agent IS NULL ORDER BY queue_position LIMIT 1
 """
-"""The query for the first row of the queue. It locks no row and does not read `available_from`."""
+"""The query for the first row of the queue. It locks no row.
+
+Like the original's query it ignores the column `available_from`, so `TABLE` has no such column.
+"""
 
 ASSIGN = """
 UPDATE unsigned_users_queue SET status = 'assigned', assigned_to_agent = :agent,
@@ -95,9 +99,10 @@ class HeadRow:
 
 
 class Original:
-    """The dialer of the incident: find a row, validate its user in another database, update by id.
+    """The original dialer: it finds a row, validates its user elsewhere, and updates the row by id.
 
-    A rebuild deletes all rows and inserts new ones.
+    The user is validated in another database. A rebuild deletes all rows and inserts new ones. In
+    the incident, a rebuild deleted a row between the first step and the last.
     """
 
     def __init__(
@@ -134,9 +139,9 @@ class Original:
     def ask(self, agent: int) -> Given | None:
         """Return the first valid user of the queue; None if the agent is shown an empty queue.
 
-        The first row is found, its user is validated on the replica, and the row is assigned by its
-        id. A row with an invalid user is put aside, up to ten in all. Raises `RecordNotFound` if a
-        rebuild has deleted the row since it was found.
+        The first row is found, its user is validated in another database, and the row is assigned
+        by its id. If the user is invalid, the row becomes inactive and the next row is tried, up to
+        ten rows in all. Raises `RecordNotFound` if a rebuild has deleted the row in the meantime.
         """
         for _ in range(ATTEMPTS):
             found = self.find(agent)
@@ -192,7 +197,7 @@ class Original:
         return self._rebuilds
 
     def settle(self) -> None:
-        """Do nothing: there are no leases, so a hold ends only by its agent."""
+        """Do nothing: holds of the original dialer have no lease, so none of them can expire."""
 
     def stuck(self) -> int:
         """Return the number of users whose row says 'assigned'."""
@@ -235,7 +240,7 @@ class Original:
     def _is_valid(self, user: int) -> bool:
         """Return True if the other database shows the user as eligible.
 
-        Sleeps first, as for a network.
+        Sleeps first, to simulate the time that a read over a network takes.
         """
         if self._validation:
             time.sleep(self._validation * self._randomness.lognormvariate(0, 0.5))
@@ -259,7 +264,7 @@ class Original:
 
 
 class InOneTransaction(Original):
-    """The incident report's first remedy: `find` and `assign` in one transaction."""
+    """A remedy that was proposed for the original dialer: find and assign in one transaction."""
 
     def __init__(self, *given: Any, **options: Any) -> None:  # noqa: ANN401 - passed on
         self._open: dict[int, Connection] = {}
@@ -293,7 +298,10 @@ class InOneTransaction(Original):
 
 
 class Retried(Original):
-    """The incident report's second remedy: retry a failed update, with exponential back-off."""
+    """A remedy that was proposed for the original dialer: retry a failed update.
+
+    The time between the retries grows exponentially.
+    """
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
         """Assign the row; if it is gone, retry.
@@ -309,7 +317,7 @@ class Retried(Original):
 
 
 class Optimistic(Original):
-    """The incident report's third remedy: optimistic locking.
+    """A remedy that was proposed for the original dialer: optimistic locking.
 
     The update succeeds only if the row is unchanged since it was read; otherwise the search for a
     row begins again.
@@ -337,7 +345,7 @@ class Optimistic(Original):
 
 
 class Locked(InOneTransaction):
-    """A remedy: a lock makes every claim wait while the queue is rebuilt."""
+    """A remedy for the original dialer: a lock makes claims wait while the queue is rebuilt."""
 
     SHARED = "SELECT pg_advisory_xact_lock_shared(907)"
 
@@ -355,7 +363,7 @@ class Locked(InOneTransaction):
 
 
 class Upserted(Original):
-    """A remedy: a row that is missing when it is to be updated is inserted again."""
+    """A remedy for the original dialer: insert the row again if it is missing at the update."""
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
         """Assign the row, or insert it if it is missing. This always succeeds."""
@@ -371,15 +379,15 @@ class Upserted(Original):
 
 
 class SkipLocked(Original):
-    """A remedy: find and assign in one statement, which skips rows that other claims have locked.
+    """A remedy for the original dialer: find and assign in one statement, with SKIP LOCKED.
 
-    A rebuild still deletes all rows.
+    The statement skips the rows that other claims have locked. A rebuild still deletes all rows.
     """
 
     def find(self, agent: int) -> HeadRow | None:
-        """Assign the first row that no other claim has locked, and return it.
+        """Assign the first row that no other claim has locked, and return the row.
 
-        Its user is not validated yet.
+        The user of the row is validated only after that.
         """
         rows = self._run(
             ASSIGN.replace(
@@ -396,7 +404,10 @@ class SkipLocked(Original):
 
 
 class Spared(SkipLocked):
-    """A remedy: SKIP LOCKED, and a rebuild keeps assigned rows. There is no lease."""
+    """A remedy for the original dialer: `SkipLocked`, and a rebuild keeps the assigned rows.
+
+    Holds have no lease.
+    """
 
     def _clear(self) -> None:
         self._run("DELETE FROM unsigned_users_queue WHERE status <> 'assigned'")

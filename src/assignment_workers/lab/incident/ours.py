@@ -1,4 +1,4 @@
-"""Our way, as the replay drives it: the same operations and transactions as the sequencer's.
+"""This project as a dialer in the replay, with the operations and transactions of a sequencer.
 
 Each agent's thread runs its own fenced transactions, which commit only in the current term. All
 threads share two connections: the transaction on one works while that on the other waits for the
@@ -34,7 +34,10 @@ from assignment_workers.settings import Settings
 
 QUEUE = "unsigned_users"
 LEASE = timedelta(seconds=4)
-"""The lease. It is longer than any call of the replay, so that only absent agents lose a hold."""
+"""The lease in the replay: longer than any simulated call.
+
+Therefore only agents who went away lose an assignment.
+"""
 
 
 class Surprise(AssignmentWorkersError):
@@ -92,9 +95,10 @@ class Ours:
                 raise Surprise(f"agent {agent} asked and was told: {other}")
 
     def finish(self, agent: int, given: Given) -> bool:
-        """Record an unanswered call: score, queue entry and hold change in one transaction.
+        """Complete the assignment with the outcome `no_answer`, as all calls of the replay do.
 
-        Return False if the agent's hold no longer existed.
+        The score, the queue entry and the assignment change in one transaction. Return False if the
+        assignment was no longer active.
         """
         held = given.token
         if not isinstance(held, Held):
@@ -148,7 +152,10 @@ class Ours:
             self.runner.run(lambda transaction: expire(transaction, settings=self.settings))
 
     def stuck(self) -> int:
-        """Return the number of active assignments."""
+        """Return the number of users whom the tables show as held, by active assignments.
+
+        After all agents have left, these users are lost.
+        """
         counted = text("SELECT count(*) FROM assignment.assignments WHERE state = 'active'")
         with self.engine.connect() as connection:
             return int(connection.execute(counted).scalar_one())

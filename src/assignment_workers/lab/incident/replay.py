@@ -1,4 +1,7 @@
-"""The same load on every way to hand out users, each on its own copy of the same data."""
+"""The same load on every way to hand out users, each on its own copy of the same data.
+
+The ways are the original dialer, each remedy that was proposed for it, and this project.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +42,12 @@ class ReplayResult(BaseModel):
     requests: int
     assigned: int
     not_found: int
-    """The number of requests that failed because the row was gone when it was to be updated
-    (P2025).
+    """The number of requests that failed because a rebuild had deleted the row before its update.
+
+    The original dialer's database layer reports this as error P2025.
     """
     failed: int
-    """The number of requests that failed with another error."""
+    """The number of requests that failed with any error other than a missing row."""
     held_twice: int
     """The number of users whom two agents had at the same time."""
     destroyed: int
@@ -85,9 +89,10 @@ def replay(
     *,
     done: Callable[[ReplayResult], object] = lambda _: None,
 ) -> ReplayReport:
-    """Run the load on each named way in turn, in temporary databases on this server.
+    """Run the load on one way to hand out users after another, in temporary databases.
 
-    The temporary databases are dropped afterwards. The database that `server_url` names is neither
+    `names`: the ways, such as `original` or `ours`. The temporary databases are created on the
+    server of `server_url`, and dropped afterwards. The database that `server_url` names is neither
     read nor written. `done` is called with each result. Raises `UsageError` if the role may not
     create databases, and `DatabaseUnavailable` if the server cannot be reached.
     """
