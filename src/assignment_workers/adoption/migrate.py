@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -49,6 +50,10 @@ SWITCH_AT_MOST = timedelta(milliseconds=700)
 """The longest time for which `switch` keeps the dialer's queue tables locked.
 
 Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits less than a second.
+"""
+LIMIT_RENEWED_AFTER = timedelta(milliseconds=50)
+"""The time after which `ended_after` tells PostgreSQL anew how much of its limit is left. Telling it
+before each statement would double the round trips for which the tables are locked.
 """
 CATCH_UP_AT_MOST = 1_000
 """The maximum number of rounds in which `catch_up` applies the dialer's changes.
@@ -275,22 +280,27 @@ def switch(
 def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
     """Have PostgreSQL end the transaction if the statements of the block exceed `limit` in total.
 
-    Each statement, and each pause before the next one, gets the time that is left, so the locks of
-    the transaction are released in time however many statements there are. Raises SQLAlchemy's
-    `OperationalError`, which `patiently` retries.
+    Each statement, and each pause before the next one, gets the time that is left, and at most
+    `LIMIT_RENEWED_AFTER` more. So the locks of the transaction are released in time however many
+    statements there are. Raises SQLAlchemy's `OperationalError`, which `patiently` retries.
     """
     ends = monotonic() + limit.total_seconds()
+    given_last = inf
 
     def shorten(*given: Any) -> None:  # noqa: ANN401 - SQLAlchemy's arguments
+        nonlocal given_last
         cursor, sql = given[1], given[2]
-        left = round((ends - monotonic()) * 1000)
+        left = ends - monotonic()
         try:
             if left <= 0:
                 raise psycopg.errors.QueryCanceled(f"the switch took longer than {limit}")
-            cursor.execute(
-                f"SET LOCAL statement_timeout TO {left};"
-                f"SET LOCAL idle_in_transaction_session_timeout TO {left}"
-            )
+            if given_last - left > LIMIT_RENEWED_AFTER.total_seconds():
+                milliseconds = max(1, round(left * 1000))  # 0 would be no limit
+                cursor.execute(
+                    f"SET LOCAL statement_timeout TO {milliseconds};"
+                    f"SET LOCAL idle_in_transaction_session_timeout TO {milliseconds}"
+                )
+                given_last = left
         except psycopg.Error as error:
             raise OperationalError(sql, None, error) from error
 

@@ -140,17 +140,27 @@ ReadChunk = Callable[[Sequence[Line]], Read]
 def lines_of(stream: Iterable[str], column: str | None = None) -> Iterator[Line]:
     """Yield the lines of a file of phone numbers: one number a line, or CSV.
 
-    Each line has its position, the text of the number, and an expiry, if any. In CSV the number is
-    in `column`; None: in the first column with a usual name such as `phone`, otherwise in the first
-    column. Empty lines and lines that begin with # are ignored. Raises `UsageError` for a column
-    that does not exist and for an expiry that is not a date.
+    Each line has its number in the file, counted from 1, the text of the phone number, and an
+    expiry, if any. In CSV the phone number is in `column`; None: in the first column with a usual
+    name such as `phone`, otherwise in the first column. Empty lines and lines that begin with # are
+    ignored. Raises `UsageError` for a column that does not exist and for an expiry that is not a
+    date.
     """
-    said = (line for line in stream if line.strip() and not line.lstrip().startswith("#"))
-    first = next(said, None)
+    number = 0
+
+    def said() -> Iterator[str]:
+        nonlocal number
+        for number, line in enumerate(stream, 1):  # noqa: B007 - the number is read outside
+            if line.strip() and not line.lstrip().startswith("#"):
+                yield line
+
+    remaining = said()
+    first = next(remaining, None)
     if first is None:
         return
+    number_of_first = number
     dialect = ";" if first.count(";") > first.count(",") else "\t" if "\t" in first else ","
-    rows = csv.reader(itertools.chain([first], said), delimiter=dialect)
+    rows = csv.reader(itertools.chain([first], remaining), delimiter=dialect)
     head = [each.strip().strip("\ufeff").casefold().replace(" ", "_") for each in next(rows)]
     has_header = not any(sum(map(str.isdigit, each)) > 4 for each in head)  # noqa: PLR2004
     if column is not None and column.casefold().replace(" ", "_") not in head:
@@ -160,11 +170,11 @@ def lines_of(stream: Iterable[str], column: str | None = None) -> Iterator[Line]
     expiry = next((head.index(each) for each in _EXPIRY_COLUMNS if each in head), None)
     if not has_header:
         place, expiry = (place if column else 0), None
-        yield 1, first.split(dialect)[0].strip().strip('"\ufeff'), None
+        yield number_of_first, first.split(dialect)[0].strip().strip('"\ufeff'), None
     for row in rows:
         if len(row) > place:
             until = row[expiry].strip() if expiry is not None and len(row) > expiry else ""
-            yield rows.line_num, row[place].strip(), _date(until, rows.line_num)
+            yield number, row[place].strip(), _date(until, number)
 
 
 def stage(

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from assignment_workers.assignment import suppression_lists
 from assignment_workers.assignment.answers import Done, Empty, Refused
@@ -74,11 +76,29 @@ def test_a_file_is_read_as_the_trade_writes_it(text: str, found: list[str]) -> N
     assert [each[1] for each in lines_of(io.StringIO(text))] == found
 
 
+@given(
+    st.sampled_from(["", "number", "name,number", '"a\nheader of two lines",number']),
+    st.lists(st.sampled_from(["", "  ", "# a remark", "one", "two"]), max_size=30),
+)
+def test_a_line_has_the_number_that_an_editor_shows(header: str, kinds: list[str]) -> None:
+    """Remarks, empty lines, and quoted values of two lines are counted as well."""
+    name = '"Ann\nB."' if header.startswith('"') else "Ann"
+    lines, wanted = ["# the register", *([header] if header else [])], []
+    for kind in kinds:
+        is_number = kind in ("one", "two")
+        columns = [name] * header.count(",") + ["02079460001"]
+        lines.append(",".join(columns) if is_number else kind)
+        if is_number:
+            wanted.append("\n".join(lines).count("\n") + 1)
+    text = "".join(f"{line}\n" for line in lines)
+    assert [each[0] for each in lines_of(io.StringIO(text))] == wanted
+
+
 def test_a_column_that_is_not_there_and_an_odd_date_are_named() -> None:
     with pytest.raises(UsageError, match="no column 'mobile'; there are number"):
         list(lines_of(io.StringIO("number\n1"), "mobile"))
-    with pytest.raises(UsageError, match="line 2: 'soon'"):
-        list(lines_of(io.StringIO("number,expires_at\n02079460001,soon\n")))
+    with pytest.raises(UsageError, match="line 4: 'soon'"):
+        list(lines_of(io.StringIO("# a remark\n\nnumber,expires_at\n02079460001,soon\n")))
 
 
 def test_a_list_counts_from_its_flip_on_and_is_replaced_as_a_whole(ranked: World) -> None:
