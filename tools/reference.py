@@ -231,7 +231,7 @@ ours sends one. A task of the queue `assignment` is carried out in order, and on
 the same message gets the same answer.""",
     ]
     for title, names in (
-        ("Queue `assignment`", celery.line_tasks),
+        ("Queue `assignment`", celery.assignment_tasks),
         ("Queue `heartbeats`", celery.heartbeat_tasks),
         ("Queue `maintenance`", celery.maintenance_tasks - celery.heartbeat_tasks),
     ):

@@ -15,7 +15,7 @@ from assignment_workers.assignment.answers import Done, Empty, Refused
 from assignment_workers.assignment.claims.reassign import reassign
 from assignment_workers.assignment.crm.reader import CrmReader
 from assignment_workers.assignment.jobs import Counts, Job
-from assignment_workers.assignment.suppressions import SuppressionTerms, do_not_contact, lift
+from assignment_workers.assignment.suppressions import SuppressionOptions, do_not_contact, lift
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.dialer import UserCallScore
@@ -39,7 +39,7 @@ def suppress(world: World, phone: str, **entry: Any) -> Any:
         phone=phone,
         reason="asked",
         by="ann",
-        entry=SuppressionTerms(**entry),
+        entry=SuppressionOptions(**entry),
         reader=reader(world),
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from sqlalchemy import Connection, text
 
 from assignment_workers.adoption.catalogue import Found
-from assignment_workers.adoption.findings import Blocker
+from assignment_workers.adoption.findings import UndecidedRows
 from assignment_workers.adoption.shapes import (
     AGENT_COLUMNS,
     QUEUE_TABLES,
@@ -20,7 +20,7 @@ from assignment_workers.schema.times import EARLIEST, LATEST
 
 def blockers(
     connection: Connection, live: Mapping[str, Found], relations: Mapping[str, Found]
-) -> Iterable[Blocker]:
+) -> Iterable[UndecidedRows]:
     """Count the rows of the dialer's tables that a migration has to decide about, by kind.
 
     The count is None for a table that the role has no right to read. `relations` has all tables by
@@ -65,13 +65,13 @@ def blockers(
                 what != "users in both queues" or all(other["readable"] for other in live.values())
             )
             count = connection.execute(text(sql)).scalar_one() if readable else None
-            yield Blocker(name, what, count)
+            yield UndecidedRows(name, what, count)
     for name in [*live, *SHARED]:
         if name in relations and relations[name]["kind"] in ("r", "p"):
             yield from _in_rows(connection, name, relations[name])
 
 
-def _in_rows(connection: Connection, name: str, found: Found) -> Iterable[Blocker]:
+def _in_rows(connection: Connection, name: str, found: Found) -> Iterable[UndecidedRows]:
     """Count two kinds of rows of the table `name` that a migration has to decide about.
 
     The kinds are rows with a time outside the accepted range, and callbacks or missed calls that
@@ -94,7 +94,7 @@ def _in_rows(connection: Connection, name: str, found: Found) -> Iterable[Blocke
         counts = connection.execute(text(f"SELECT {counted} FROM public.{name}")).one()
     for what, count in zip(conditions, counts, strict=True):
         if count or (count is None):
-            yield Blocker(name, what, count)
+            yield UndecidedRows(name, what, count)
 
 
 SHARED = ("agents", "user_call_scores", "callbacks", "missed_calls", "conversions")

@@ -60,7 +60,7 @@ class Inspected:
 
 
 @dataclass(frozen=True)
-class Blocker:
+class UndecidedRows:
     """Rows of one kind in one table that a migration has to decide about.
 
     Such rows do not stop a migration. `what` describes the kind, such as "users twice in this
@@ -95,7 +95,7 @@ class Inspection:
     revision: str | None
     needs: str
     tables: tuple[Inspected, ...]
-    blockers: tuple[Blocker, ...]
+    blockers: tuple[UndecidedRows, ...]
     obstacles: tuple[Obstacle, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -17,12 +17,12 @@ from assignment_workers.adoption.shapes import (
     ADDED,
     AGENT_COLUMNS,
     DEPLOYED,
+    DISTINGUISHING_COLUMNS,
     LEGACY_CALL_QUEUE,
     OTHERS,
     QUEUE_TABLES,
     READ,
     TARGET,
-    TELLING,
     Column,
     Shape,
     is_readable,
@@ -80,9 +80,9 @@ def _queue_table(name: str, found: Found | None) -> Inspected:
         return Inspected(
             name, TableVerdict.UNKNOWN, needed=True, differences=to_deployed + to_target
         )
-    if not _telling(to_deployed, target):
+    if not _distinguishing(to_deployed, target):
         return Inspected(name, TableVerdict.DEPLOYED, needed=True, differences=to_deployed)
-    if not _telling(to_target, deployed):
+    if not _distinguishing(to_target, deployed):
         return Inspected(name, TableVerdict.TARGET, needed=True, differences=to_target)
     return Inspected(name, TableVerdict.HYBRID, needed=True, differences=to_deployed + to_target)
 
@@ -95,7 +95,7 @@ def _is_readable(shape: Shape) -> bool:
     )
 
 
-def _telling(differences: Iterable[Difference], other: Shape) -> list[Difference]:
+def _distinguishing(differences: Iterable[Difference], other: Shape) -> list[Difference]:
     """Return those of `differences` that prove that a table is not of the schema A.
 
     A dialer's database has one of two schemas, here called A and B. `differences`: those between
@@ -142,7 +142,7 @@ def _dialer_table(table: Table, found: Found | None) -> Inspected:
     )
     absent = {each.what for each in differences if each.aspect == "column"}
     missing = absent - ADDED.get(table.name, frozenset())
-    of_deployed = TELLING.get(table.name, (frozenset(), frozenset()))[0]
+    of_deployed = DISTINGUISHING_COLUMNS.get(table.name, (frozenset(), frozenset()))[0]
     if missing - of_deployed or not all(
         is_readable(each.found or "", each.expected or "")
         for each in differences
@@ -209,7 +209,7 @@ def _other(name: str, found: Found | None) -> Inspected:
         )
         verdict = TableVerdict.UNKNOWN if differences else TableVerdict.DEPLOYED
         return Inspected(name, verdict, needed=False, differences=differences)
-    deployed, target = TELLING[name]
+    deployed, target = DISTINGUISHING_COLUMNS[name]
     has = shape.columns.keys()
     if deployed <= has and not target & has:
         return Inspected(name, TableVerdict.DEPLOYED, needed=False)

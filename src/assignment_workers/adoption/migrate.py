@@ -52,8 +52,8 @@ SWITCH_AT_MOST = timedelta(milliseconds=700)
 Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits less than a second.
 """
 LIMIT_RENEWED_AFTER = timedelta(milliseconds=50)
-"""The time after which `ended_after` tells PostgreSQL anew how much of its limit is left. Telling it
-before each statement would double the round trips for which the tables are locked.
+"""The time after which `ended_after` tells PostgreSQL again how much of its limit is left. Telling
+this before each statement would double the round trips during which the tables are locked.
 """
 CATCH_UP_AT_MOST = 1_000
 """The maximum number of rounds in which `catch_up` applies the dialer's changes.

@@ -77,14 +77,14 @@ def settle(engine: Engine, tell: Tell) -> None:
     """
     for table in _KINDS:
         counts: Counter[str] = Counter()
-        while decided := _pass(engine, table):
+        while decided := _decide_in_one_pass(engine, table):
             counts += decided
         for rule in (DUE_AGAIN, FOR_OPERATOR, HELD):
             if counts[rule]:
                 tell(f"contract: {table}: {counts[rule]} {rule}")
 
 
-def _pass(engine: Engine, table: str) -> Counter[str]:
+def _decide_in_one_pass(engine: Engine, table: str) -> Counter[str]:
     """Decide about the handed-out callbacks or missed calls in `table`, in one pass over the table.
 
     The pass has several batches; `settle` describes the decisions. Returns the number of rows by
@@ -93,7 +93,7 @@ def _pass(engine: Engine, table: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     after: object = None
     while True:
-        decide = partial(_some, engine, table, after)
+        decide = partial(_decide_batch, engine, table, after)
         rows: list[tuple[str | None, int, object]] = patiently(decide, seconds=TRY_SECONDS)
         if not rows:
             return +counts
@@ -102,7 +102,9 @@ def _pass(engine: Engine, table: str) -> Counter[str]:
             after = last
 
 
-def _some(engine: Engine, table: str, after: object) -> list[tuple[str | None, int, object]]:
+def _decide_batch(
+    engine: Engine, table: str, after: object
+) -> list[tuple[str | None, int, object]]:
     """Decide about the next batch of callbacks or missed calls that the dialer has handed out.
 
     Each becomes an assignment, becomes pending again, or is left to an operator, as `settle`

@@ -235,7 +235,7 @@ CONVERSION = frozenset(
     }
 )
 
-TELLING: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+DISTINGUISHING_COLUMNS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "callbacks": (LEASES, frozenset()),
     "conversions": (CONVERSION, frozenset()),
     "agent_sessions": (frozenset({"ended_at", "last_heartbeat"}), frozenset()),

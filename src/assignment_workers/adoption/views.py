@@ -89,7 +89,7 @@ def _query(table: str, queue: str, types: Mapping[str, str]) -> str:
         value, of = _VALUES.get(name, (default, ""))
         quoted = name.replace('"', '""')
         shown.append(f'{_as(value.replace("{queue}", queue), of, kind)} AS "{quoted}"')
-    return f"SELECT {', '.join(shown)} FROM ({_places(queue)}) AS place {_UNLOCKABLE}"
+    return f"SELECT {', '.join(shown)} FROM ({_users_query(queue)}) AS place {_UNLOCKABLE}"
 
 
 # A row computed by a view cannot be locked, and with FOR UPDATE SKIP LOCKED PostgreSQL would give
@@ -132,7 +132,7 @@ def create_call_queue() -> Sequence[str]:
         value = _VALUES.get(name, (f"{default}::{column.type}", ""))[0]
         value = value.replace("'{queue} '", "queue || ' '")
         shown.append(f'{"queue" if name == "queue_type" else value} AS "{name}"')
-    places = " UNION ALL ".join(_places(queue) for queue in QUEUE_TABLES)
+    places = " UNION ALL ".join(_users_query(queue) for queue in QUEUE_TABLES)
     return _view(CALL_QUEUE, f"SELECT {', '.join(shown)} FROM ({places}) AS every {_UNLOCKABLE}")
 
 
@@ -150,7 +150,7 @@ def _view(table: str, query: str) -> Sequence[str]:
     return made
 
 
-def _places(queue: str) -> str:
+def _users_query(queue: str) -> str:
     """Return a query of a dialer queue's users: those in its published generation, and held ones.
 
     A user whom an agent holds from this queue may have no entry in that generation. The query has

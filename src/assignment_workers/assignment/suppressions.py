@@ -135,7 +135,7 @@ def do_not_contact(
     phone: str | None = None,
     reason: str,
     by: str,
-    entry: SuppressionTerms | None = None,
+    entry: SuppressionOptions | None = None,
     reader: Reader,
 ) -> Done | Refused:
     """Suppress the user, or every user with this phone number, from this commit on.
@@ -148,7 +148,7 @@ def do_not_contact(
     CRM. Users whose number has the same last digits as the text are not offered until an operator
     decides.
     """
-    entry = entry or SuppressionTerms()
+    entry = entry or SuppressionOptions()
     target = _target(user, phone, reader, raw=entry.raw)
     if isinstance(target, Refused):
         return target
@@ -342,7 +342,7 @@ def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after
 
 
 @dataclass(frozen=True)
-class SuppressionTerms:
+class SuppressionOptions:
     """The dialer queue, the expiry and the source of a do-not-contact suppression.
 
     `expires_at`: the time at which the suppression ends; None: no end. `source`: the origin of the

@@ -33,7 +33,7 @@ from assignment_workers.devstack.restart_policy import (
 from assignment_workers.devstack.server import POLL_SECONDS, READY_SECONDS, failure, is_ready
 from assignment_workers.runtime.errors import StackFailed
 
-GAVE_UP = os.EX_TEMPFAIL
+LOST_LEADERSHIP = os.EX_TEMPFAIL
 """The exit status of a sequencer that ended itself because it no longer leads. The supervisor
 starts the process again and counts no failure.
 """
@@ -222,10 +222,11 @@ class Supervisor:
         pause = service.restart_policy.after_end(
             now=now,
             lived=now - child.started_at,
-            failed=child.spec.is_server or (child.status != GAVE_UP and self._servers_ready()),
+            failed=child.spec.is_server
+            or (child.status != LOST_LEADERSHIP and self._servers_ready()),
         )
         if not self._log.verbose:
-            for line in child.last_lines() if child.status != GAVE_UP else ():
+            for line in child.last_lines() if child.status != LOST_LEADERSHIP else ():
                 self._log.say(f"  {child.spec.name}: {line}")
         if pause is None:
             raise StackFailed(

@@ -33,7 +33,7 @@ ACCOUNT = "pgserver"
 the same account name.
 """
 FALLBACK = "nobody"
-PROBE = "?"
+TEST_ONLY = "?"
 """The value of `PROGRAM` on the command line of `main` that only tests the account."""
 PROBE_SECONDS = 10
 
@@ -106,7 +106,7 @@ def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
     if account.way == "account" and not _may(CAP_KILL):
         return "CAP_KILL is missing, and its processes could not be ended"
     done = subprocess.run(
-        account.command([PROBE, str(program), str(folder)]),
+        account.command([TEST_ONLY, str(program), str(folder)]),
         check=False,
         capture_output=True,
         text=True,
@@ -147,7 +147,7 @@ def main() -> None:
     """Change to another account and execute a program: `WAY UID GID PROGRAM ARGUMENT...`.
 
     `WAY`, the way to change to the account, is `account` or `namespace`. If `PROGRAM` is the value
-    of `PROBE`, no program is executed; only the rights of the account are tested. Exits with a
+    of `TEST_ONLY`, no program is executed; only the rights of the account are tested. Exits with a
     one-line error if any of this fails.
     """
     way, uid, gid, program, *arguments = sys.argv[1:]
@@ -158,7 +158,7 @@ def main() -> None:
             _become(int(uid), int(gid))
     except OSError as error:
         sys.exit(f"FATAL: root cannot become user {uid} (by {way}): {error.strerror}")
-    if program == PROBE:
+    if program == TEST_ONLY:
         _probe(*arguments)
         return
     try:

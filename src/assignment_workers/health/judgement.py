@@ -110,7 +110,7 @@ def live(signs: Iterable[SeenSign]) -> list[SeenSign]:
 
 
 @dataclass(frozen=True)
-class Told:
+class TroubleTexts:
     """The texts for people about a component that is not good, and the name of its runbook."""
 
     finding: str
@@ -183,7 +183,7 @@ class _Judge:
         title, meaning = "PostgreSQL", "Nobody is handed out, and no call can be finished."
         if self.database is None:
             trouble = self.readings.database.trouble or ""
-            told = Told(
+            told = TroubleTexts(
                 trouble,
                 meaning,
                 "Look at the PostgreSQL server: does it run, and is it reachable from here?",
@@ -191,7 +191,7 @@ class _Judge:
             )
             return _server("postgresql", title, DOWN, told)
         if self.database.read_only:
-            told = Told(
+            told = TroubleTexts(
                 "is read-only: it is a standby, or its disk is full",
                 meaning,
                 "Check whether this server is a standby, and whether its disk is full.",
@@ -206,7 +206,7 @@ class _Judge:
         title = f"{name} (broker)"
         if trouble is None:
             return _good_server("broker", title, "answers")
-        told = Told(
+        told = TroubleTexts(
             trouble,
             "Nobody is handed out, and no call can be finished: requests do not arrive.",
             f"Look at the {name} server: does it run, is it reachable, has it memory and disk?",
@@ -218,7 +218,7 @@ class _Judge:
         trouble = self.readings.results.trouble if self.results is None else self.results.refuses
         if trouble is None:
             return _good_server("results", "Redis (results)", "answers")
-        told = Told(
+        told = TroubleTexts(
             trouble,
             "Nobody is handed out, and no call can be finished: answers do not come back.",
             "Look at the Redis server: does it run, is it reachable, has it memory and disk?",
@@ -231,7 +231,7 @@ class _Judge:
             reading = self.readings.crm or InputReading(trouble="was not read")
             trouble = reading.trouble or reading.value
         elif self.database is None:
-            told = Told(
+            told = TroubleTexts(
                 "cannot be judged: it is in PostgreSQL, which is down",
                 "",
                 "Mend PostgreSQL first.",
@@ -245,14 +245,14 @@ class _Judge:
         age = self.database.mirror_age if self.database else None
         grace = self.installation.crm_grace
         if age is not None and grace is not None and age < grace:
-            told = Told(
+            told = TroubleTexts(
                 f"cannot be read ({trouble}); its mirror is {_seconds(age)} old, and is used",
                 f"Agents are served by the mirror's facts until these are {_seconds(grace)} old.",
                 "Look at the CRM's database, and at the rights of our role there.",
                 "crm",
             )
             return _server("crm", "CRM", DEGRADED, told)
-        told = Told(
+        told = TroubleTexts(
             f"cannot be read ({trouble})",
             "Nobody is handed out; requests are answered `unavailable`. Calls can be finished.",
             "Look at the CRM's database: does it answer, are its tables there, may our role read"
@@ -283,10 +283,10 @@ class _Judge:
                 if runs
                 else "Start a sequencer: `assignment-workers process sequencer`."
             )
-            return _lane(name, title, DOWN, Told(finding, meaning, step, "sequencer"))
+            return _lane(name, title, DOWN, TroubleTexts(finding, meaning, step, "sequencer"))
         silent = self._silence(status, leader)
         if silent is not None:
-            told = Told(
+            told = TroubleTexts(
                 "the leader gives no sign of life",
                 meaning,
                 "A standby takes over within 10 s. Without one, restart the sequencer.",
@@ -296,7 +296,7 @@ class _Judge:
         head = self.messages.get(self.installation.lanes.celery_queue(lane))
         waited = self._age(head)
         if waited is not None and waited > WAITED:
-            told = Told(
+            told = TroubleTexts(
                 f"leads, but the next message has waited for {_seconds(waited)}",
                 "Agents wait for their next user, or are answered `unavailable`.",
                 "Look for a slow statement in pg_stat_activity, and at the probe's time.",
@@ -305,13 +305,13 @@ class _Judge:
             return _lane(name, title, DEGRADED, told, since=self.at - waited)
         return _good(name, title, ComponentKind.LANE, "leads", serving=True)
 
-    def _without_servers(self) -> Told | None:
+    def _without_servers(self) -> TroubleTexts | None:
         """Return the texts for sequencers whose state cannot be judged; None if it can be judged.
 
         It cannot be judged while PostgreSQL or the broker is down, because a sequencer needs both.
         """
         if self.database is None:
-            return Told(
+            return TroubleTexts(
                 "cannot be judged: PostgreSQL tells who leads, and is down",
                 "",
                 "Mend PostgreSQL first.",
@@ -320,7 +320,7 @@ class _Judge:
         if self.broker_works and not self.database.read_only:
             return None
         server = self.installation.broker if not self.broker_works else "PostgreSQL"
-        return Told(
+        return TroubleTexts(
             f"cannot be judged: without {server} a sequencer has nothing to do",
             "",
             f"Mend {server} first; a sequencer goes on by itself.",
@@ -358,7 +358,7 @@ class _Judge:
         missing = [each for each in self._missing("sequencer") if not self._is_leader(each)]
         count = len([each for each in self._alive("sequencer") if not each.leads])
         if missing:
-            told = Told(
+            told = TroubleTexts(
                 f"{_count(len(missing), 'sequencer')} fell silent; {count} stand by",
                 "If a leader fails, agents may wait until a sequencer is started.",
                 "Start the missing sequencer again; its host's log tells why it ended.",
@@ -379,10 +379,12 @@ class _Judge:
         if not alive and (needed or missing):
             since = max((each.seen_at for each in self.signs if each.role == role), default=None)
             finding = "no sign of life" if since else "none runs"
-            return _process(role, title, DOWN, Told(finding, meaning, step, role), since=since)
+            return _process(
+                role, title, DOWN, TroubleTexts(finding, meaning, step, role), since=since
+            )
         if missing:
             finding = f"{len(missing)} of {len(alive) + len(missing)} silent"
-            told = Told(
+            told = TroubleTexts(
                 finding, "Agents notice nothing, as long as the others do the work.", step, role
             )
             since = min(each.seen_at for each in missing)
@@ -390,7 +392,7 @@ class _Judge:
         if role == "maintenance" and (behind := self._behind(alive)):
             return behind
         if role == "beat" and (overdue := self._overdue()):
-            told = Told(f"{overdue} is overdue, and was not sent", meaning, step, role)
+            told = TroubleTexts(f"{overdue} is overdue, and was not sent", meaning, step, role)
             return _process(role, title, DEGRADED, told)
         return _good(role, title, ComponentKind.PROCESS, f"{len(alive)} alive")
 
@@ -400,7 +402,7 @@ class _Judge:
         if waited is None or waited <= JOBS_WAITED:
             return None
         busy = next((each.task for each in workers if each.task), None)
-        told = Told(
+        told = TroubleTexts(
             f"the next job has waited for {_seconds(waited)}"
             + (f", behind {busy}" if busy else ""),
             "Agents notice nothing yet. Dialer queues age, and cleanups wait.",
@@ -434,7 +436,7 @@ class _Judge:
         title, kind = "Gateways", ComponentKind.PROCESS
         if not alive:
             since = max(each.seen_at for each in self.signs if each.role == "gateway")
-            told = Told(
+            told = TroubleTexts(
                 "no sign of life",
                 "Agents cannot ask for a user, or finish a call, over HTTP.",
                 "Start a gateway: `assignment-workers process gateway`.",
@@ -442,7 +444,7 @@ class _Judge:
             )
             yield _process("gateways", title, DOWN, told, since=since, serving=True)
         elif missing:
-            told = Told(
+            told = TroubleTexts(
                 f"{len(missing)} of {len(alive) + len(missing)} silent",
                 "Callers of that gateway get no answer until the proxy leaves it out.",
                 "Restart the silent gateway; its host's log tells why it ended.",
@@ -477,7 +479,7 @@ class _Judge:
         )
 
     def _unjudged(self, name: str, title: str) -> Component:
-        told = Told(
+        told = TroubleTexts(
             "cannot be judged: signs of life are in Redis, which does not answer here",
             "",
             "Mend Redis first.",
@@ -497,7 +499,7 @@ class _Judge:
             return _good(
                 "certificates", title, kind, f"{_count(len(found), 'certificate')} in time"
             )
-        told = Told(
+        told = TroubleTexts(
             "; ".join(wrong),
             "Agents notice nothing until it expires; then connections with it are refused.",
             "Renew the certificate, put it in its place, and restart or reload its server.",
@@ -527,7 +529,7 @@ class _Judge:
             return _good("tokens", title, kind, "none expires soon")
         left = at - self.database.now
         is_over = left <= timedelta()
-        told = Told(
+        told = TroubleTexts(
             f"a token expired {_seconds(-left)} ago"
             if is_over
             else f"a token expires in {_seconds(left)}",
@@ -544,7 +546,7 @@ class _Judge:
         title, kind = "Audit", ComponentKind.JOB
         if lag <= CHAINED:
             return _good("audit", title, kind, "events are chained")
-        told = Told(
+        told = TroubleTexts(
             f"an event has been in no hash chain for {_seconds(lag)}",
             "Agents notice nothing. A change of newer events would not be noticed.",
             "Look at the job audit.extend, and for transactions that stay open.",
@@ -571,7 +573,7 @@ class _Judge:
                     name,
                     title,
                     DEGRADED,
-                    Told(
+                    TroubleTexts(
                         "was never built",
                         "Agents get nobody from it.",
                         f"Build it: `assignment-workers regenerate {each.queue}`.",
@@ -584,7 +586,7 @@ class _Judge:
                     name,
                     title,
                     DEGRADED,
-                    Told(
+                    TroubleTexts(
                         f"was last rebuilt {_seconds(age)} ago; it is due every hour",
                         "New users are not offered, and the queue runs dry.",
                         "Look at the job queue.regenerate, and at maintenance and beat.",
@@ -753,7 +755,7 @@ def _job_component(job: JobHealth) -> Component:
             step = "Look at maintenance workers and beat."
         case _:
             return _good(name, title, kind, str(job.state))
-    told = Told(finding, "Agents notice nothing yet.", step, "jobs")
+    told = TroubleTexts(finding, "Agents notice nothing yet.", step, "jobs")
     return _wrong(kind, name, title, DEGRADED, told, since=since)
 
 
@@ -790,7 +792,7 @@ def _wrong(
     name: str,
     title: str,
     state: HealthState,
-    told: Told,
+    told: TroubleTexts,
     *,
     since: datetime | None = None,
     serving: bool = False,

@@ -36,12 +36,12 @@ from assignment_workers.health.redis_client import ANSWER_SECONDS, connect
 
 SCHEDULE = "assignment-workers:beat:"
 """The prefix of beat's keys in Redis: `redbeat_key_prefix` of the shipped celeryconfig.py."""
-PROBE = "assignment-workers:health:written"
+WRITE_TEST_KEY = "assignment-workers:health:written"
 """The Redis key that each health reading writes, to find out whether Redis accepts writes.
 
 A Redis that is full still answers reads, but refuses writes.
 """
-PROBE_SECONDS = 60
+WRITE_TEST_SECONDS = 60
 UNIX_MILLISECONDS_OF_VERSION = 7
 """The version of UUIDs that begin with their creation time in Unix milliseconds."""
 
@@ -60,7 +60,7 @@ def results_reader(redis_url: str) -> Callable[[], ResultsFacts]:
             pipeline.hgetall(signs.SIGNS)
             pipeline.zrange(signs.SEEN, 0, -1, withscores=True)
             pipeline.zrange(f"{SCHEDULE}:schedule", 0, -1, withscores=True)
-            pipeline.set(PROBE, b"1", ex=PROBE_SECONDS)
+            pipeline.set(WRITE_TEST_KEY, b"1", ex=WRITE_TEST_SECONDS)
             *read_values, written = pipeline.execute(raise_on_error=False)
             for each in read_values:
                 if isinstance(each, Exception):
@@ -90,7 +90,7 @@ def broker_reader(broker_url: str, queues: Sequence[str]) -> Callable[[], Broker
 def _read_redis(url: str, queues: Sequence[str]) -> BrokerFacts:
     with _answering(), closing(connect(url)) as redis:
         pipeline = redis.pipeline(transaction=False)
-        pipeline.set(PROBE, b"1", ex=PROBE_SECONDS)
+        pipeline.set(WRITE_TEST_KEY, b"1", ex=WRITE_TEST_SECONDS)
         for queue in queues:
             pipeline.llen(queue)
             pipeline.lindex(queue, -1)

@@ -25,7 +25,7 @@ from assignment_workers.policy.facts import (
 )
 from assignment_workers.policy.outcomes import REVIEW, Action, Outcome
 from assignment_workers.policy.queues import ORDER, Ordering, Policy
-from assignment_workers.policy.rules import Numbers, ReadyRule, Rule, Terms
+from assignment_workers.policy.rules import Numbers, ReadyRule, Rule, RuleParameters
 from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.dialer import UserCallScore
 
@@ -232,7 +232,7 @@ class Dialer:
         return {queue.name: self._policy(queue, calling, numbers) for queue in self.queues}
 
     def _policy(self, queue: Queue, calling: CallingRules, numbers: Numbers) -> Policy:
-        terms = Terms(queue.name, self.terminal, calling, numbers)
+        terms = RuleParameters(queue.name, self.terminal, calling, numbers)
         return Policy(
             queue=queue.name,
             conversion_type=queue.conversion,

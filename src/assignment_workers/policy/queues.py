@@ -268,12 +268,12 @@ def off_for_good(rule: str, policies: Iterable[Policy]) -> bool:
     )
 
 
-def passes(rule: str) -> bool:
+def is_calling_rule(rule: str) -> bool:
     """Return True if `rule` is the name of a calling rule, such as that of the calling hours.
 
     A user who breaks a calling rule may be called again after some time, without a change of facts.
     """
-    return rule in rules.PASSING
+    return rule in rules.CALLING_RULES
 
 
 def reason_for(score: int) -> str:

@@ -56,7 +56,7 @@ from assignment_workers.schema.tables import (
 
 NOW = bindparam("now", type_=NaiveInstant)
 
-PASSING = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
+CALLING_RULES = {"outside_calling_hours", "called_enough_today", "called_lately", "offered_lately"}
 """The names of the calling rules, such as that of the calling hours.
 
 A user who breaks a calling rule may be called again after some time, without a change of facts.
@@ -102,7 +102,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Terms:
+class RuleParameters:
     """The values from which this package's rules are made for one dialer queue.
 
     They are the name of the dialer queue, the terminal outcomes of the dialer, the calling rules,
@@ -120,14 +120,14 @@ class Terms:
 class ReadyRule:
     """A rule that this package provides for every dialer queue.
 
-    The function `make` makes the rule for one dialer queue from its values in `Terms`: the name of
-    the queue, the terminal outcomes, and settings.
+    The function `make` makes the rule for one dialer queue from its values in `RuleParameters`:
+    the name of the queue, the terminal outcomes, and settings.
     """
 
     name: str
     kind: RuleEffect
     means: str
-    make: Callable[[Terms], Rule | None]
+    make: Callable[[RuleParameters], Rule | None]
     """A function that returns the rule, or None if the settings do not require the rule."""
 
 
@@ -600,12 +600,12 @@ def in_pool(queue: str) -> Rule:
     )
 
 
-def _calls_per_day(terms: Terms) -> Rule | None:
+def _calls_per_day(terms: RuleParameters) -> Rule | None:
     most = terms.calling.calls_per_day.get(terms.queue)
     return within_calls_per_day(most) if most else None
 
 
-def _cool_down(terms: Terms) -> Rule | None:
+def _cool_down(terms: RuleParameters) -> Rule | None:
     least = terms.calling.cool_down.get(terms.queue)
     return cooled_down(least) if least else None
 
@@ -726,7 +726,7 @@ def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
     return sorted(every, key=lambda each: each.kind is RuleEffect.RESTING)
 
 
-def made(own: Sequence[Rule | ReadyRule], terms: Terms) -> tuple[Rule, ...]:
+def made(own: Sequence[Rule | ReadyRule], terms: RuleParameters) -> tuple[Rule, ...]:
     """Return all rules of a dialer queue, in order.
 
     `own`: the rules that the definition of the dialer queue names. The rules that this package

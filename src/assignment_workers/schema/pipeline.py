@@ -173,13 +173,13 @@ def _exchange(
     return results[begins : begins + len(statements)], known.transformer
 
 
-def _known(connection: Connection) -> _Known:
+def _known(connection: Connection) -> _ConnectionState:
     """Return the state cached for this connection, such as the names of its prepared statements."""
     info = connection.info
-    known: _Known | None = info.get(_KNOWN)
+    known: _ConnectionState | None = info.get(_KNOWN)
     if known is None:
         driver = cast("BoundedConnection", connection.connection.driver_connection)
-        known = info[_KNOWN] = _Known(
+        known = info[_KNOWN] = _ConnectionState(
             driver,
             driver.pgconn,
             adapt.Transformer(driver),
@@ -192,7 +192,7 @@ def _known(connection: Connection) -> _Known:
     return known
 
 
-def _prepare(known: _Known, statements: Sequence[_CompiledStatement]) -> None:
+def _prepare(known: _ConnectionState, statements: Sequence[_CompiledStatement]) -> None:
     """Prepare the statements that are not prepared yet, in a separate round trip.
 
     A statement is prepared at its second execution, because some expressions are executed only
@@ -216,7 +216,7 @@ def _prepare(known: _Known, statements: Sequence[_CompiledStatement]) -> None:
     known.prepared.update((name, ref(each)) for name, each in new.items())
 
 
-def _results(known: _Known, count: int) -> list[PGresult]:
+def _results(known: _ConnectionState, count: int) -> list[PGresult]:
     """Return the next `count` results of the round trip; raise the first error among them."""
     to, ends = known.to, perf_counter() + known.driver.exchange_seconds
     to.pipeline_sync()
@@ -298,7 +298,7 @@ First the schema of the dialer's tables, then SQLAlchemy's schema translations, 
 
 
 @dataclass
-class _Known:
+class _ConnectionState:
     """The state cached for one database connection: type conversions and prepared statements."""
 
     driver: BoundedConnection

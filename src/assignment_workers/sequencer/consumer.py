@@ -146,7 +146,7 @@ class Consumer(consumer.Consumer):
             task = judged.headers["task"]
             if task in self.app.served:
                 return judged
-            if task not in self.app.line_tasks:
+            if task not in self.app.assignment_tasks:
                 raise Malformed(f"{task}: no task of this Celery queue", **named(judged.headers))
         except Malformed as wrong:
             self._refuse(message, wrong)

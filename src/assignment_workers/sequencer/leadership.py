@@ -21,7 +21,7 @@ from psycopg.errors import LockNotAvailable, QueryCanceled
 from redis.exceptions import ResponseError
 
 from assignment_workers.schema.deadline import NoAnswer
-from assignment_workers.sequencer.redis_refusals import REFUSING, refused
+from assignment_workers.sequencer.redis_refusals import WRITE_REFUSALS, refused
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.sequencer.term import SILENCE, CommitsWait, Sign
@@ -161,7 +161,7 @@ class Leadership(bootsteps.StartStopStep):
         except ResponseError as error:
             if (why := refused(error)) is None:
                 raise
-            REFUSING.note(why)
+            WRITE_REFUSALS.note(why)
             return  # the next try may find that Redis accepts writes again
         self._begins = False
         consumer.add_task_queue(self.sequencer.queue)
@@ -187,7 +187,7 @@ class Leadership(bootsteps.StartStopStep):
         except ResponseError as error:
             if (why := refused(error)) is None:
                 raise
-            REFUSING.note(why)
+            WRITE_REFUSALS.note(why)
         self.sequencer.probe()
 
     def _watch(self) -> None:
@@ -245,9 +245,9 @@ class Leadership(bootsteps.StartStopStep):
         run here to give a new sign.
         """
         limit = SILENCE.total_seconds()
-        if sign.silent > limit / 2 and REFUSING.within(limit):
+        if sign.silent > limit / 2 and WRITE_REFUSALS.within(limit):
             # A broker that refuses writes carries no probe, but the leader is alive.
-            self.sequencer.take_an_empty_turn()
+            self.sequencer.run_empty_transaction()
             return True
         if sign.silent > limit and self.sequencer.candidacy.commits_wait():
             self._tell(str(CommitsWait()))

@@ -115,7 +115,7 @@ def refused(error: BaseException) -> RedisRefusal | None:
     return None
 
 
-class Refusing:
+class WriteRefusals:
     """Records when Redis last refused a write of this process, and logs refusals at intervals."""
 
     def __init__(self) -> None:
@@ -134,5 +134,5 @@ class Refusing:
         return monotonic() - self._at <= seconds
 
 
-REFUSING = Refusing()
+WRITE_REFUSALS = WriteRefusals()
 """This process's record of the last write that Redis refused."""

@@ -22,7 +22,7 @@ from assignment_workers.assignment.transaction import raced
 from assignment_workers.errors import DatabaseUnavailable, StaleTerm
 from assignment_workers.schema.tables import Event
 from assignment_workers.sequencer.races import tell_race
-from assignment_workers.sequencer.redis_refusals import REFUSING, refused
+from assignment_workers.sequencer.redis_refusals import WRITE_REFUSALS, refused
 from assignment_workers.sequencer.term import SILENCE, Candidacy, CommitsWait, Term
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
 from assignment_workers.telemetry import TERM
@@ -215,7 +215,7 @@ class Sequencer:
         """
         return self._runner.trouble_since(steady) if self._runner else None
 
-    def take_an_empty_turn(self) -> None:
+    def run_empty_transaction(self) -> None:
         """Run an empty transaction, which renews the leader's sign of life.
 
         This replaces the probe while the broker refuses writes. Failures are ignored.
@@ -240,11 +240,11 @@ class Sequencer:
         if now - self._probed < PROBE_SECONDS:
             return
         # One probe behind many messages measures the delay; more would only increase it.
-        if not (self._probe_waits and self.runner.had_turn_since(now - PROBE_SECONDS)):
+        if not (self._probe_waits and self.runner.ran_since(now - PROBE_SECONDS)):
             self._probed, self._probe_waits = now, True
             try:
                 self._send_probe()
             except (OperationalError, ResponseError) as error:
                 if (why := refused(error)) is None:
                     raise
-                REFUSING.note(why)
+                WRITE_REFUSALS.note(why)

@@ -129,7 +129,7 @@ class Suspects:
             except SQLAlchemyError as error:
                 raise DatabaseUnavailable("a part of a suspect message is not noted") from error
 
-    def parts_are_buried(self) -> None:
+    def mark_parts_stored(self) -> None:
         """Record that the fatal requests of the current batch are stored as dead letters.
 
         A fatal request is one during whose handling a process ended. If the batch is delivered

@@ -277,7 +277,7 @@ class TransactionRunner:
         """
         return self._trouble[0] if self._trouble and self._trouble[1] > steady else None
 
-    def had_turn_since(self, steady: float) -> bool:
+    def ran_since(self, steady: float) -> bool:
         """Return True if a transaction of this runner proved this process's term after `steady`.
 
         `steady` is a time of the monotonic clock.

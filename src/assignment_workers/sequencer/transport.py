@@ -28,8 +28,8 @@ from redis import connection as redis_connection
 from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 from assignment_workers.client.wire.redis_clients import (
-    MovingConnection,
-    MovingSSLConnection,
+    FailoverConnection,
+    FailoverSSLConnection,
     SentinelConnection,
     SentinelSSLConnection,
 )
@@ -42,9 +42,9 @@ from assignment_workers.sequencer.redis_refusals import (
     NOTE,
     PAUSE_SECONDS,
     PUT_BACK,
-    REFUSING,
     REPLACE,
     TAKE,
+    WRITE_REFUSALS,
     RedisRefusal,
     refused,
 )
@@ -133,8 +133,8 @@ class Consumption:
 class Channel(redis.Channel):
     """Kombu's Redis channel, changed to pass malformed messages to `on_malformed` and continue."""
 
-    connection_class: type[redis_connection.Connection] = MovingConnection
-    connection_class_ssl: type[redis_connection.SSLConnection] = MovingSSLConnection
+    connection_class: type[redis_connection.Connection] = FailoverConnection
+    connection_class_ssl: type[redis_connection.SSLConnection] = FailoverSSLConnection
     connection_errors: tuple[type[Exception], ...]
     _queue_cycle: Any
     _flush_brpop_reauth: Callable[[], None]
@@ -178,7 +178,7 @@ class Channel(redis.Channel):
         why = refused(error)
         if why is None:
             raise error
-        REFUSING.note(why)
+        WRITE_REFUSALS.note(why)
         sleep(PAUSE_SECONDS)
         return why
 
@@ -301,7 +301,7 @@ class QoS(redis.QoS):
         except ResponseError as error:
             if refused(error) is not RedisRefusal.FULL:
                 raise
-            REFUSING.note(RedisRefusal.FULL)
+            WRITE_REFUSALS.note(RedisRefusal.FULL)
             names = (self.unacked_index_key, self.unacked_key, NO_KEY)
             keys = [self.channel._key(each) for each in names]  # noqa: SLF001
             info = message.delivery_info
@@ -317,7 +317,7 @@ class QoS(redis.QoS):
         except ResponseError as error:
             if (why := refused(error)) is None:
                 raise
-            REFUSING.note(why)
+            WRITE_REFUSALS.note(why)
 
 
 Channel.QoS = QoS

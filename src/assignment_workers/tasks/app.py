@@ -84,10 +84,10 @@ def create_app(settings: Settings, tracing: Tracing = NO_TRACES) -> App:
     except ValueError as error:
         raise UsageError(f"ASSIGNMENT_WORKERS_OUTCOMES: {error}") from None
     assignment.register(app)
-    app.line_tasks = _doors(app)
-    _check_tasks(app, app.line_tasks, ASSIGNMENT)
+    app.assignment_tasks = _registered_tasks(app)
+    _check_tasks(app, app.assignment_tasks, ASSIGNMENT)
     maintenance.register(app)
-    app.maintenance_tasks = _doors(app) - app.line_tasks
+    app.maintenance_tasks = _registered_tasks(app) - app.assignment_tasks
     app.heartbeat_tasks = frozenset({"agent.heartbeats"})
     _check_tasks(app, app.maintenance_tasks - app.heartbeat_tasks, MAINTENANCE)
     # A configuration file of 0.1.0 names no queue for heartbeats.
@@ -132,7 +132,7 @@ def _name_sentinels(app: App, name: str) -> None:
         }
 
 
-def _doors(app: App) -> frozenset[str]:
+def _registered_tasks(app: App) -> frozenset[str]:
     """Return the names of this package's tasks that are registered with `app` so far."""
     return frozenset(name for name, task in app.tasks.items() if isinstance(task, HandledTask))
 

@@ -39,7 +39,7 @@ from assignment_workers.assignment.operational_settings import (
 from assignment_workers.assignment.pools import convert, discover
 from assignment_workers.assignment.reports.doctor import repair
 from assignment_workers.assignment.suppressions import (
-    SuppressionTerms,
+    SuppressionOptions,
     do_not_contact,
     lift,
     subject,
@@ -258,7 +258,7 @@ def suppress(
     suppression; None: no end. `source`: its origin, such as a public register. `raw`: True to
     accept a `phone` that cannot be read as a phone number.
     """
-    entry = SuppressionTerms(queue, expires_at, source, raw)
+    entry = SuppressionOptions(queue, expires_at, source, raw)
     reader = numbers_of(run.of.settings).reader
     return run.once(
         lambda transaction: do_not_contact(

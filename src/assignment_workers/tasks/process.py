@@ -125,7 +125,7 @@ def _sequencer(settings: Settings, tracing: Tracing, lane: str = DEFAULT_LANE) -
     app.conf.broker_heartbeat = HEARTBEAT_SECONDS
     app.steps["consumer"].update([Leadership, EventBuffer])
     pool = "assignment_workers.sequencer.pool:TaskPool"
-    code = _work(app, "sequencer", (queue,), app.line_tasks, pool, lane=lane)
+    code = _work(app, "sequencer", (queue,), app.assignment_tasks, pool, lane=lane)
     return os.EX_TEMPFAIL if app.sequencer.lost else code
 
 
@@ -194,7 +194,7 @@ def _work(
     app.suspects = Suspects(app.engine, app.results)
     signals.worker_shutting_down.connect(app.suspects.excuse_soon, weak=False)
     app.consumption = Consumption(on_malformed=app.refusals.refuse, largest=largest)
-    install(app.consumption, ordered=tasks == app.line_tasks)
+    install(app.consumption, ordered=tasks == app.assignment_tasks)
     signals.setup_logging.connect(lambda **_: None, weak=False)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # only JSON is read, root or not
     worker = app.Worker(

@@ -14,12 +14,12 @@ from redis.connection import SSLConnection
 from redis.exceptions import ResponseError
 
 from assignment_workers.client.wire.redis_clients import (
-    MovingConnection,
-    MovingSSLConnection,
+    FailoverConnection,
+    FailoverSSLConnection,
     SentinelConnection,
     SentinelSSLConnection,
 )
-from assignment_workers.sequencer.redis_refusals import REFUSING, refused
+from assignment_workers.sequencer.redis_refusals import WRITE_REFUSALS, refused
 from assignment_workers.sequencer.transport import packed
 
 AGAIN_SECONDS = 5.0
@@ -37,14 +37,14 @@ class ResultBackend(RedisBackend):
     commands use one connection.
     """
 
-    connection_class_ssl: type[SSLConnection] = MovingSSLConnection
+    connection_class_ssl: type[SSLConnection] = FailoverSSLConnection
     _get_result_meta: Callable[..., dict[str, Any]]
     _set_with_state: Callable[..., None]
     expires: int | None
 
     def _get_pool(self, **parameters: Any) -> Any:
         pool: Callable[..., Any] = super()._get_pool  # type: ignore[misc] # its types lack it
-        return pool(**{"connection_class": MovingConnection, **parameters})
+        return pool(**{"connection_class": FailoverConnection, **parameters})
 
     def ensure(self, fun: Callable[..., Any], args: Sequence[Any], **policy: Any) -> Any:
         """Call `fun`, with retries by Celery's `policy`, for at most `AGAIN_SECONDS`."""
@@ -85,7 +85,7 @@ class ResultBackend(RedisBackend):
                 # The result is announced all the same, so a listening caller gets it.
                 if (why := refused(error)) is None:
                     raise
-                REFUSING.note(why)
+                WRITE_REFUSALS.note(why)
             connection.read_response()
         except BaseException:
             connection.disconnect()  # or the next result would read this one's reply

@@ -104,7 +104,7 @@ class App(Celery):
     lanes: Lanes
     outcomes: Mapping[str, Outcome]
     engine: Engine
-    line_tasks: frozenset[str]
+    assignment_tasks: frozenset[str]
     """The names of the tasks of the assignment queue."""
     maintenance_tasks: frozenset[str]
     heartbeat_tasks: frozenset[str]
@@ -234,7 +234,7 @@ class HandledTask(Task[..., Any]):
             self.store_dead_letter(([parts[part]],), {}, refused.reason)
         in_hand = self.of.refusals.in_hand
         if in_hand is not None and not in_hand.unstored:
-            self.of.suspects.parts_are_buried()
+            self.of.suspects.mark_parts_stored()
         answers: list[Any] = []
         for part, said in enumerate(parts):
             if part in suspicion.parts:
@@ -296,7 +296,7 @@ class HandledTask(Task[..., Any]):
         def unanswered(_: FencedTransaction) -> object:
             raise _UnansweredError
 
-        if self.name not in self.of.line_tasks:
+        if self.name not in self.of.assignment_tasks:
             return None
         try:
             return run.once(unanswered)

@@ -15,7 +15,7 @@ from assignment_workers.assignment.jobs import Job
 from assignment_workers.assignment.suppression_lists import Named, check, exported, flip, stage
 from assignment_workers.assignment.suppressions import (
     FORGOTTEN,
-    SuppressionTerms,
+    SuppressionOptions,
     check_key,
     do_not_contact,
     lift,
@@ -204,7 +204,7 @@ def test_a_number_of_two_who_are_forgotten_stays_for_the_longer_of_both_terms(
     }
 
     def suppress(days: int | None) -> None:
-        entry = SuppressionTerms(expires_at=ends[days], queue=UNSIGNED)
+        entry = SuppressionOptions(expires_at=ends[days], queue=UNSIGNED)
         refused.run(
             do_not_contact, reader=READER, phone=PHONE, reason=MARK, by="operator", entry=entry
         )

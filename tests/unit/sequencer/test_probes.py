@@ -25,7 +25,7 @@ def test_of_probes_behind_a_backlog_one_waits_and_an_idle_line_has_its_sign_of_l
         send_probe=lambda: sent.append(now),
     )
     is_busy = True
-    leader._runner = cast("Any", SimpleNamespace(had_turn_since=lambda _: is_busy))
+    leader._runner = cast("Any", SimpleNamespace(ran_since=lambda _: is_busy))
 
     def go_on(seconds: float) -> None:
         nonlocal now

@@ -13,7 +13,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from assignment_workers.client.wire.message import message
 from assignment_workers.sequencer import transport
-from assignment_workers.sequencer.redis_refusals import REFUSING
+from assignment_workers.sequencer.redis_refusals import WRITE_REFUSALS
 from assignment_workers.sequencer.transport import taken_key
 from tests.support.fake_redis import Consumed, consumed
 
@@ -203,7 +203,7 @@ def test_a_full_redis_hands_its_messages_over_all_the_same(line: Consumed) -> No
     line.channel._brpop_read()
     assert line.got[-1]["headers"]["id"] == "first"
     assert names(line, TAKEN) == ["first"]
-    assert REFUSING.within(60)
+    assert WRITE_REFUSALS.within(60)
 
 
 @pytest.mark.parametrize(

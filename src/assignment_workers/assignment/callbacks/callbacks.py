@@ -35,7 +35,7 @@ from assignment_workers.assignment.answers import Held
 from assignment_workers.assignment.callbacks.due import DueKind, Found, judged, limited
 from assignment_workers.assignment.transaction import EventKind, FencedTransaction
 from assignment_workers.policy.outcomes import Outcome
-from assignment_workers.policy.queues import Policy, off_for_good, passes
+from assignment_workers.policy.queues import Policy, is_calling_rule, off_for_good
 from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.dialer import Callback
@@ -246,7 +246,7 @@ def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequen
     policies, settled = transaction.dialer.policies.values(), []
     for row in unfit:
         ended = off_for_good(row.broken, policies) or (
-            not passes(row.broken) and transaction.now >= row.due_at + GIVEN_UP_AFTER
+            not is_calling_rule(row.broken) and transaction.now >= row.due_at + GIVEN_UP_AFTER
         )
         settled.append(
             {

@@ -41,7 +41,7 @@ from assignment_workers.assignment.crm.mirror import freshen
 from assignment_workers.assignment.jobs import Counts, Work
 from assignment_workers.assignment.transaction import RECORD, EventKind, FencedTransaction
 from assignment_workers.policy.dialer import Dialer
-from assignment_workers.policy.queues import Policy, off_for_good, passes
+from assignment_workers.policy.queues import Policy, is_calling_rule, off_for_good
 from assignment_workers.schema.base import Instant, NaiveInstant, sql_text
 from assignment_workers.schema.bulk import rows
 from assignment_workers.schema.dialer import MissedCall
@@ -125,9 +125,9 @@ def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequen
     user called and expects an answer.
     """
     until = transaction.now + settings.callback_retry
-    if late := [{"id": row.id, "until": until} for row in unfit if passes(row.broken)]:
+    if late := [{"id": row.id, "until": until} for row in unfit if is_calling_rule(row.broken)]:
         wait(transaction, late)
-    unfit = [row for row in unfit if not passes(row.broken)]
+    unfit = [row for row in unfit if not is_calling_rule(row.broken)]
     policies = transaction.dialer.policies.values()
     ended = [
         {

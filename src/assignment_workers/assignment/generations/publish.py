@@ -31,7 +31,7 @@ from assignment_workers.schema.tables import (
     GenerationState,
 )
 
-LONGEST_TURN = timedelta(minutes=10)
+LONGEST_TRANSACTION = timedelta(minutes=10)
 """Assumed maximum duration of a sequencer's transaction.
 
 The build of a generation does not see the ends of assignments whose transactions were still running
@@ -106,7 +106,7 @@ def _bring_in(
     """
     since = {
         "generation": number,
-        "earliest": row.started_at - LONGEST_TURN,
+        "earliest": row.started_at - LONGEST_TRANSACTION,
         "snapshot": row.snapshot,
     }
     return {

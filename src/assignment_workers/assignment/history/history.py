@@ -25,7 +25,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Text, bindparam, func, select, text
 
 from assignment_workers.assignment import settings_versions
-from assignment_workers.assignment.generations.publish import LONGEST_TURN
+from assignment_workers.assignment.generations.publish import LONGEST_TRANSACTION
 from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.assignment.history.records import RECORDS
 from assignment_workers.assignment.history.replay import Breach, Fact, Replay, ReplayedAssignment
@@ -125,12 +125,12 @@ def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int
     """Return the ranks of a generation's users, by user; None if they cannot be known.
 
     `since`: the time from which events are replayed. The ranks are unknown if the generation is
-    purged. The ranks are also unknown if its build began less than `LONGEST_TURN` (the longest
-    duration of a transaction) after `since`: transactions before `since` may have influenced that
-    build.
+    purged. The ranks are also unknown if its build began less than `LONGEST_TRANSACTION` (the
+    longest duration of a transaction) after `since`: transactions before `since` may have
+    influenced that build.
     """
     parameters = {"generation": generation, "name": partition(generation)}
-    begun = {"since": since + LONGEST_TURN}
+    begun = {"since": since + LONGEST_TRANSACTION}
     if not connection.execute(_IS_KEPT, parameters | begun).scalar_one_or_none():
         return None
     users, ranks = connection.execute(_RANKS, parameters).one()
@@ -143,7 +143,7 @@ def _missed(connection: Connection, generation: int) -> dict[str, int]:
     These assignments ended too late for the build's snapshot, but before the generation was
     published. The result maps the id of each assignment to its user.
     """
-    parameters = {"generation": generation, "longest": LONGEST_TURN}
+    parameters = {"generation": generation, "longest": LONGEST_TRANSACTION}
     return {row.id: row.user_id for row in connection.execute(_MISSED, parameters)}
 
 

@@ -89,7 +89,7 @@ class ReplayedAssignment:
     """False while the assignment is an offer that the agent has not accepted."""
 
 
-OUTSIDE_THE_LINE = {
+KINDS_WITHOUT_TERM = {
     EventKind.CALLBACK_SUPERSEDED,
     EventKind.DISCOVERED,
     EventKind.GENERATION_FAILED,
@@ -247,7 +247,7 @@ class Replay:
             return
         if fact.term is not None:
             self._line(fact, fact.term)
-        elif fact.kind not in OUTSIDE_THE_LINE and not fact.is_dialers:
+        elif fact.kind not in KINDS_WITHOUT_TERM and not fact.is_dialers:
             self._breach(9, fact, f"{fact.kind} under no term")
         claimable_set = self._claimable_sets.get(fact.queue or "")
         if claimable_set is not None and claimable_set.waiting:

@@ -297,15 +297,15 @@ def longest(connection: Connection, queue: str, *, limit: int) -> list[Row]:
     return rows_of(connection, _LONGEST, queue=queue, limit=limit)
 
 
-def drains(connection: Connection, queue: str) -> list[Row]:
+def event_counts(connection: Connection, queue: str) -> list[Row]:
     """Count the last hour's events about the users of a dialer queue, such as assignments.
 
     The result has one row for each combination of kind, reason and outcome: at most 50 rows, those
     with the greatest counts. Not counted: acceptances, renewals, races, and events about the queue
     itself, such as a pause. Reads the newest `NEWEST` events of all dialer queues, and counts those
-    of this queue. Despite the function's name, not only drains are counted.
+    of this queue.
     """
-    return rows_of(connection, _DRAINS, queue=queue)
+    return rows_of(connection, _EVENT_COUNTS, queue=queue)
 
 
 def generations(connection: Connection, queue: str, *, limit: int) -> list[Row]:
@@ -513,7 +513,7 @@ FROM (SELECT e.user_id, e.rank, e.score FROM assignment.entries e
 JOIN user_call_scores s ON s.user_id = e.user_id
 ORDER BY coalesce(s.last_call_at, s.created_at), e.rank LIMIT :limit
 """
-_DRAINS = f"""
+_EVENT_COUNTS = f"""
 SELECT kind, details->>'reason' AS reason, details->>'outcome' AS outcome, count(*) AS users
 FROM (SELECT kind, queue, details FROM assignment.events
     WHERE at > statement_timestamp() - interval '1 hour' ORDER BY at DESC LIMIT {NEWEST}) AS newest

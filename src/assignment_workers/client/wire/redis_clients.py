@@ -70,7 +70,7 @@ class _AsyncMoving(_Async):
             raise exceptions.ConnectionError(REPLICA) from error
 
 
-class MovingConnection(_Moving, connection.Connection):
+class FailoverConnection(_Moving, connection.Connection):
     """A connection to a Redis whose host name may move from one server to another (a failover).
 
     The connection is closed when its server answers that it is a replica now. The next connection
@@ -78,7 +78,7 @@ class MovingConnection(_Moving, connection.Connection):
     """
 
 
-class MovingSSLConnection(_Moving, connection.SSLConnection):
+class FailoverSSLConnection(_Moving, connection.SSLConnection):
     """A connection with TLS to a Redis whose host name may move from one server to another.
 
     The connection is closed when its server answers that it is a replica now.
@@ -255,7 +255,7 @@ def redis_client(url: str, **options: Any) -> Redis:  # noqa: ANN401 - redis-py'
     `url` has the form of Celery's `broker_url`. `options` are passed on to redis-py's client.
     """
     if not url.startswith(SENTINEL):
-        plain = MovingSSLConnection if url.startswith("rediss") else MovingConnection
+        plain = FailoverSSLConnection if url.startswith("rediss") else FailoverConnection
         return Redis.from_url(_for_redis(url), connection_class=plain, **options)
     at = SentinelAddress.read(url)
     managed = SentinelSSLConnection if at.tls else SentinelConnection

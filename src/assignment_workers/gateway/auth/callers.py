@@ -47,7 +47,7 @@ only.
 OPERATING = frozenset({TokenRole.OPERATOR})
 ANYBODY = frozenset(TokenRole)
 
-OF_AGENTS = frozenset(
+AGENT_EVENTS = frozenset(
     {
         EventKind.ASSIGNED,
         EventKind.COMPLETED,
@@ -128,7 +128,7 @@ class Caller:
             self.must_act_for(agent_id)
         if self.role is None or self.role in WATCHING:
             return EventFilter(agent_id)
-        return EventFilter(self.agent_id or agent_id, OF_AGENTS)
+        return EventFilter(self.agent_id or agent_id, AGENT_EVENTS)
 
 
 EVERYBODY = Caller(None, None, None)

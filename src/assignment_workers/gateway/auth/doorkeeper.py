@@ -30,7 +30,7 @@ HELD_AT_MOST = 500
 sent at once, and its connection is closed.
 """
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
-OF_AGENTS = ("/v1/requests", "/v1/assignments/")
+AGENT_PATHS = ("/v1/requests", "/v1/assignments/")
 """The paths of agents' calls, whose responses are counted for the health of the system."""
 SIGN_IN = frozenset({"/login", links.PATH})
 COOKIE = b"assignment_workers="
@@ -80,7 +80,7 @@ class Doorkeeper:
                 status = message["status"]
                 if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
                     self._count(status, scope, address)
-                if scope["method"] == "POST" and scope["path"].startswith(OF_AGENTS):
+                if scope["method"] == "POST" and scope["path"].startswith(AGENT_PATHS):
                     is_useless = status == HTTPStatus.SERVICE_UNAVAILABLE
                     self._answers.count(unavailable=is_useless)
                     if is_useless:

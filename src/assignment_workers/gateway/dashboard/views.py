@@ -242,7 +242,7 @@ def queue(name: str, period: str) -> View:
                 seconds=SLOW_SECONDS,
             ),
             "drains": source.read(
-                ("drains", name), lambda c: details.drains(c, name), seconds=SLOW_SECONDS
+                ("drains", name), lambda c: details.event_counts(c, name), seconds=SLOW_SECONDS
             ),
             "funnel": source.read(
                 ("funnel", name),

@@ -42,7 +42,7 @@ notification was lost.
 """
 SETTLE_SECONDS = 0.02
 BACK_OFF_SECONDS = 2.0
-SHOWN = (
+SENT_DETAILS = (
     "rank",
     "lease_expires_at",
     "until",
@@ -93,7 +93,7 @@ class SerializedEvent:
             for name, value in vars(stored).items()
             if value is not None and name != "details"
         }
-        details = {name: stored.details[name] for name in SHOWN if name in stored.details}
+        details = {name: stored.details[name] for name in SENT_DETAILS if name in stored.details}
         shown = redacted(said | {"details": details}, sees_text=False)
         return written(stored.id, stored.kind, shown)
 

@@ -65,7 +65,7 @@ One fault waits for the answers to repeated commands, another for the restart of
 """
 LOOK_SECONDS = 0.05
 LAB = "assignment-workers demo"
-OWN = "application_name !~ '^assignment-workers (demo|soak)'"
+IS_STACK_SESSION = "application_name !~ '^assignment-workers (demo|soak)'"
 """SQL condition: a database session belongs to the stack's own processes, not to the simulation."""
 
 LEADERS = "SELECT leader_pid FROM assignment.sequencer WHERE leader_pid IS NOT NULL ORDER BY lane"
@@ -75,11 +75,11 @@ WHERE pid <> pg_backend_pid() AND datname = current_database() AND backend_type 
 """
 SESSIONS = f"""
 SELECT pid FROM pg_stat_activity WHERE datname = current_database()
-AND backend_type = 'client backend' AND {OWN}
+AND backend_type = 'client backend' AND {IS_STACK_SESSION}
 """  # noqa: S608
 LOSE = f"""
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()
-AND wait_event = 'SyncRep' AND {OWN}
+AND wait_event = 'SyncRep' AND {IS_STACK_SESSION}
 """  # noqa: S608
 CLOCK = "lab_clock"
 STEPPABLE = {"clock_timestamp": "VOLATILE", "statement_timestamp": "STABLE", "now": "STABLE"}
