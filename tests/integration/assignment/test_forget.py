@@ -117,6 +117,23 @@ def of_processes(stack: Stack, flower: int) -> dict[str, set[str]]:
     return {name: each for name, each in found.items() if each}
 
 
+def forget(stack: Stack, user: int, folder: Path) -> subprocess.Popen[str]:
+    """Begin the command that erases this person, with a folder to run in."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "assignment_workers", "person", "forget", str(user)],
+        env={
+            "PATH": "",
+            "DATABASE_URL": stack.database_url,
+            "REDIS_URL": stack.redis_url,
+            **{f"ASSIGNMENT_WORKERS_{name.upper()}": each for name, each in SETTINGS.items()},
+        },
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 @pytest.mark.timeout(180)
 def test_nothing_of_who_is_forgotten_is_left_of_messages_that_waited_on_any_lane(
     stack: Stack, tmp_path: Path
@@ -146,19 +163,7 @@ def test_nothing_of_who_is_forgotten_is_left_of_messages_that_waited_on_any_lane
             for task, arguments in planted:
                 push(stack, queue, envelope(task, arguments, queue=queue))
         assert {MARK, DIGITS} <= set().union(*of_redis(stack).values())
-        forgetting = subprocess.Popen(
-            [sys.executable, "-m", "assignment_workers", "person", "forget", str(held.user_id)],
-            env={
-                "PATH": "",
-                "DATABASE_URL": stack.database_url,
-                "REDIS_URL": stack.redis_url,
-                **{f"ASSIGNMENT_WORKERS_{name.upper()}": each for name, each in SETTINGS.items()},
-            },
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        forgetting = forget(stack, held.user_id, tmp_path)
         wait_until(
             lambda: stack.rows(
                 "SELECT 1 FROM assignment.operator_actions WHERE action LIKE 'per%'"
@@ -167,6 +172,9 @@ def test_nothing_of_who_is_forgotten_is_left_of_messages_that_waited_on_any_lane
         )
         connection.rollback()
     output, _ = forgetting.communicate(timeout=60)
+    if "ask again" in output:  # a busy machine: no answer within the command's time
+        forgetting = forget(stack, held.user_id, tmp_path)
+        output, _ = forgetting.communicate(timeout=60)
     assert forgetting.returncode == 0, output
     assert of_database(stack) == {}
     assert of_redis(stack) == {}

@@ -112,7 +112,7 @@ def healthy(world: World) -> World:
     world.held(1)
     world.build()
     world.execute(
-        "UPDATE assignment.generations SET built_at = now() - interval '290 seconds'"
+        "UPDATE assignment.generations SET built_at = now() - interval '200 seconds'"
         " WHERE state = 'building'"
     )
     assert world.unhealthy() == []
