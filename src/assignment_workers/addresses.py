@@ -239,7 +239,9 @@ _IN_QUERY = re.compile(rf"([?&]{_SECRETS}=)[^&;\s]*", re.IGNORECASE)
 _IN_PAIRS = re.compile(
     rf"((?<![?&\w]){_SECRETS}\s*=\s*)('(?:[^'\\]|\\.)*'|(?:\\.|\S)*)", re.IGNORECASE
 )
-"""A password in libpq's `name=value` pairs. It ends at a space or, if quoted, at the closing quote.
+"""The pattern of a password in libpq's `name=value` pairs, which `without_password` hides.
+
+The password ends at a space or, if it is quoted, at the closing quote.
 """
 
 
@@ -256,7 +258,10 @@ def query_of(value: str) -> dict[str, str]:
 
 
 def _query(query: str) -> dict[str, str]:
-    """Parse the query of a URI as libpq does: a plus sign is not a space."""
+    """Parse the query of a URI as libpq does; return the parameters by name.
+
+    Unlike in a web form, a plus sign stays a plus sign.
+    """
     pairs = (each.partition("=") for each in query.split("&") if each)
     return {unquote(name): unquote(value) for name, _, value in pairs}
 

@@ -1,4 +1,4 @@
-"""Identifiers: of users as the CRM has them; UUIDv7 from an instant and a source of randomness."""
+"""The type of users' ids in the CRM, and new UUIDv7 ids made from a time and random bits."""
 
 from __future__ import annotations
 

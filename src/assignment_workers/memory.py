@@ -1,4 +1,4 @@
-"""Garbage collection in a process that answers in milliseconds."""
+"""Keep garbage collection from delaying the answers of a process."""
 
 from __future__ import annotations
 

@@ -90,13 +90,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Identity:
-    """The phone numbers that a text means, and the parts of the text that could not be read.
+    """The phone numbers in a person's phone text, and the parts that could not be read for certain.
 
-    `unread` has the last `REACH` digits of each doubtful part of the text. A part is doubtful if it
-    has enough digits for a number but is none, or if it is a number that is not `sure`: it may be
-    another number that was mistyped or cut short.
+    `unread` has the last 7 digits (`REACH`) of each doubtful part of the text. A part is doubtful
+    if it has enough digits for a phone number but is not one. A number is doubtful too if it may be
+    another number that was mistyped or cut short (`Number.sure` is false).
     `zones` are the time zones where the person may be; calling hours must be open in all of them.
-    `country` is the person's country, with the part of it if the CRM has one, as in `AU-WA`.
+    `country` is the person's country, or a part of a country if the CRM names one, as in `AU-WA`.
     """
 
     numbers: tuple[Number, ...] = ()
@@ -123,9 +123,10 @@ class Identity:
 
     @property
     def tails(self) -> list[str]:
-        """The last digits by which this text is compared with a number that cannot be read.
+        """The last 7 digits (`REACH`) of each number, and of each part that could not be read.
 
-        They are the last `REACH` digits of each number, and of each part that could not be read.
+        They are compared with the last digits of other phone texts, because an unreadable number
+        with the same last digits may be the same number.
         """
         return sorted({*(reach(each.e164) for each in self.numbers), *self.unread})
 
@@ -169,7 +170,10 @@ class Reader:
 
     @property
     def keyed_prefix(self) -> str | None:
-        """The prefix of the hashes that `keyed` makes, which identifies the key. None: no key."""
+        """The prefix of each hash that the method `keyed` returns; it identifies the secret key.
+
+        None: this reader has no key.
+        """
         return None if self.key is None else f"{KEYED}{self._key_id}:"
 
     def keyed(self, number: str) -> str:
@@ -236,13 +240,13 @@ def read_chunk(
     forgotten: Mapping[str, datetime | None] | None = None,
     expires_at: datetime | None = None,
 ) -> Read:
-    """Read the phone numbers of some lines of an imported suppression list.
+    """Read the phone numbers in some lines of an imported list of numbers that must not be called.
 
-    The numbers on the list must not be called. `forgotten`: the hashes of the numbers of erased
-    users, each with the end of the number's present suppression; None: it has no end. A number in
-    `forgotten` is left out, unless the list would suppress it for longer. `expires_at`: the expiry
-    of the list. The function is in this module because a worker process that reads lists loads
-    nothing else.
+    `forgotten`: erased users' phone numbers that are suppressed already: the hash of each number,
+    with the time at which its suppression ends; None: never. Such a number is left out of the
+    result, unless the list suppresses it for longer. `expires_at`: the time at which the whole list
+    expires. The function is in this module because a worker process that reads lists loads no other
+    module.
     """
     made = []
     unread = []
@@ -261,10 +265,10 @@ def read_chunk(
 
 
 def _outlasts(forgotten: Mapping[str, datetime | None], keyed: str, ends: datetime | None) -> bool:
-    """Return True if the number with the hash `keyed` is suppressed until `ends` or longer.
+    """Return True if an erased user's phone number is already suppressed until `ends` or longer.
 
-    `forgotten` has the end of the suppression (ban on calls) of each erased user's number, by the
-    number's hash. An end of None means that the suppression does not end.
+    `keyed`: the hash of the number. `forgotten`: the time at which the suppression (ban on calls)
+    of each erased user's number ends, by the number's hash. A time of None means never.
     """
     if keyed not in forgotten:
         return False
@@ -287,7 +291,7 @@ NULL = "\\N"
 
 
 def reach(number: str) -> str:
-    """Return the last digits of a number that are compared with other numbers: `REACH` digits."""
+    """Return the last 7 digits (`REACH`) of a number, for comparison with an unreadable number."""
     return number[-REACH:]
 
 
@@ -300,9 +304,9 @@ def plain(text: str) -> str:
 
 
 def tails(text: str) -> list[str]:
-    """Return the last `REACH` digits of each part of a text, also of parts that are no numbers.
+    """Return the last 7 digits (`REACH`) of each part of a text, even if it is not a phone number.
 
-    A part with fewer than `REACH` digits is left out.
+    A part with fewer digits is left out.
     """
     return sorted(set(_tails(_clean(text))))
 
@@ -526,9 +530,10 @@ def _digits(text: str) -> str:
 
 
 def _tails(text: str) -> Iterator[str]:
-    """Yield the last `REACH` digits of the text, of each part and of each group of digits.
+    """Yield the last 7 digits (`REACH`) of the whole text, and of each smaller piece of the text.
 
-    Any of these with fewer digits is left out.
+    The pieces are those between separators such as commas, and those that consist of digits, spaces
+    and signs such as dashes. A piece with fewer digits is left out.
     """
     for part in (text, *_SEPARATOR.split(text), *_GROUP.findall(text)):
         digits = _digits(part)

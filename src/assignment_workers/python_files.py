@@ -1,4 +1,4 @@
-"""The Python files that an operator writes: `dialerconfig.py` and `celeryconfig.py`."""
+"""Load the Python files that an operator writes: `dialerconfig.py` and `celeryconfig.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All configuration as one typed object, read once at the edge and passed in."""
+"""The settings of a process, read once from environment variables into one typed object."""
 
 from __future__ import annotations
 
@@ -68,9 +68,10 @@ def _seconds(least: float) -> BeforeValidator:
 
 
 class _OutcomeChange(BaseModel):
-    """The properties of an outcome that the setting `outcomes` changes; others keep their defaults.
+    """The changed properties of one call outcome in the setting `outcomes`.
 
-    `review_after` null: repetition of the outcome never leads to a review.
+    Properties that are not given keep their defaults. `review_after` is the number of earlier calls
+    with this outcome after which an operator is to review the user; null: never.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -182,9 +183,9 @@ class Settings(BaseModel):
     )
     """The key that signs operators' commands: the same for sequencers, gateways and the CLI.
 
-    `up` makes a key of its own.
-
-    A command without a signature is carried out, and recorded as `unauthenticated: …`.
+    Unset: a stack that the command `up` runs uses its own secret, and other processes do not sign.
+    A command without a valid signature is carried out, but its events name the operator with the
+    prefix `unauthenticated: `, because the name may be forged.
     """
     number_key: Annotated[str, Field(min_length=32)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_NUMBER_KEY"
@@ -287,9 +288,9 @@ class Settings(BaseModel):
     callback_retry: Seconds = Field(
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS"
     )
-    """The time until a callback is tried again, if nobody answered or the call is not allowed now.
+    """The time until a callback is tried again, if nobody answered or no call is allowed now.
 
-    The second case also applies to missed calls.
+    A missed call is also tried again after this time, if no call is allowed now.
     """
     phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(
         "GB", alias="ASSIGNMENT_WORKERS_PHONE_REGION"
@@ -303,7 +304,11 @@ class Settings(BaseModel):
     outcomes: Annotated[str, AfterValidator(_outcomes)] = Field(
         "{}", alias="ASSIGNMENT_WORKERS_OUTCOMES"
     )
-    """Outcomes that differ from the defaults, for example in score, delay or actions, as JSON."""
+    """Changed properties of call outcomes, such as the delay until the next call, as JSON.
+
+    Example: `{"no_answer": {"score": 2, "delay_seconds": 7200}}`. A property that is not given
+    keeps its default.
+    """
     lanes: str | None = Field(None, alias="ASSIGNMENT_WORKERS_LANES")
     """Lanes beside the default one, with their dialer queues: `night=renewals`.
 
@@ -329,7 +334,10 @@ class Settings(BaseModel):
     level_interval: Seconds = Field(
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_LEVEL_INTERVAL_SECONDS"
     )
-    """The shortest time from a build of a dialer queue to a rebuild because of `level_minimum`."""
+    """The shortest time from a build of a dialer queue to a rebuild for lack of claimable users.
+
+    The setting `level_minimum` says how few claimable users are a lack.
+    """
 
     quarantine_after: Annotated[int, Field(ge=1)] = Field(
         3, alias="ASSIGNMENT_WORKERS_QUARANTINE_AFTER"
@@ -434,11 +442,11 @@ class Settings(BaseModel):
     gateway_refusal_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         10.0, alias="ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE"
     )
-    """The refused API calls per second that the gateway tolerates from one address.
+    """The refused API calls without a valid token, per second, that one address may make.
 
-    If there are more, the gateway answers further calls from the address with status 429, after
-    about a second. A call with a token or session that was valid when it was last looked up is
-    still accepted.
+    After more of them, the gateway delays each further call from the address by about a second and
+    answers it with status 429. A call with a token or session that was valid when it was last
+    looked up is still accepted.
     """
     gateway_proxies: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PROXIES")
     """Addresses or networks of proxies whose `X-Forwarded-For` is trusted; unset: none."""
@@ -476,7 +484,10 @@ class Settings(BaseModel):
     stack_token: Annotated[str, Field(pattern=r"^aw_stack_[\w-]{32,}$")] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_STACK_TOKEN"
     )
-    """The bearer token that may do everything on the stack; set by `up` from its home."""
+    """The bearer token that may do everything on the stack.
+
+    The command `up` sets it; `up` stores the token in the directory of the stack.
+    """
     embedded: bool = Field(False, alias="ASSIGNMENT_WORKERS_EMBEDDED")
     """True if `up` runs PostgreSQL and Valkey itself, on loopback; set by `up`."""
     celery_config: Path | None = Field(None, alias="ASSIGNMENT_WORKERS_CELERY_CONFIG")
@@ -499,7 +510,10 @@ class Settings(BaseModel):
     """The number of users that the demo CRM has for each of its two dialer queues."""
 
     def of(self, queue: str) -> Settings:
-        """Return the settings of the dialer queue `queue`: its own, or these if it has none."""
+        """Return the settings of one dialer queue: its own, or the general ones if it has none.
+
+        The general settings are this object.
+        """
         return self.of_queues.get(queue, self)
 
     @property
@@ -521,14 +535,17 @@ class Settings(BaseModel):
 
     @property
     def first_lease(self) -> timedelta:
-        """The time within which a new assignment must be accepted: `offer`, but at most `lease`."""
+        """The time within which a new assignment must be accepted.
+
+        It is the shorter of the settings `offer` and `lease`.
+        """
         return min(self.offer, self.lease)
 
     @property
     def outcome_changes(self) -> dict[str, dict[str, Any]]:
-        """The setting `outcomes`, parsed: by outcome, the changed properties and their values.
+        """The changed properties of each call outcome in the setting `outcomes`, with their values.
 
-        Properties that the setting does not name keep their defaults and are not included.
+        The keys are the names of outcomes. Properties that keep their defaults are not included.
         """
         changes = _OUTCOMES.validate_json(self.outcomes)
         return {name: each.model_dump(exclude_unset=True) for name, each in changes.items()}

@@ -550,7 +550,7 @@ export interface paths {
         };
         /**
          * Settings History
-         * @description Return the newest versions: who changed what, when, why, from which value to which.
+         * @description Return the newest changes of settings: operator, time, reason, old and new value of each.
          */
         get: operations["settings_history"];
         put?: never;
@@ -796,8 +796,8 @@ export interface components {
          * @description A changed value of an operational setting, for a dialer queue, for a team, or for all.
          *
          *     `before`: the old value; None: there was none. `after`: the new value; None: the value was
-         *     removed. For a dialer queue or a team without a value of its own, the value for all counts. If
-         *     there is no value for all, the default counts.
+         *     removed. A dialer queue or a team without a value of its own uses the value for all. If there is
+         *     no value for all, the default is used.
          */
         AppliedChange: {
             /** Name */
@@ -813,7 +813,7 @@ export interface components {
         };
         /**
          * AssignedAnswer
-         * @description The user is assigned to this agent.
+         * @description A user is assigned to the agent of the request.
          */
         AssignedAnswer: {
             /**
@@ -1198,7 +1198,7 @@ export interface components {
          *
          *     `offered` is True if an agent could get the user now: from a dialer queue, for a callback or for
          *     a missed call. `due` lists the user's callbacks, then the missed calls; both come before every
-         *     dialer queue. `events` lists the newest `EVENTS` events of the user, the newest first.
+         *     dialer queue. `events` lists the newest ten events of the user (`EVENTS`), the newest first.
          *     `settings_version` is the version of the operational settings in force; None: the settings of
          *     the environment are in force.
          */
@@ -1273,8 +1273,8 @@ export interface components {
          *
          *     Each user counts once, for the first reason. The users whom no reason holds back are counted as
          *     `claimable`; they are handed out unless the dialer queue is paused. If `complete` is False, only
-         *     the first `EXPLAINED_AT_MOST` users by score were judged. `in_force` describes the calling rules
-         *     that apply, such as calling hours.
+         *     the 200,000 users with the best scores were judged (`EXPLAINED_AT_MOST`). `in_force` describes
+         *     the calling rules that apply, such as calling hours.
          */
         Funnel: {
             /**
@@ -1626,13 +1626,14 @@ export interface components {
         };
         /**
          * PromiseFound
-         * @description A callback or missed call of the user that is pending.
+         * @description A pending callback or a pending missed call of the user.
          *
-         *     `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed` (the callback or missed
-         *     call has a later time), `put_off` (the user was skipped or deferred), the name of a rule, or
-         *     `paused`. `queue` is the dialer queue to which the user belongs by the CRM's facts, if
-         *     any. `kept_for` is the only agent to whom the user can be assigned until the time
-         *     `callback_preferred` (a setting) has passed since `due_at`; null: any agent.
+         *     `why` is `due` if the user can be assigned for it now, else the first obstacle: `held`,
+         *     `not_due`, `postponed` (to a later time), `put_off` (the user was skipped or deferred), the name
+         *     of a broken rule, `followed_up` (an earlier record of the same missed call was followed up), or
+         *     `paused`. `queue` is the dialer queue to which the user belongs by the CRM's facts, if any.
+         *     `kept_for` is the agent for whom the user is reserved, until the duration in the setting
+         *     `callback_preferred` has passed since `due_at`. Null: any agent may get the user.
          */
         PromiseFound: {
             source: components["schemas"]["Source"];
@@ -1678,7 +1679,8 @@ export interface components {
          * QueuePosition
          * @description The user's position in a dialer queue's published generation.
          *
-         *     `ahead` is the number of claimable users before the user, counted up to `AHEAD_AT_MOST`.
+         *     `ahead` is the number of claimable users with better ranks, counted up to 100,000
+         *     (`AHEAD_AT_MOST`).
          */
         QueuePosition: {
             /** Generation */
@@ -1698,7 +1700,8 @@ export interface components {
          * QueueStatus
          * @description The status of a dialer queue.
          *
-         *     `claimable` and `waiting` count users, up to `COUNTED_AT_MOST`; None: the queue was never built.
+         *     `claimable` and `waiting` are numbers of users, counted up to 100,000 (`COUNTED_AT_MOST`). They
+         *     are None if the queue was never built.
          */
         QueueStatus: {
             /** Queue */
@@ -1920,10 +1923,11 @@ export interface components {
         };
         /**
          * RuleVerdict
-         * @description The verdict of one rule of a dialer queue on the user; `holds` is False if it is broken.
+         * @description The verdict of one rule of a dialer queue on the user.
          *
-         *     `kind` is the consequence for a user who breaks the rule: `converted`, `blocked`, or `resting`
-         *     until `until`.
+         *     `holds` is True if the user satisfies the rule. `kind` is the consequence for a user who breaks
+         *     the rule: `converted` (the user has reached the queue's goal), `blocked` (until a fact about the
+         *     user changes), or `resting` (until the time `until`).
          */
         RuleVerdict: {
             /** Rule */
@@ -1949,8 +1953,8 @@ export interface components {
          * SettingChange
          * @description A new value of an operational setting for all, for a dialer queue, or for a team of agents.
          *
-         *     `value` None removes the present value. For a dialer queue or a team, the value for all then
-         *     counts. If that is missing too, the default counts.
+         *     `value` None removes the present value. A dialer queue or a team then uses the value for all. If
+         *     that is missing too, the default is used.
          */
         SettingChange: {
             /** Name */
@@ -2001,7 +2005,7 @@ export interface components {
         };
         /**
          * SettingsBody
-         * @description Changes of operational settings, which become one version.
+         * @description Changes of operational settings, which are stored together as one new version.
          */
         SettingsBody: {
             /**
@@ -2022,7 +2026,7 @@ export interface components {
         };
         /**
          * Source
-         * @description The reason for an assignment: a user of a dialer queue, a callback or a missed call.
+         * @description The origin of an assigned user: a dialer queue, a callback or a missed call.
          * @enum {string}
          */
         Source: "queue" | "callback" | "missed_call";
@@ -2067,7 +2071,7 @@ export interface components {
         };
         /**
          * StateBody
-         * @description The agent's new state.
+         * @description The body of a call that changes an agent's state.
          */
         StateBody: {
             /** @example available */
@@ -2177,9 +2181,9 @@ export interface components {
          * TimeToAssign
          * @description Seconds from the sending of a request to the commit of its assignment.
          *
-         *     The time of sending is by the requester's clock; requests without it are left out. At most
-         *     `MEASURED_AT_MOST` assignments are measured, the latest of the period. If there was none,
-         *     `measured` is 0 and the other fields are None.
+         *     The time of sending is by the requester's clock; requests without this time are left out.
+         *     `measured` is the number of assignments, at most the latest 200,000 of the period
+         *     (`MEASURED_AT_MOST`). If it is 0, the other fields are None.
          */
         TimeToAssign: {
             /** Measured */
@@ -2210,7 +2214,7 @@ export interface components {
         };
         /**
          * Unseen
-         * @description The gaps in the figures of a period: requests and answers that could not be counted.
+         * @description The gaps in the service levels of a period: requests and answers that could not be counted.
          *
          *     For example, some programs do not count their time-outs, and old answers are deleted.
          */
@@ -2261,8 +2265,8 @@ export interface components {
          * ValueInForce
          * @description A value in force of an operational setting, for a dialer queue, for a team, or for all.
          *
-         *     If `queue` and `team` are None, the value is for all. It counts for each dialer queue and team
-         *     without a value of its own.
+         *     If `queue` and `team` are None, the value is for all: each dialer queue and team without a value
+         *     of its own uses it.
          */
         ValueInForce: {
             /** Name */
@@ -2346,7 +2350,7 @@ export interface components {
         };
         /**
          * EventKind
-         * @description Kinds of events. Each change of state records one (guarantee 11).
+         * @description Kinds of events. Each change of state is recorded as an event of one of these kinds.
          * @enum {string}
          */
         EventKind: "assigned" | "completed" | "skipped" | "deferred" | "closed" | "released" | "accepted" | "renewed" | "expired" | "offer_lapsed" | "agent_state" | "taken_out" | "put_off" | "suppressed" | "suppression_lifted" | "suppression_list_changed" | "converted" | "discovered" | "pool_changed" | "callback_promised" | "callback_kept" | "callback_postponed" | "callback_cancelled" | "callback_superseded" | "callback_ended_elsewhere" | "missed_call_followed_up" | "missed_call_cancelled" | "missed_call_for_operator" | "generation_published" | "generation_retired" | "generation_failed" | "queue_paused" | "queue_resumed" | "settings_changed" | "wait_ended" | "term_begun" | "clock_stepped" | "ASSIGNMENT_RACE_CONDITION";

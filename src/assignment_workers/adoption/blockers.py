@@ -1,4 +1,4 @@
-"""Rows of a dialer's tables that a migration has to decide about."""
+"""Count the rows of a dialer's tables that a migration has to decide about, by kind."""
 
 from __future__ import annotations
 

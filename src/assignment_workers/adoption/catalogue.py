@@ -26,7 +26,11 @@ indexes. `readable` is True if the role of the connection has the right to read 
 
 
 def relations_of(connection: Connection) -> dict[str, dict[str, Any]]:
-    """Return the dialer's tables and views in `public`, by name, each in the form of `Found`."""
+    """Read the dialer's tables and views in `public` from PostgreSQL's catalogue, by name.
+
+    Each value is a mapping with the keys that the type `Found` describes, such as `kind` (table or
+    view) and `shape` (the structure).
+    """
     names = [*DEPLOYED, *(table.name for table in Agent.metadata.sorted_tables), *OTHERS]
     found: dict[str, dict[str, Any]] = {}
     for row in connection.execute(_RELATIONS, {"names": names}):

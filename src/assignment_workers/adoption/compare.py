@@ -1,4 +1,4 @@
-"""Compare the users that we would queue with those in the deployed tables. Read only."""
+"""Compare the users whom this system would offer with those whom the dialer offers. Read only."""
 
 from __future__ import annotations
 

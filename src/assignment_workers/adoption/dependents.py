@@ -1,4 +1,8 @@
-"""Other programs' views, rules and triggers on the queue tables, and a migration's effect."""
+"""Report other programs' views, rules and triggers on the queue tables; redirect the views.
+
+A migration renames each queue table of the dialer, and gives the table's name to a view of our
+data. The views of other programs are recreated, so that they read our view.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +42,8 @@ def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
     """Return the name and the SQL of each view that reads `table` and that we may change.
 
     Our own views, in the schema `assignment`, and materialized views are left out. The SQL refers
-    to the table by name, not by oid. When it is run again, the view reads the relation that has the
-    name then.
+    to the table by name, not by oid. So a view that is recreated from this SQL reads the relation
+    that has the name at that time.
     """
     rows = connection.execute(_VIEWS, {"names": [table]})
     return [(f"{row.quoted}", row.definition) for row in rows if row.kind == "v" and row.may_change]

@@ -1,10 +1,10 @@
-"""Triggers that turn a claim of the dialer's own code into an assignment of ours.
+"""Triggers that create an assignment when the dialer's own code hands out a user to an agent.
 
-After a takeover, the dialer's own code may still claim a callback or a missed call for an agent, by
-an UPDATE of its status. A trigger inserts an assignment in that statement. So the unique indexes of
-guarantee 1 apply: a user has one agent at most, and an agent one user. If the user or the agent
-already has an assignment, the trigger skips the row: the UPDATE changes no row, and the dialer's
-code continues as if another agent had been quicker. The UPDATE waits at most `WAITS_AT_MOST` for
+After a takeover, the dialer's own code may still hand out a callback or a missed call to an agent,
+by an UPDATE of its status. A trigger inserts an assignment in that statement. So the unique indexes
+on active assignments apply: a user has one agent at most, and an agent one user. If the user or the
+agent already has an assignment, the trigger skips the row: the UPDATE changes no row, and the
+dialer's code continues as if another agent had been quicker. The UPDATE waits at most 200 ms for
 another transaction about the same user or agent.
 
 These triggers are the one exception to the rule that every change of the users who may be handed
@@ -18,14 +18,13 @@ from collections.abc import Mapping
 from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 
 WAITS_AT_MOST = "200ms"
-"""The longest time that a claim of the dialer waits for another transaction about the user or
-agent.
+"""Maximum time that the dialer's UPDATE waits for a lock when it hands out a user to an agent.
 
-It is shorter than PostgreSQL's deadlock timeout, so no transaction of a sequencer ends by a
-deadlock with such a claim.
+Another transaction about the same user or agent may have the lock. The time is shorter than
+PostgreSQL's deadlock timeout, so no transaction of a sequencer ends by a deadlock with the UPDATE.
 """
 HELD_AT_LEAST = "30 minutes"
-"""The shortest lease of an assignment that records a claim of the dialer's own code.
+"""The shortest lease of an assignment whose user the dialer's own code handed out.
 
 It is long, because the dialer's agents send no heartbeats that would extend the lease.
 """
@@ -150,6 +149,7 @@ TRIGGERS: Mapping[tuple[str, str], str] = {
 }
 """Maps a table and the name of a trigger to the SQL that follows the name in `CREATE TRIGGER`.
 
-The tables are those of callbacks and missed calls. One trigger turns a claim of the dialer's code
-into an assignment; the other ends the assignment when that code ends the callback or missed call.
+The tables are those of callbacks and missed calls. One trigger creates an assignment when the
+dialer's own code hands out a callback or missed call to an agent. The other trigger ends the
+assignment when that code ends the callback or missed call.
 """

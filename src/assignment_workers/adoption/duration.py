@@ -1,4 +1,4 @@
-"""Estimate the duration of a command over a dialer's tables, before it begins."""
+"""Estimate the duration of a `schema` command over a dialer's tables, before it begins."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SECONDS_A_MILLION_ROWS = {
     "migrate": 16.0,
     "rollback": 0.9,
 }
-"""Maps a command to its seconds per million rows, as measured by `benchmarks.adopt` on two cores.
+"""Maps a `schema` command of the CLI to its duration, in seconds per million rows.
 
-The measurements are in docs/adopting.md.
+`benchmarks.adopt` measured the durations on two cores; docs/adopting.md has the measurements.
 """
 BYTES_A_ROW = 150
-"""The assumed size of a row in a table without statistics."""
+"""The assumed size of a row, in bytes, in a table without statistics."""
 
 
 def expected_seconds(connection: Connection, command: str) -> float:

@@ -1,4 +1,4 @@
-"""The results of an inspection of a database."""
+"""The results of inspecting a dialer's database before a migration."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from assignment_workers.adoption.shapes import (
 
 
 class TableVerdict(StrEnum):
-    """The classification of a table.
+    """The state of a table in a dialer's database, compared with the known schemas.
 
-    absent: it does not exist. deployed: it is as in the dialer in production. target: it is as in
-    the dialer's draft of a later schema. hybrid: it is partly like both. ours: it is as this
-    release needs it. unknown: it is none of these; such a table is reported and not changed.
+    absent: the table does not exist. deployed: the table is as in the dialer in production. target:
+    as in the draft of a later schema by the dialer's authors. hybrid: partly as in production,
+    partly as in the draft. ours: as this release needs it. unknown: none of these; such a table is
+    reported and not changed.
     """
 
     ABSENT = "absent"

@@ -1,4 +1,4 @@
-"""Our triggers and unique indexes on the tables that the dialer writes, too.
+"""Create and remove our triggers and unique indexes on the tables that the dialer also writes.
 
 A rollback removes them; a later migration creates them again.
 """

@@ -1,4 +1,4 @@
-"""Turn the assigned rows of a dialer's tables into assignments."""
+"""Turn queue rows that the dialer has assigned to agents into assignments of this system."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ def place_holds(
 def take_over(
     transaction: FencedTransaction, numbers: Mapping[str, int], settings: Settings
 ) -> None:
-    """Insert assignments for assigned rows of the dialer's tables, as if claimed now.
+    """Insert an assignment for each row of the dialer that `place_holds` chose in this transaction.
 
-    The rows are those for which `place_holds` has decided so, in this transaction. `numbers` has
-    the generation (build) of each dialer queue.
+    The rows are queue rows that the dialer has assigned to agents. The assignments, their events
+    and their answers are stored as if claimed now. `numbers` has the generation (build) of each
+    dialer queue.
     """
     kept = transaction.connection.execute(_HOLDS_KEPT).mappings().all()
     made: list[dict[str, Any]] = [

@@ -1,4 +1,8 @@
-"""Classify a database's schema, table by table. Reads the catalogues; changes nothing."""
+"""Determine the state of each table of a dialer's database, before a migration. Changes nothing.
+
+A table may be as in the dialer in production, as in the dialer's draft of a later schema, as this
+release needs it, or unknown. The migration then adds what is missing, or refuses to begin.
+"""
 
 from __future__ import annotations
 
@@ -128,9 +132,11 @@ def _is_of(shape: Shape, difference: Difference) -> bool:
 
 
 def _dialer_table(table: Table, found: Found | None) -> Inspected:
-    """Classify a table that this system and the dialer both use; `found` is None if it is absent.
+    """Compare a table that this system and the dialer both use with the known schemas.
 
-    Columns that this system does not use are ignored.
+    `table`: the table as this release needs it. `found`: the table in the database; None: it does
+    not exist. Returns the verdict and the differences. Columns that this system does not use are
+    ignored.
     """
     if found is None:
         return Inspected(table.name, TableVerdict.ABSENT, needed=True)

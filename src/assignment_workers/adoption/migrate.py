@@ -52,8 +52,10 @@ SWITCH_AT_MOST = timedelta(milliseconds=700)
 Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits less than a second.
 """
 LIMIT_RENEWED_AFTER = timedelta(milliseconds=50)
-"""The time after which `ended_after` tells PostgreSQL again how much of its limit is left. Telling
-this before each statement would double the round trips during which the tables are locked.
+"""The time after which PostgreSQL's statement timeout is set again, to the rest of a total limit.
+
+In this way `ended_after` limits the total duration of several statements. If the timeout were set
+before each statement, the round trips during which the tables are locked would double.
 """
 CATCH_UP_AT_MOST = 1_000
 """The maximum number of rounds in which `catch_up` applies the dialer's changes.
@@ -141,7 +143,7 @@ def guard(engine: Engine) -> None:
 
 
 def refuse(report: Inspection) -> None:
-    """Raise `SchemaMismatch`, with all obstacles in one line, if there are any."""
+    """Raise `SchemaMismatch` if the inspection found obstacles; its message names all of them."""
     found = report.obstacles
     if found:
         each = "; ".join(
@@ -280,9 +282,10 @@ def switch(
 def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
     """Have PostgreSQL end the transaction if the statements of the block exceed `limit` in total.
 
-    Each statement, and each pause before the next one, gets the time that is left, and at most
-    `LIMIT_RENEWED_AFTER` more. So the locks of the transaction are released in time however many
-    statements there are. Raises SQLAlchemy's `OperationalError`, which `patiently` retries.
+    The timeouts of a statement, and of a pause before the next one, are set to the time that is
+    left, with an error of at most 50 ms (`LIMIT_RENEWED_AFTER`). So the locks of the transaction
+    are released in time, however many statements there are. Raises SQLAlchemy's `OperationalError`,
+    which `patiently` retries.
     """
     ends = monotonic() + limit.total_seconds()
     given_last = inf
@@ -341,7 +344,10 @@ def _other(numbers: dict[str, int], source: SourceTable) -> int | None:
 
 
 def renaming(table: str) -> tuple[str, str]:
-    """Return the two statements that rename the table, and give its old name to the view."""
+    """Return two statements, which rename the table and give its old name to the view of our data.
+
+    Run them in this order: the name must be free for the view.
+    """
     return f"ALTER TABLE public.{table} RENAME TO {table}{KEPT}", views.take_name(table)
 
 
@@ -413,12 +419,12 @@ def locked_turn(connection: Connection) -> FencedTransaction:
 
 
 def _grant(table: str) -> str:
-    """Return the SQL that grants the privileges on `table` also on the view that takes its place.
+    """Return the SQL that gives each role the same privileges on our view as on `table`.
 
-    So every role keeps its access. The owner of the table gets the owner's privileges too, because
-    the view may belong to another role, the one that migrates. Privileges on columns become
-    privileges on the same columns of the view. A trigger refuses writes to the view and gives the
-    reason.
+    The view takes the place of the table, so every role keeps its access. The owner of the table
+    gets the owner's privileges too, because the view may belong to another role, the one that
+    migrates. Privileges on columns become privileges on the same columns of the view. A trigger
+    refuses writes to the view and gives the reason.
     """
     return f"""
         DO $grant$ DECLARE given record; BEGIN

@@ -65,11 +65,11 @@ def _unlike(table: Inspected) -> Obstacle:
 
 
 def _of_place(connection: Connection) -> Iterator[Obstacle]:
-    """Yield an obstacle for each schema that hides the dialer's tables from the `search_path`.
+    """Yield an obstacle for each schema in the `search_path` that hides the dialer's tables.
 
-    Such a schema has tables with the same names, and comes earlier in the `search_path` than the
-    dialer's schema, or in its place. There is no obstacle if the database address names the
-    dialer's schema, because the `search_path` is not used then.
+    Such a schema has tables with the same names. It precedes the dialer's schema in the
+    `search_path`, or the dialer's schema is not in the `search_path` at all. There is no obstacle
+    if the database address names the dialer's schema, because the `search_path` is not used then.
     """
     if is_named(connection):
         return

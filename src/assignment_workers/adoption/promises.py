@@ -1,6 +1,7 @@
-"""Callbacks and missed calls that the dialer had handed out and never ended.
+"""Settle the callbacks and missed calls that the dialer handed to an agent and did not end.
 
-The dialer takes none back, so they would stay with an agent who left long ago.
+The dialer never takes a callback or missed call back, so it would stay with an agent who left long
+ago. Each becomes an assignment, becomes pending again, or is left to an operator.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from assignment_workers.schema.engine import PLANS_WITHOUT_INDEX
 from assignment_workers.schema.retry import patiently
 
 AT_A_TIME = 500
-"""The number of callbacks or missed calls about which one transaction decides.
+"""Maximum number of callbacks or missed calls that one transaction settles.
 
-A statement of the dialer may wait for the whole transaction, if both concern the same row.
+A statement of the dialer that changes one of these rows may wait until the transaction ends.
 """
 OLD = "7 days"
-"""The longest time for which a callback or missed call may be overdue to become pending again.
+"""Maximum lateness of a callback or missed call that becomes pending again.
 
-One that is overdue for longer is left to an operator.
+The lateness is the time since the callback or missed call was due. If it is greater, the callback
+or missed call is left to an operator.
 """
 LATELY = "10 minutes"
 """The time after the hand-out of a missed call in which its agent may still be working on it.
@@ -62,13 +64,14 @@ _KINDS = {
 
 
 def settle(engine: Engine, tell: Tell) -> None:
-    """Decide about each callback or missed call that the dialer has handed out and not ended.
+    """Settle each callback or missed call that the dialer has handed to an agent and not ended.
 
     A callback becomes an assignment if its lease is in force and ends within a day. A missed call
-    becomes one if it was handed out within the last `LATELY`. In both cases the row must name a
-    user and an agent, neither of whom has an assignment. Any other callback or missed call becomes
-    pending again if it became due within the last `OLD`; otherwise it is left unchanged, for an
-    operator. If a user would then have several pending callbacks, all but the latest are cancelled.
+    becomes an assignment if it was handed out within the last 10 minutes (`LATELY`). In both cases
+    the row must name a user and an agent, neither of whom has an assignment. Any other callback or
+    missed call becomes pending again if it became due within the last 7 days (`OLD`); otherwise it
+    is left unchanged, for an operator. If a user would then have several pending callbacks, all but
+    the latest are cancelled.
 
     Each decision is stored in `adoption_decisions`, and `tell` is called with a line for each kind
     of decision. A repeated call changes no callback or missed call that was left to an operator or
@@ -85,10 +88,11 @@ def settle(engine: Engine, tell: Tell) -> None:
 
 
 def _decide_in_one_pass(engine: Engine, table: str) -> Counter[str]:
-    """Decide about the handed-out callbacks or missed calls in `table`, in one pass over the table.
+    """Settle the callbacks or missed calls in `table` that the dialer has handed to an agent.
 
-    The pass has several batches; `settle` describes the decisions. Returns the number of rows by
-    decision. A row that another transaction has locked is skipped.
+    Each row becomes an assignment, becomes pending again, or is left to an operator; `settle` has
+    the rules. The table is read once, in batches. A row that another transaction has locked is
+    skipped. Returns the number of rows by decision.
     """
     counts: Counter[str] = Counter()
     after: object = None
@@ -105,7 +109,7 @@ def _decide_in_one_pass(engine: Engine, table: str) -> Counter[str]:
 def _decide_batch(
     engine: Engine, table: str, after: object
 ) -> list[tuple[str | None, int, object]]:
-    """Decide about the next batch of callbacks or missed calls that the dialer has handed out.
+    """Settle the next batch of callbacks or missed calls that the dialer has handed to an agent.
 
     Each becomes an assignment, becomes pending again, or is left to an operator, as `settle`
     describes; the whole batch is one transaction. `table`: the table of callbacks or of missed

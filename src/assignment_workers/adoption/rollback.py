@@ -1,4 +1,4 @@
-"""Return the dialer's tables to the old application, with the current holds and outcomes."""
+"""Undo a takeover: put the dialer's queue tables back, with present assignments and outcomes."""
 
 from __future__ import annotations
 

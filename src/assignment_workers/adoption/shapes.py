@@ -134,7 +134,7 @@ DEPLOYED: Mapping[str, Shape] = {
         indexes=_DEPLOYED_INDEXES,
     ),
 }
-"""The queue tables in the form that is in production, by name."""
+"""Maps the name of a queue table to its structure in the dialer's schema in production."""
 
 TARGET: Mapping[str, Shape] = {
     "unsigned_users_queue": Shape(
@@ -300,7 +300,10 @@ def is_readable(found: str, wanted: str) -> bool:
 
 
 NARROWEST = len("outstanding_requests")
-"""The least width of a text column: the length of the longest name that this release writes."""
+"""Minimum width, in characters, of a `varchar` column of the dialer, so that a queue name fits.
+
+`outstanding_requests` is the longest name of a dialer queue.
+"""
 
 OTHERS = ("call_queue", "agent_sessions", "call_sessions")
 """Tables of the dialer that this system does not need and does not change. They are only reported.

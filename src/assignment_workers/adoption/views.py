@@ -60,11 +60,11 @@ here shows its default, or null.
 def create(table: str, queue: str, types: Mapping[str, str]) -> Sequence[str]:
     """Return the statements that create the view of a dialer queue.
 
-    The view's name is that of the table, with the suffix `MADE`. The view has the columns of the
-    table that it replaces, in the same order and with the same `types`, so statements prepared
-    earlier keep working. Claimable users are shown as pending, held users as assigned, users who
-    may be called only later as skipped, and removed users as inactive. A column that somebody added
-    to the table is null.
+    The view's name is that of the table with a suffix (`MADE`), until the table is renamed and the
+    view gets the table's name. The view has the columns of the table that it replaces, in the same
+    order and with the same `types`, so statements prepared earlier keep working. Claimable users
+    are shown as pending, held users as assigned, users who may be called only later as skipped, and
+    removed users as inactive. A column that somebody added to the table is null.
     """
     return _view(f"{table}{MADE}", _query(table, queue, types))
 

@@ -1,4 +1,4 @@
-"""Report the sessions whose locks a migration waits for."""
+"""Report the database sessions whose locks a migration waits for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from assignment_workers.schema.migrate import MIGRATION
 
 LOOK_SECONDS = 0.1
 AGAIN_SECONDS = 5.0
-"""The shortest time, in seconds, between two reports about the same session."""
+"""The shortest time, in seconds, between two reports about the same database session.
+
+The session holds a lock that the migration waits for.
+"""
 
 
 @contextmanager
 def telling_of_waits(database_url: str, tell: Tell) -> Iterator[None]:
-    """Report each session whose lock the migration waits for, while the `with` block runs.
+    """Report each database session whose lock the migration waits for, while the block runs.
 
     A thread calls `tell` with one line for each report.
     """

@@ -1,4 +1,7 @@
-"""Assignments as rows: the columns of an answer, and the statements that read and change them."""
+"""SQL statements that read and change assignments, and functions that convert rows to `Held`.
+
+`Held` is the class of an assignment in an answer to an agent.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ NAMED = (
     .order_by(Assignment.id)
     .with_for_update()
 )
-"""Select the assignments with the ids in the SQL parameter `named`, and lock their rows.
+"""SQL query that reads and locks the assignments whose ids are in the SQL parameter `named`.
 
 The locks keep transactions of other lanes from changing these rows. The column `earlier` has the
 outcomes of all completed calls of the assignment's user, which are found by the index on the user.
@@ -110,17 +113,20 @@ CHANGE = (
         put_off_until=_changed.c.put_off_until,
     )
 )
-"""Update active assignments to the values in the SQL parameter `changed`.
+"""SQL statement that updates active assignments to the values in the SQL parameter `changed`.
 
-The values end the assignment, or extend its lease.
+The values end an assignment, mark it as accepted, or extend its lease.
 """
 
 
 def held(row: RowMapping | dict[str, Any]) -> Held:
-    """Return the assignment in a row that has the columns of `Held`."""
+    """Convert a row with the columns of an assignment to a `Held`, its form in answers."""
     return held_by([row[name] for name in Held.model_fields])
 
 
 def held_by(values: Sequence[Any]) -> Held:
-    """Return the assignment with these values, which are in the order of `HELD_COLUMNS`."""
+    """Convert the column values of an assignment to a `Held`, its form in answers.
+
+    `values`: one value for each field of `Held`, in the order of these fields.
+    """
     return Held(**dict(zip(Held.model_fields, values, strict=True)))

@@ -44,7 +44,7 @@ RULES = frozenset({Code.ON_BREAK, Code.OFFLINE, Code.SESSION_LIMIT, Code.BREAK_D
 Such a request has no mistake. A refusal with any other code is a mistake of the caller.
 """
 USEFUL = frozenset({AnswerKind.ASSIGNED, AnswerKind.EMPTY, AnswerKind.PAUSED, AnswerKind.RULED})
-"""Kinds of answers that tell the agent the state of the dialer queues or of the agent."""
+"""Kinds of answers that give the agent a user, or the reason for which there is none now."""
 LOST = frozenset({AnswerKind.UNAVAILABLE, AnswerKind.LEFT, AnswerKind.FAILED})
 """Kinds of results of a request after which the caller has no usable answer.
 
@@ -84,9 +84,9 @@ def kind_of(answer: RequestAnswer) -> AnswerKind:
 
 @dataclass
 class AnswerTally:
-    """The answers that one process has counted and not yet stored. Thread-safe.
+    """The number of answers of each kind in each minute, counted in the memory of one process.
 
-    The memory is bounded: at most `HOURS` hours of each kind.
+    The numbers stay here until they are stored in the database, for 48 hours at most. Thread-safe.
     """
 
     clock: Clock
@@ -101,16 +101,16 @@ class AnswerTally:
             self._of(hour, kind)[now.minute] += 1
 
     def has_lost(self) -> bool:
-        """Return True if a request without a usable answer was counted since the last `take`.
+        """Return True if the counts include a request whose caller got no usable answer.
 
-        Only such counts are urgent to store, because the database records most other answers
-        itself.
+        Only such counts have to be stored soon, because the database may have no other record of
+        the request. It records most other answers itself.
         """
         with self._lock:
             return any(kind in LOST for _, kind in self._sums)
 
     def take(self) -> list[CountedHour]:
-        """Return all counts, and remove them from the memory."""
+        """Return all counts, and remove them from this tally, so that the caller can store them."""
         with self._lock:
             sums, self._sums = self._sums, {}
         return [
@@ -119,7 +119,7 @@ class AnswerTally:
         ]
 
     def put_back(self, hours: Iterable[CountedHour]) -> None:
-        """Add counts again that could not be stored, except those older than `HOURS`.
+        """Add counts that could not be stored to the tally again, except those older than 48 hours.
 
         The number of answers in the older counts is added to the kind `dropped`, in the present
         minute.

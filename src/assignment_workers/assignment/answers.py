@@ -39,9 +39,10 @@ class Held(_Value):
 
     @property
     def user_number(self) -> int:
-        """The user's number inside the workers, which is the value of `user_id` there.
+        """The user's internal integer id, which is the value of `user_id` inside the workers.
 
-        Outside the workers, `user_id` may be the CRM's text instead; then this raises `TypeError`.
+        Outside the workers, `user_id` may be the CRM's id of the user, a text. Then this property
+        raises `TypeError`.
         """
         if not isinstance(self.user_id, int):
             raise TypeError("only the workers know the number of this user")
@@ -70,7 +71,7 @@ class Code(StrEnum):
     BREAK_DUE = "break_due"
     """The agent has worked for the longest time that is allowed without a break."""
     CALL_GAP = "call_gap"
-    """The minimum time since the agent's last call is not over; `retry_after` is the rest of it."""
+    """The minimum time since the agent's last call is not over; `retry_after`: the seconds left."""
     REQUEST_ID_TAKEN = "request_id_taken"
     """Another agent used this request id."""
     UNKNOWN_USER = "unknown_user"
@@ -90,7 +91,7 @@ class Code(StrEnum):
     SUPERSEDED = "superseded"
     """A command that was sent later was carried out first; this one would undo its effect."""
     UNKNOWN_OUTCOME = "unknown_outcome"
-    """No outcome has this name."""
+    """The dialer has no outcome with the name that the command gives."""
     UNKNOWN_GENERATION = "unknown_generation"
     """No generation has this number, or it cannot be published."""
     UNAUTHENTICATED = "unauthenticated"

@@ -168,7 +168,7 @@ def heads(connection: Connection) -> dict[str, ChainHead]:
 def lag_seconds(connection: Connection) -> float:
     """Return the age in seconds of the oldest event that is in no hash chain yet; 0: none.
 
-    Cost: two index probes.
+    Cost: two index look-ups.
     """
     found: float | None = connection.execute(
         _LAG, {"reached": _reached(connection)}

@@ -1,4 +1,4 @@
-"""The policies of the dialer queues under the calling rules of the settings in force."""
+"""Make the policy of each dialer queue from its own rules and the calling rules in the settings."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _hours_described(settings: Settings) -> str:
 
 
 def others_described(settings: Settings, queues: Collection[str]) -> str:
-    """Return a description of the calling rules other than the hours in one line, for operators.
+    """Return a description of all calling rules except the calling hours, for operators: one line.
 
     `queues`: the names of the dialer's queues.
     """

@@ -1,4 +1,4 @@
-"""Messages that could not be handled, stored for an operator (guarantee 11)."""
+"""Messages that could not be handled, stored for an operator."""
 
 from __future__ import annotations
 

@@ -76,10 +76,11 @@ def bounds(connection: Connection) -> tuple[int, int]:
 def writers(connection: Connection) -> frozenset[str]:
     """Return the ids of the open transactions that may have written events.
 
-    They are the holders of a table lock, which a transaction takes before the id of its first event
-    and releases when it ends. Ids are taken in order, but the transactions may commit in another
-    order. Once all these transactions have ended, a missing event id that is smaller than one seen
-    before this call will never appear.
+    These are the transactions that hold a lock on the table of events. A transaction takes this
+    lock before its first event gets an id, and holds the lock until it ends. Event ids are assigned
+    in order, but transactions may commit in another order. So a reader may see an event before one
+    with a smaller id. Once all returned transactions have ended, an event that is still missing,
+    with an id below one seen before this call, will never appear.
     """
     return frozenset(connection.execute(_WRITERS).scalars())
 

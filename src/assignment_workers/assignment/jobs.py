@@ -1,4 +1,4 @@
-"""Record every run of a job: start, end, result, or the reason it was skipped (guarantee 11)."""
+"""Record every run of a job: the start, the end and the result, or the reason for skipping it."""
 
 from __future__ import annotations
 

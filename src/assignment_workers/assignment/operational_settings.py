@@ -58,7 +58,7 @@ class OperationalSetting:
 
     @property
     def variable(self) -> str:
-        """The name of the environment variable that gives the first value."""
+        """The name of the environment variable that gives the first value of the setting."""
         return str(Settings.model_fields[self.name].alias)
 
     @property
@@ -96,8 +96,8 @@ class SettingValue(BaseModel):
 class SettingChange(BaseModel):
     """A new value of an operational setting for all, for a dialer queue, or for a team of agents.
 
-    `value` None removes the present value. For a dialer queue or a team, the value for all then
-    counts. If that is missing too, the default counts.
+    `value` None removes the present value. A dialer queue or a team then uses the value for all. If
+    that is missing too, the default is used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -323,10 +323,11 @@ def _parts(
     value: Any,  # noqa: ANN401
     rules: CallingRules,
 ) -> Iterable[SettingValue]:
-    """Yield the values of a setting in the environment, each for all, a dialer queue or a team.
+    """Split the environment's value of a setting into separate values; yield each of them.
 
-    `value`: the setting's field in `Settings`. `rules`: the calling rules of the environment, which
-    have the limits of each dialer queue.
+    Each separate value is for one dialer queue, for one team, or for all. `value`: the content of
+    the setting's field in `Settings`. `rules`: the calling rules of the environment, in which the
+    limits of each dialer queue are parsed already.
     """
     name = setting.name
     match name:

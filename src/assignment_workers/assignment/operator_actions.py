@@ -1,4 +1,4 @@
-"""Actions of operators through every interface, recorded before they run, then with the outcome."""
+"""Record each operator action before it runs, and its outcome afterwards, for every interface."""
 
 from __future__ import annotations
 

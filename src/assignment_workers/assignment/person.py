@@ -56,7 +56,7 @@ class Person:
     """The CRM's id of the user."""
     assignments: frozenset[str]
     numbers: frozenset[str]
-    """The last `_ENDS` digits of each of the user's phone numbers."""
+    """The last 9 digits (`_ENDS`) of each of the user's phone numbers."""
     texts: frozenset[str] = frozenset()
     """The user's phone numbers as they are written in the CRM and in missed calls."""
     e164: frozenset[str] = frozenset()
@@ -66,13 +66,14 @@ class Person:
     def patterns(self) -> list[str]:
         """Patterns for SQL's LIKE, one for each number, to be compared with the digits of a text.
 
-        A number of `_ENDS` digits may be anywhere in the text's digits. A number of fewer digits
-        may be a part of another number, so it must equal the text's digits.
+        The last 9 digits (`_ENDS`) of a phone number may be anywhere in the text's digits. A phone
+        number with fewer digits may be a part of another number, so it must equal the text's
+        digits.
         """
         return [f"%{each}%" if len(each) == _ENDS else each for each in self.numbers]
 
     def is_named(self, said: str) -> bool:
-        """Return True if a text, or base64 in the text, names the person.
+        """Return True if the text `said`, or the base64 body of a message in it, names the person.
 
         A text names the person by an assignment id, a user id in JSON, or a phone number.
         """

@@ -43,9 +43,9 @@ Said = Mapping[str, Any]
 
 
 def identified(people: Iterable[Said], numbers: Numbers, now: datetime) -> dict[str, Any]:
-    """Parse the phone number of each of these users; return parameters for storing the results.
+    """Parse the phone number of each of these users; return the parameters that `store` needs.
 
-    The parameters are those of `STORE` and `STORE_ZONES`. `people`: the users' values in the CRM.
+    `store` then writes the results to the database. `people`: the users' values in the CRM.
     `numbers`: the rules for reading phone numbers. `now`: the time that is stored with the results.
     """
     stored = []
@@ -155,7 +155,7 @@ def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
 def owners(connection: Connection, numbers: Iterable[str]) -> dict[str, list[int]]:
     """Return the ids of the users who have each of these phone numbers (E.164), by number.
 
-    Cost: probes of the index on numbers.
+    Cost: look-ups in the index on phone numbers.
     """
     asked = sorted(set(numbers))
     found: dict[str, list[int]] = {}
@@ -201,7 +201,7 @@ STORE = _stored.on_conflict_do_update(
 )
 STORE_ZONES = insert_rows(PhoneZone, PhoneZone.zone, parameter="zones").on_conflict_do_nothing()
 ZONES = select(PhoneZone.zone)
-"""A query for the time zones in which the users are. It returns a few rows."""
+"""SQL query for the names of the time zones in which users live. It returns a few rows."""
 
 _OWNERS = select(Phone.user_id, Phone.numbers).where(
     Phone.numbers.op("&&")(bindparam("numbers", type_=ARRAY(Text)))

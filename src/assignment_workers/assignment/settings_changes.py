@@ -41,9 +41,9 @@ OWN_WHY = "first values of dialer queues, from the dialer's file"
 def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | None:
     """Store the first version of the operational settings, if there is none.
 
-    Its values are those of the environment and of the dialer's file. From then on the environment's
-    operational variables are ignored. `given`: the settings of the environment. Returns the stored
-    version; None if a version existed.
+    Its values are those of the environment and of the dialer's file, which declares the dialer
+    queues. From then on the environment's values of operational settings are ignored. `given`: the
+    settings of the environment. Returns the stored version; None if a version existed.
     """
     if transaction.settings_id is not None:
         return None
@@ -121,8 +121,8 @@ def change(
     values that cannot be used together.
 
     If a changed setting decides who may be called, users who wait because of a rule are made
-    claimable, up to `entries.PROMOTED_AT_MOST` in each dialer queue, and the next claim judges
-    them by the new rules. The next build judges the other waiting users.
+    claimable, up to 5,000 in each dialer queue, and the next claim judges them by the new rules.
+    The next build judges the other waiting users.
     """
     wrong = [said for each in changes if (said := misfit(each, transaction.dialer.policies))]
     named = [each.key for each in changes]

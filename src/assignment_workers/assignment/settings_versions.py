@@ -42,8 +42,8 @@ class AppliedChange(BaseModel):
     """A changed value of an operational setting, for a dialer queue, for a team, or for all.
 
     `before`: the old value; None: there was none. `after`: the new value; None: the value was
-    removed. For a dialer queue or a team without a value of its own, the value for all counts. If
-    there is no value for all, the default counts.
+    removed. A dialer queue or a team without a value of its own uses the value for all. If there is
+    no value for all, the default is used.
     """
 
     name: str
@@ -77,7 +77,7 @@ class StoredVersion(BaseModel):
 
 
 def current(connection: Connection, dialer: Dialer, given: Settings) -> Settings:
-    """Return the settings in force, as the snapshot of the caller's transaction has them.
+    """Return the settings in force, read in the caller's transaction.
 
     `given`: the settings of the environment, which supply all settings that are not operational.
     Cost: one read of the last row of the table.
@@ -127,12 +127,12 @@ def latest(connection: Connection) -> StoredVersion | None:
 
 
 def history(connection: Connection, *, most: int) -> list[StoredVersion]:
-    """Return at most `most` versions, the newest first."""
+    """Return the newest versions of the operational settings, at most `most`, the newest first."""
     return [_version(row) for row in connection.execute(_HISTORY.limit(most))]
 
 
 def every(connection: Connection) -> list[StoredVersion]:
-    """Return all versions, the newest first."""
+    """Return all stored versions of the operational settings, the newest first."""
     return [_version(row) for row in connection.execute(_HISTORY)]
 
 
@@ -150,8 +150,8 @@ def _version(row: Row[*tuple[Any, ...]]) -> StoredVersion:
 class ValueInForce(BaseModel):
     """A value in force of an operational setting, for a dialer queue, for a team, or for all.
 
-    If `queue` and `team` are None, the value is for all. It counts for each dialer queue and team
-    without a value of its own.
+    If `queue` and `team` are None, the value is for all: each dialer queue and team without a value
+    of its own uses it.
     """
 
     name: str

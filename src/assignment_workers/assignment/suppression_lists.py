@@ -1,4 +1,4 @@
-"""Named lists of numbers that are not to be called: registers, and files of a client.
+"""Named lists of phone numbers that are not to be called, such as a national register.
 
 A list of any length is loaded into a new table that nothing reads yet. One short command on the
 assignment queue then puts the list in force.
@@ -101,11 +101,12 @@ class Named:
 
 @dataclass
 class Staged:
-    """The result of loading a file of suppressed phone numbers.
+    """The result of loading a file of suppressed phone numbers into a new list.
 
-    `lines` and `unreadable` count lines of the file. `waiting_queues` maps each dialer queue to the
-    number of its users who are counted in `waiting`. `list_id`: the number of the stored list;
-    None: nothing was stored.
+    `lines`: the number of lines read. `unreadable`: the number of lines that are not a phone
+    number. `waiting`: the number of users who, once the list is in force, are not offered until an
+    operator decides; `waiting_queues` has this number for each dialer queue. `list_id`: the number
+    of the stored list; None: nothing was stored.
     """
 
     lines: int = 0
@@ -113,7 +114,7 @@ class Staged:
     """Number of different phone numbers in the file."""
     unreadable: int = 0
     shown: list[str] = field(default_factory=list)
-    """The first `SHOWN` lines of the file that are not a phone number."""
+    """The first lines of the file that are not a phone number: at most 10 (`SHOWN`)."""
     forgotten: int = 0
     """Number of phone numbers that were left out, because they are those of erased persons.
 
@@ -122,8 +123,9 @@ class Staged:
     users: int = 0
     """Number of users who have one of the file's phone numbers now."""
     queues: dict[str, int] = field(default_factory=dict)
-    """Maps each dialer queue to the number of users in its published generation who are counted in
-    `users`.
+    """The number of users who have one of the file's phone numbers now, for each dialer queue.
+
+    Only users in the published generation of the dialer queue are counted.
     """
     waiting: int = 0
     """Number of users who, once the list is in force, are not offered until an operator decides.
@@ -401,10 +403,10 @@ def _record_event(transaction: FencedTransaction, name: str, **details: object) 
 
 
 def purge_lists(connection: Connection) -> int:
-    """Drop the tables of retired lists of suppressed phone numbers; return the number of tables.
+    """Delete the phone numbers of all retired suppression lists; return the number of lists.
 
-    Lists that were loaded a day ago and never put in force are retired first. `connection` must be
-    in autocommit.
+    Each list has a table of its own, which is dropped. A list that was loaded more than a day ago
+    and never put in force is retired first. `connection` must be in autocommit.
     """
     connection.execute(_ABANDONED)
     gone = connection.execute(_GONE).all()
@@ -469,7 +471,8 @@ class Matched(BaseModel):
 def check(connection: Connection, phone: str, reader: Reader) -> Matched:
     """Return a phone number's E.164 form, its suppressions in force, and its users.
 
-    `reader`: the rules for reading phone numbers. Cost: index probes, and one pass over all users.
+    `reader`: the rules for reading phone numbers. Cost: index look-ups, and one pass over all
+    users.
     """
     read = reader.read(phone)
     as_text = plain(phone)

@@ -323,7 +323,7 @@ def quarantine(transaction: FencedTransaction, failed: Collection[int], *, after
     should be rare, so a user to whom it happens repeatedly is not offered any more.
 
     `failed`: the users whom this transaction has removed for such a rule. `after`: a
-    user with this many such removals within the period `COUNTED` is quarantined. Removals before an
+    user with this many such removals within a day (`COUNTED`) is quarantined. Removals before an
     operator lifted the user's last quarantine do not count. Cost: a read of the events of these
     users.
     """
@@ -382,10 +382,11 @@ class Target:
 
 
 def target_of(phone: str, reader: Reader, *, raw: bool = False) -> Target | str:
-    """Return the number or text that a suppression applies to, or the reason for a refusal.
+    """Convert a typed phone number to the target of a suppression.
 
-    `reader`: the rules for reading the number. `raw`: True if a text that is not a phone number is
-    allowed.
+    `phone`: the text as it was typed. `reader`: the rules for reading phone numbers. `raw`: True if
+    a text that is not a phone number is allowed as a target. If the text cannot be used, the
+    returned value is the reason, in one line.
     """
     read = reader.read(phone)
     if len(read.e164) == 1 and set(read.unread) <= {reach(read.e164[0])}:

@@ -28,7 +28,11 @@ class Suspicion:
     parts: tuple[int, ...] = ()
     """The positions, in a batch message, of the requests during whose handling a process ended."""
     buried: int = 0
-    """Number of elements of `parts`, from the first on, that are stored as dead letters."""
+    """Number of requests of a batch message that are stored as dead letters.
+
+    These are the requests during whose handling a process ended. Their positions are the first
+    elements of `parts`.
+    """
 
     @property
     def of_the_whole(self) -> int:
@@ -74,11 +78,11 @@ def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> S
 
 
 def try_part(engine: Engine, digest: str, part: int | None) -> None:
-    """Record the request or command of a batch message that is handled from now on.
+    """Record that this request or command of a batch message is handled next, by itself.
 
-    If the process ends, the record shows the request or command during which the process ended.
-    `digest` identifies the message. `part`: the position in the message; None: no single request or
-    command is handled.
+    `digest` identifies the message, and `part` is the position of the request or command in it.
+    `part` None: from now on, no single request or command is handled. If the process ends, the
+    record shows which request or command was being handled.
     """
     _change(engine, digest, part=part)
 

@@ -24,7 +24,7 @@ from assignment_workers.schema.tables import DEFAULT_LANE, Event
 
 
 class EventKind(StrEnum):
-    """Kinds of events. Each change of state records one (guarantee 11)."""
+    """Kinds of events. Each change of state is recorded as an event of one of these kinds."""
 
     ASSIGNED = "assigned"
     """An agent was assigned a user: an offer, until it is accepted."""
@@ -33,7 +33,7 @@ class EventKind(StrEnum):
     SKIPPED = "skipped"
     """The agent skipped the user, who is offered to other agents only after a while."""
     DEFERRED = "deferred"
-    """The agent deferred the user: no agent is offered the user before a certain time."""
+    """The agent postponed the user: no agent is offered the user before a certain time."""
     CLOSED = "closed"
     """The agent closed this dialer queue for the user, until an operator lifts the suppression."""
     RELEASED = "released"
@@ -57,7 +57,11 @@ class EventKind(StrEnum):
     The reason is the name of the broken rule, or `drained` if an operator drained the queue.
     """
     PUT_OFF = "put_off"
-    """A user waits, at the same position, until a time; the event names the rule."""
+    """A claim found that a rule excludes the user for a time; the user waits until then.
+
+    The user keeps the position in the dialer queue. The event's `reason` is the name of the rule.
+    If an agent postpones the user, the kind is `deferred` instead.
+    """
     SUPPRESSED = "suppressed"
     """A user or phone number was suppressed: do not contact, quarantine or closed."""
     SUPPRESSION_LIFTED = "suppression_lifted"
@@ -215,10 +219,10 @@ class FencedTransaction:
         return run_statements(self.connection, *asks)
 
     def defer_write(self, statement: ClauseElement, parameters: Mapping[str, Any]) -> None:
-        """Execute a write after the operation, in one round trip with the commit.
+        """Add a write to those that are executed at the end, in one round trip with the commit.
 
-        Use this only for rows that nothing in the rest of the transaction reads or depends on. If
-        writes are not deferred (`last` is None), the write is executed at once.
+        Use this only for rows that nothing in the rest of the transaction reads or depends on. The
+        field `last` is the list of these writes; if it is None, the write is executed at once.
         """
         asked = Statement(statement, parameters)
         if self.last is None:

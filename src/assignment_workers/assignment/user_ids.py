@@ -1,8 +1,9 @@
-"""The CRM's own ids of users at every interface, where those ids are no integers.
+"""Convert between the CRM's ids of users and the internal integer ids, at every interface.
 
-Inside the workers, users have integer numbers, from `assignment.user_ids`. An interface converts
-the id that a caller names to the number by `number_of`, and the numbers in a result to the CRM's
-ids by `shown`. Where the CRM's ids are integers, both functions return their input and read
+If the CRM's ids are UUIDs or texts, the table `assignment.user_ids` gives each user an internal
+integer id, and the workers use only that id. An interface converts the id that a caller names to
+the internal id by `number_of`, and the internal ids in a result to the CRM's ids by `shown`. If the
+CRM's ids are integers, they are the internal ids too: both functions return their input and read
 nothing.
 """
 
@@ -40,14 +41,14 @@ __all__ = [
 ]
 
 NOBODY = 0
-"""A number that no user has."""
+"""An internal integer id that no user has."""
 LARGEST = 2**63 - 1
 REMEMBERED = 100_000
-"""Maximum number of ids that a process caches for one database."""
+"""Maximum number of users whose CRM ids a process caches for one database."""
 _NAMES = frozenset({"user_id", "user_ids"})
-"""Names of fields that have the number of a user, or a list of such numbers."""
+"""Names of fields whose value is the internal integer id of a user, or a list of such ids."""
 _TEXTS = frozenset({"reason", "examples", "what"})
-"""Names of fields in whose texts this package may write a user's number, such as `user 27`."""
+"""Names of text fields in which this package may write a user's internal id, as in `user 27`."""
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]|^\\s|\\s$")
 _FITS = (
     f"length(n.id) BETWEEN 1 AND {ID_AT_MOST}"
@@ -55,14 +56,17 @@ _FITS = (
 )
 """SQL condition under which the function `read` accepts a text as an id."""
 _NUMBERING = 0x75736572
-"""Key of the advisory lock that a transaction takes to assign numbers to many ids in order."""
+"""Key of the advisory lock of a transaction that gives internal integer ids to several users.
+
+With the lock, two such transactions cannot wait for each other.
+"""
 _NAMED = re.compile(r"\b(user )(\d{1,19})\b")
 
 _remembered: WeakKeyDictionary[Engine, dict[int, str]] = WeakKeyDictionary()
 
 
 def read(dialer: Dialer, given: object) -> UserId:
-    """Return a user's id as the dialer's CRM writes it.
+    """Check a user's id that a caller named; return it in the form of the dialer's CRM.
 
     A text of digits is accepted as an integer only if the CRM's ids are integers. Raises
     `UsageError`, one line that does not repeat the text, for a value that is not an id.
@@ -91,9 +95,9 @@ def _is_number(given: str) -> bool:
 
 
 def number_of(dialer: Dialer, connection: Connection, user: UserId) -> int:
-    """Return the number of a user in `assignment.user_ids`; `NOBODY` for an unknown id.
+    """Return the internal integer id of a user; 0 (`NOBODY`) if the user has none.
 
-    `user`: an id that `read` returned.
+    `user`: the CRM's id of the user, as `read` returned it.
     """
     return user if isinstance(user, int) else _find(dialer, connection, [user]).get(user, NOBODY)
 
@@ -101,9 +105,10 @@ def number_of(dialer: Dialer, connection: Connection, user: UserId) -> int:
 def numbered(
     dialer: Dialer, connection: Connection, users: Collection[UserId]
 ) -> dict[UserId, int]:
-    """Return the number of each of these users in `assignment.user_ids`; unknown users get one.
+    """Return the internal integer id of each of these users, by the CRM's id.
 
-    `users`: ids that `read` returned. The caller commits.
+    A user without an internal id in `assignment.user_ids` gets one. `users`: the CRM's ids, as
+    `read` returned them. The caller commits.
     """
     given = [each for each in users if isinstance(each, str)]
     found: dict[UserId, int] = {each: each for each in users if isinstance(each, int)}
@@ -121,9 +126,9 @@ def _find(dialer: Dialer, connection: Connection, users: Collection[str]) -> dic
 def numbers_of(
     dialer: Dialer, connection: Connection, users: Collection[UserId]
 ) -> dict[UserId, int]:
-    """Return the number of each of these users in `assignment.user_ids`, by the CRM's id.
+    """Return the internal integer id of each of these users, by the CRM's id.
 
-    Users without a number are left out.
+    Users without an internal id in `assignment.user_ids` are left out.
     """
     found: dict[UserId, int] = {each: each for each in users if isinstance(each, int)}
     if texts := [each for each in users if isinstance(each, str)]:
@@ -134,10 +139,10 @@ def numbers_of(
 def number_in_order(
     dialer: Dialer, connection: Connection, users: Sequence[UserId]
 ) -> dict[UserId, int]:
-    """Return the number of each of these users in `assignment.user_ids`, by the CRM's id.
+    """Return the internal integer id of each of these users, by the CRM's id.
 
-    Users without a number get one, in the given order. Ids that `read` refuses are left out. The
-    caller commits.
+    Users without an internal id in `assignment.user_ids` get one, in the order of `users`. Ids that
+    `read` refuses are left out. The caller commits.
     """
     fit = [each for each in dict.fromkeys(users) if isinstance(each, str) and _fits(dialer, each)]
     numbers = numbers_of(dialer, connection, users if dialer.numbered is None else fit)
@@ -160,11 +165,12 @@ def _fits(dialer: Dialer, user: str) -> bool:
 def number_new(
     dialer: Dialer, connection: Connection, rows: str, since: datetime | None = None
 ) -> int:
-    """Assign numbers to those users of a SQL query who have none; return the count of new numbers.
+    """Give an internal integer id to each user of a SQL query who has none; return the count.
 
-    `rows`: a query with two columns: `id`, the CRM's id of a user, and `created_at`, a time. Users
-    get numbers in the order of the times. `since`: only rows created at this time, in UTC, or
-    later. Ids that `read` refuses get no number. The caller commits.
+    `rows`: a SQL query with two columns: `id`, the CRM's id of a user, and `created_at`, a time.
+    The internal ids are given in the order of these times. `since`: only users whose `created_at`
+    is this time, in UTC, or later. A user whose CRM id `read` refuses gets no internal id. The
+    caller commits.
     """
     kind = dialer.numbered
     fits = _FITS if kind == "text" else "n.id IS NOT NULL"
@@ -178,10 +184,10 @@ def number_new(
 
 
 def unnumbered(dialer: Dialer, connection: Connection, rows: str) -> int:
-    """Count the users in the query `rows` who still have no number in `assignment.user_ids`.
+    """Count the users in the query `rows` who have no internal integer id in `assignment.user_ids`.
 
-    `rows`: a SQL query with the column `id`, the CRM's id of a user. Call this after `number_new`
-    with the same query: that function gives a number to each user, unless the id is unusable.
+    `rows`: a SQL query with the column `id`, the CRM's id of a user. After a call of `number_new`
+    with the same query, these are only the users whose CRM id is unusable.
     """
     kind = dialer.numbered
     statement = text(
@@ -192,11 +198,11 @@ def unnumbered(dialer: Dialer, connection: Connection, rows: str) -> int:
 
 
 def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict[int, UserId]:
-    """Return the CRM's id of each of these users, by the user's number in `assignment.user_ids`.
+    """Return the CRM's id of each of these users, by the user's internal integer id.
 
-    `at`: the connection or engine with which unknown ids are read. If an id does not exist, the
-    number is returned as the id. A process caches up to `REMEMBERED` ids, because an id never
-    changes.
+    `numbers`: the internal ids. `at`: the connection or engine with which CRM ids that are not in
+    the process's cache are read. An internal id that does not exist is returned in place of the
+    CRM's id. The cache is valid because neither id of a user ever changes.
     """
     wanted = set(numbers)
     if dialer.numbered is None:
@@ -215,10 +221,10 @@ def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict
 
 
 def _memory(engine: Engine) -> dict[int, str]:
-    """Return the cache that maps our numbers of users to the CRM's ids, for this engine's database.
+    """Return the cache that maps internal integer ids of users to the CRM's ids, for one database.
 
-    The cache is cleared with each new connection: if a promoted standby had not received the
-    latest numbers, it may have assigned them to other users.
+    `engine`: the engine of that database. Each new connection clears the cache. After a failover to
+    a standby without the latest rows, the same internal ids may belong to other users.
     """
     if engine not in _remembered:
         memory: dict[int, str] = {}
@@ -237,11 +243,12 @@ def _connected(at: Connection | Engine) -> Iterator[Connection]:
 
 
 def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
-    """Return a copy of `facts` with the CRM's ids in place of the numbers of `assignment.user_ids`.
+    """Return a copy of `facts` with the CRM's ids of users in place of the internal integer ids.
 
-    `at`: the connection or engine with which the ids are read. Numbers are replaced in the fields
-    `user_id` and `user_ids`, and after the word `user` in the texts of refusals and of the doctor.
-    Mappings, lists, dataclasses and models are copied. Texts that people typed are left alone.
+    `at`: the connection or engine with which the CRM's ids are read. Internal ids are replaced in
+    the fields `user_id` and `user_ids`, and after the word `user` in the texts of refusals and of
+    the doctor. Mappings, lists, dataclasses and models are copied. Texts that people typed stay
+    unchanged.
     """
     if dialer.numbered is None:
         return facts
@@ -254,11 +261,11 @@ def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
 
 
 def _walk(name: str, value: object, of: Any, *, ours: bool = False) -> object:  # noqa: ANN401
-    """Return a copy of `value` in which `of(number)` replaces the number of each user.
+    """Return a copy of `value` in which `of(id)` replaces each internal integer id of a user.
 
-    `name`: the name of the field with this value; only fields such as `user_id` have numbers of
+    `name`: the name of the field that has this value; only fields such as `user_id` have ids of
     users. `ours`: True if this package wrote the texts in `value`, such as the reason of a refusal;
-    only in such texts are numbers replaced. Texts that people typed stay unchanged.
+    ids are replaced only in such texts. Texts that people typed stay unchanged.
     """
     match value:
         case bool():

@@ -73,7 +73,7 @@ def answers(
     ] = None,
     json: AsJson = False,
 ) -> int:
-    """List what AGENT was answered, and why they got nobody: the newest, or those around a time.
+    """List the answers to AGENT's requests, with the reason where no user was assigned.
 
     Without --at, the newest 50 answers of the last hour are listed. With --at, the answers from
     five minutes before that time to five minutes after it. Answers are stored for seven days,

@@ -1,4 +1,8 @@
-"""The audit commands: export and check the events with their chained digests."""
+"""The audit commands: export and check the events with their chained digests.
+
+The digest of an event covers the event and the digest of the event before it. So a later change,
+deletion or insertion of an event is detected.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +45,9 @@ def export(
 ) -> int:
     """Write the chained events as lines of JSON, for `audit verify FILE` on any machine.
 
-    Texts that people typed and phone numbers are left out. The rights of the database role
-    assignment_reader are enough.
+    Chained events are events with a digest, which covers the event and the digest of the event
+    before it. Texts that people typed and phone numbers are left out. The rights of the database
+    role assignment_reader are enough.
     """
     with database(patience=AT_MOST) as connection, _writing(file) as stream:
         count = audit_check.export(connection, stream.write, lane=lane)
@@ -62,6 +67,8 @@ def verify(
     json: AsJson = False,
 ) -> int:
     """Check an export on its own, or the database against its digests; exit code 1 on a finding.
+
+    The digest of an event covers the event and the digest of the event before it.
 
     A finding is an event that was changed, deleted, moved to another position or added; a
     beginning that is missing, although no purge of old events deleted it; or an end that is

@@ -1,4 +1,4 @@
-"""A simulated call centre, for a minute or for hours, and the check of every guarantee."""
+"""The commands `demo` and `soak`: simulate a call centre, and check every guarantee."""
 
 from __future__ import annotations
 
@@ -111,10 +111,13 @@ def demo(
 ) -> int:
     """Simulate a call centre, and check every guarantee.
 
-    The exit code is 1 if a guarantee broke. The demo runs on the stack that runs here, if its
-    users are the demo's; otherwise on a stack of its own, which is removed at the end. Agents
-    log in, ask, talk, choose outcomes, skip, take breaks and close the tab. Users sign,
-    requirements appear, callbacks are promised, and both dialer queues are rebuilt.
+    Agents log in, ask, talk, choose outcomes, skip, take breaks and close the tab. Users sign,
+    requirements appear, callbacks are promised, and both dialer queues are rebuilt. The exit
+    code is 1 if a guarantee broke.
+
+    If a stack is running here, the demo runs on that stack, but refuses to if the stack has other
+    users than those of the demo, because all users are called. If no stack is running, the demo
+    starts a stack of its own, and removes that stack at the end.
     """
     plan = Plan(agents, users, seconds, speed, seed, chaos, lanes=lanes)
     recorder, verdict = _simulated(day.run, plan, report, json, rabbitmq)
@@ -191,11 +194,12 @@ def _simulated(
 
 @contextmanager
 def _stack(plan: Plan, rabbitmq: bool) -> Iterator[tuple[Stack, Settings, Plan, Broker | None]]:
-    """Yield the stack that runs here or, if none runs, a temporary one, with three more values.
+    """Yield a stack for the simulation, the stack's settings, the plan, and the stack's RabbitMQ.
 
-    The other values: the stack's settings; the plan, with `own_stack` True for a temporary stack;
-    and RabbitMQ if `rabbitmq`, else None. Raises `UsageError` if a stack runs here but the plan has
-    lanes or `rabbitmq` is true, because these need a new stack.
+    The stack is the one that is running here or, if there is none, a temporary one. For a temporary
+    stack, the yielded plan has `own_stack` True. RabbitMQ is None unless `rabbitmq` is true. Raises
+    `UsageError` if a stack is running here but the plan has lanes or `rabbitmq` is true, because
+    these need a new stack.
     """
     if running := running_stack(settings()):
         if plan.lanes or rabbitmq:
@@ -212,13 +216,13 @@ def _stack(plan: Plan, rabbitmq: bool) -> Iterator[tuple[Stack, Settings, Plan, 
         broker = own.enter_context(temporary.broker(folder)) if rabbitmq else None
         if broker is not None:
             variables["BROKER_URL"] = broker.url
-        complain("a stack of its own is started for the demo")
+        complain("a stack of its own is started for this run")
         made = own.enter_context(temporary.stack(folder, variables, own_disk=plan.chaos))
         yield made, own_settings, replace(plan, own_stack=True), broker
 
 
 class _Progress:
-    """Shows the progress of a run: a live table or, without a terminal, a line now and then."""
+    """A display of a run's progress: a live table or, without a terminal, a line every 10 s."""
 
     EVERY = 10.0
 
@@ -231,7 +235,11 @@ class _Progress:
         self._told = 0.0
 
     def show(self, recorder: Recorder, sample: Sample) -> None:
-        """Show the figures of the last second of the run."""
+        """Show the newest figures of the run (`sample`), and the faults recorded so far.
+
+        On a terminal, the table is drawn again. Otherwise, a line is printed, unless the last line
+        is less than 10 seconds old.
+        """
         if self._is_terminal:
             self.live.update(self._table(recorder, sample), refresh=True)
         elif sample.at - self._told >= self.EVERY:

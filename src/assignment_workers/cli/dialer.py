@@ -90,11 +90,13 @@ def check(
 
 
 def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
-    """Return the database's query plans of the dialer's rules, and warnings.
+    """Try the dialer's rules on this installation; return their query plans, and warnings.
 
-    Without a database, or if it is unavailable, there are no query plans. The rules are those under
-    the settings in force. `path`: the dialer's file, for messages. Raises `UsageError` if the
-    environment has settings that do not fit the dialer's file, so that no process would start.
+    The plans are PostgreSQL's, for the rules under the settings in force; there are none if no
+    database is available. A warning names, for example, a setting for an unknown dialer queue, or a
+    queue that no agent may take from. `path`: the dialer's file, for messages. Raises `UsageError`
+    if the environment has settings that do not fit the dialer's file, so that no process would
+    start.
     """
     given = settings()
     try:

@@ -50,8 +50,9 @@ def explain(
 ) -> int:
     """Say why a user is offered or not, or whom a rule holds back.
 
-    USER is explained as of now; --queue explains all users of a dialer queue. --whole reads
-    each user of the pool: minutes for ten million users.
+    With USER, one user is judged by all rules at the present time. With --queue, the users of
+    that dialer queue are counted by the rule that holds them back. --whole judges all users of
+    the queue, not only the first ones, which takes minutes for ten million users.
     """
     if (user is None) == (queue is None):
         raise UsageError("explain takes a user, or --queue and a dialer queue: one of the two")

@@ -1,7 +1,8 @@
-"""The command `replay-incident`: the old dialer's incident, with its algorithm and with ours.
+"""The command `replay-incident`: replay a failure of the old dialer, and try our algorithm on it.
 
-In the incident, a rebuild deleted the queue row that the old dialer had just selected for an agent,
-and the agent's screen said that the dialer queue was empty (docs/original-dialer.md).
+The old dialer is the one that this project replaces. In the incident, a rebuild deleted the queue
+row that the old dialer had just selected for an agent, and the agent's screen said that the dialer
+queue was empty (docs/original-dialer.md).
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ def replay_incident(
     ] = 20,
     json: AsJson = False,
 ) -> int:
-    """Replay the incident: the original, its remedies and ours.
+    """Replay the incident: the old dialer, its remedies and ours.
 
-    The original is the old dialer that this project replaces. In the incident, the old dialer had
-    just selected a queue row for an agent when a rebuild deleted the row, and the agent was told
-    that the dialer queue was empty (docs/original-dialer.md).
+    The incident happened in the old dialer, which this project replaces: a rebuild deleted the
+    queue row that the dialer had just selected for an agent, and the agent was told that the dialer
+    queue was empty (docs/original-dialer.md).
 
-    The same simulated agents ask for users under the original's algorithm, under each usual remedy
-    for the fault, and under this project's algorithm. The exit code is 1 if this project's
-    algorithm broke a guarantee. The replay uses scratch databases on the server of DATABASE_URL, or
-    else of the running stack, or else on a server of its own. No other database is touched.
+    The same simulated agents ask for users under several algorithms in turn: that of the old dialer
+    (the original), that algorithm with each of the usual remedies, and ours. The exit code is 1 if
+    our algorithm broke a guarantee. The replay uses scratch databases on the server of
+    DATABASE_URL, or else of the running stack, or else on a server of its own. No other database is
+    touched.
     """
     for name in ways or ():
         if name not in NAMES:

@@ -1,4 +1,4 @@
-"""The command `assignment-workers`: its subcommands; makes each error one line and an exit code."""
+"""The command `assignment-workers`: run a subcommand; print an error as one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECTIONS = {
     "Run it": {
         "up": ("stack", "Start everything in the foreground; Ctrl-C stops it, data kept."),
         "env": ("stack", "Print the running stack's addresses for `eval`."),
-        "process": ("stack", "Be one process of a stack, in the foreground."),
+        "process": ("stack", "Run one process of a stack, in the foreground."),
         "schema": ("schema", "The database's schema."),
         "dialer": ("dialer", "The dialer queues, rules and outcomes."),
         "token": ("token", "API tokens of the gateway's callers."),
@@ -41,7 +41,7 @@ SECTIONS = {
         "regenerate": ("operator", "Build new generations of dialer queues now."),
         "pause": ("operator", "Hand out nobody from QUEUE until it is resumed."),
         "resume": ("operator", "Hand out users from QUEUE again."),
-        "drain": ("operator", "Take everybody who is not held out of QUEUE, until a build."),
+        "drain": ("operator", "Remove all users whom no agent holds from QUEUE, until a build."),
         "settings": ("settings", "Operational settings: what is in force, and changing it."),
         "do-not-contact": ("suppressions", "Who asked not to be called, by user or phone."),
         "quarantine": ("suppressions", "Users set aside for unclear reasons."),
@@ -57,15 +57,15 @@ SECTIONS = {
     "Try it": {
         "replay-incident": (
             "incident",
-            "Replay the incident: the original, its remedies and ours.",
+            "Replay the incident: the old dialer, its remedies and ours.",
         ),
         "demo": ("call_centre", "Simulate a call centre, and check every guarantee."),
         "soak": ("call_centre", "Simulate a call centre for hours, with faults."),
     },
 }
-"""The module of each command and its line in the help, by section of the help and by command.
+"""Maps each section of the help to its commands, and each command to its module and line of help.
 
-The module is imported only when the command is used.
+A command's module is imported only when the command is used.
 """
 COMMANDS = {name: each for section in SECTIONS.values() for name, each in section.items()}
 
@@ -105,9 +105,9 @@ class Commands(MutableMapping[str, "Command"]):
 
 
 class LazyGroup(TyperGroup):
-    """The group of all commands.
+    """The group of all commands, with a help that needs no module of a command.
 
-    Its help imports no module of a command, which would take two seconds.
+    To import all these modules would take two seconds.
     """
 
     def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - as TyperGroup has them

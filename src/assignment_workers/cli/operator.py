@@ -179,10 +179,11 @@ def drain(
     ] = False,
     why: OptionalWhy = None,
 ) -> int:
-    """Take everybody who is not held out of QUEUE, until a build.
+    """Remove all users whom no agent holds from QUEUE, until a build.
 
-    Users whom an agent holds stay with the agent. The next build adds users again: pause the dialer
-    queue first if nobody from it should be handed out.
+    All users are removed from the dialer queue QUEUE, except those whom an agent holds; they stay
+    with the agent. The next build adds users again: pause the dialer queue first if nobody from it
+    should be handed out.
     """
     need_queue(queue)
     if dry_run:
@@ -258,10 +259,10 @@ def _watch(readings: Iterator[Health]) -> int:
 
 
 def _noted(readings: Iterator[Health], served: list[bool]) -> Iterator[Health]:
-    """Yield each reading, at least `WATCH_SECONDS` apart.
+    """Yield each health reading, with a pause of two seconds (`WATCH_SECONDS`) after it.
 
-    The list `served` is an output: it has one value, True if agents are served according to the
-    reading that was yielded last.
+    The list `served` is changed in place: its one value is True if agents are served according to
+    the newest reading.
     """
     for health in readings:
         served[:] = [health.agents_are_served]
@@ -308,7 +309,7 @@ def _status(health: Health, given: Settings) -> Status | None:
 
 
 def _is_silent(health: Health) -> bool:
-    """Return True if PostgreSQL did not answer, so that another attempt is pointless."""
+    """Return True if PostgreSQL did not answer the health reading; a query would fail as well."""
     postgresql = health.of("postgresql")
     return postgresql is not None and postgresql.finding == NO_ANSWER
 

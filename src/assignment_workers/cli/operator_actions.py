@@ -1,4 +1,4 @@
-"""Operators' actions by command: recorded with user and reason before they are done."""
+"""Record each action that an operator starts by a command: its author, its reason, its outcome."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def operator_name() -> str:
 
 
 class OutcomeRecorder:
-    """A function object that records the outcome of an operator's action and returns the answer.
+    """A callable that notes the outcome of an operator's action, for the record of the action.
 
-    Call it with the answer to the action. `position` is the action's number in the order of all
-    operators' commands, assigned before the action. Send this number with the action's commands.
+    Call the object with the answer to the action; it returns that answer. `position` is the number
+    of the action in the order of all operators' commands, taken before the action begins. Each
+    command of the action must be sent with this number.
     """
 
     def __init__(self, position: int) -> None:

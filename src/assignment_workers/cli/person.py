@@ -57,10 +57,11 @@ def export(user: User, why: Why = "a request for access", json: AsJson = False) 
 
 @group.command()
 def forget(user: User, why: Why = "a request for erasure") -> int:
-    """Erase what people typed about a user, and their numbers; the id is never offered again.
+    """Erase a user's phone numbers and the texts about the user, who is never offered again.
 
-    The erasure is refused while an agent holds the user: release the assignment first. The user is
-    put on the do-not-contact list even then.
+    The texts are those that people typed, such as notes. The user is put on the do-not-contact list
+    first. Then the erasure is refused if an agent holds the user: release the assignment, and
+    repeat the command.
     """
     named = user_id(user)
     with recorded("person_forget", str(named), why) as told, client() as asking:

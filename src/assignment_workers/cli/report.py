@@ -1,4 +1,4 @@
-"""Service levels over a period."""
+"""The command `report`: print the service levels of a period."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def need_queue(queue: str) -> None:
 
 
 def user_id(given: str) -> UserId:
-    """Parse a CRM's id of a user from the command line. Raises `UsageError` if it is no such id."""
+    """Parse a user's CRM id from the command line. Raises `UsageError` if the text is no id."""
     settings()
     try:
         return user_ids.read(loaded(), given)
@@ -88,9 +88,10 @@ def resolved() -> Settings:
 
 
 def known() -> Settings:
-    """Return the settings with the addresses that can be found. Raises `NoStack` if there are none.
+    """Return the settings; addresses that are not set are those of the running stack, if any.
 
-    With `DATABASE_URL` alone and without a running stack, the address of Redis stays unset.
+    Raises `NoStack` if `DATABASE_URL` is not set and no stack runs. If `DATABASE_URL` alone is set
+    and no stack runs, the address of Redis stays unset.
     """
     given = with_database()
     if given.redis_url is None and running_stack(given) is not None:
@@ -99,7 +100,7 @@ def known() -> Settings:
 
 
 def with_database() -> Settings:
-    """Return the settings with the database's address: `DATABASE_URL`, or the stack's."""
+    """Return the settings with the database's address: `DATABASE_URL`, or the running stack's."""
     given = settings()
     return given if given.database_url is not None else resolve(given)
 
@@ -174,8 +175,8 @@ def database_and_crm(
     No statement on the connection lasts longer than `patience`. `at`: the settings with the
     database's address; None: those of the environment or of the running stack.
     Raises `DatabaseUnavailable`. If `checked`, raises `SchemaMismatch` for a schema of another
-    release, and for tables of the CRM that do not exist. If `views` too, the views of the CRM's
-    tables are created or replaced as the dialer needs them.
+    release, and for tables of the CRM that do not exist. If both `checked` and `views`, the views
+    of the CRM's tables are created or replaced as the dialer needs them.
     """
     at = at or with_database()
     made = connect(

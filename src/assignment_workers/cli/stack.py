@@ -112,7 +112,7 @@ def process(
         str | None, typer.Option(help="The sequencer's: one of ASSIGNMENT_WORKERS_LANES.")
     ] = None,
 ) -> int:
-    """Be one process of a stack, in the foreground.
+    """Run one process of a stack, in the foreground.
 
     The process, such as the gateway or a sequencer, uses the servers that DATABASE_URL and
     REDIS_URL name, or else those of the running stack.

@@ -92,9 +92,10 @@ def revoke(
 
 @group.command("log")
 def access_log(json: AsJson = False) -> int:
-    """Print the newest 1,000: tokens created and revoked, sign-ins, refusals by the minute.
+    """Print the newest 1,000 records of access to the gateway.
 
-    The printed records are those of access to the gateway; refusals are summed by minute.
+    These are: tokens created and revoked, tokens that acted for agents, sign-ins, and refusals,
+    which are summed by minute.
     """
     with database() as connection:
         found = audit.recorded(connection)

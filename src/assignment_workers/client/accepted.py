@@ -1,4 +1,4 @@
-"""Offers that a client has accepted already. Heartbeats about them send no accept command again."""
+"""The offers known to be accepted, so that later heartbeats send no second accept command."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ KNOWN_AT_MOST = 10_000
 
 
 class Accepted:
-    """The last `KNOWN_AT_MOST` offers that agents accepted through this client or gateway.
+    """The last 10,000 offers (`KNOWN_AT_MOST`) that agents accepted through this client or gateway.
 
-    For an offer that is no longer among them, the next heartbeat sends the accept command again.
+    For an older offer, the next heartbeat sends the accept command again.
     """
 
     def __init__(self) -> None:

@@ -78,7 +78,7 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
         self._tracing = tracing
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the broker and to Redis."""
         await self._dispatcher.close()
 
     async def exchange(self, exchange: CeleryExchange) -> Any:  # noqa: ANN401 - of the exchange's kind

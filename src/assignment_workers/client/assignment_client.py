@@ -31,7 +31,7 @@ SOONEST_SECONDS = 0.2
 
 
 class AssignmentClient(AgentMethods, ABC):
-    """The requests and commands of an agent, over Celery or HTTP.
+    """A client that sends an agent's requests and commands, over Celery or HTTP.
 
     A repeated command has no second effect. Each method waits at most `timeout`; `HttpClient` may
     wait two seconds longer for the response.
@@ -286,10 +286,10 @@ class Hold:
 
     @staticmethod
     def _pause(lease: timedelta, until: datetime) -> float:
-        """Return the seconds until the next renewal of a lease that ends at `until`.
+        """Return the seconds to wait before the next renewal of a lease that ends at `until`.
 
-        The result is a third of the time until then, or of `lease` (the full length of a lease) if
-        that is shorter, but at least `SOONEST_SECONDS`.
+        The result is a third of the remaining time, but at most a third of `lease` (the length of a
+        full lease) and at least 0.2 seconds (`SOONEST_SECONDS`).
         """
         left = min(until - datetime.now(UTC), lease)
         return max(left.total_seconds() / RENEWALS_A_LEASE, SOONEST_SECONDS)

@@ -50,7 +50,7 @@ class CommandCall:
     """
 
     def at(self, position: int) -> CommandCall:
-        """Return a copy of the command with this `position` (see the field)."""
+        """Return a copy of the command with this number in the order of all operators' commands."""
         return replace(self, position=position)
 
     def sent_by(self, sender: str) -> CommandCall:
@@ -62,7 +62,7 @@ class CommandCall:
         return self if self.arguments.get(BY) else replace(self, sender=sender)
 
     def said_by(self, ends: datetime) -> dict[str, Any]:
-        """Return the arguments to send for a caller who waits until `ends`.
+        """Return the arguments of the task message, for a caller who waits until `ends`.
 
         `ends` is a time of the database's clock. If the command has a `timeout`, the arguments
         include the `deadline`, which is `ends`, and `sent_at`, which is `timeout` before `ends`.

@@ -58,9 +58,9 @@ LOOK_SECONDS = 0.05
 
 @dataclass(slots=True)
 class Ask:
-    """An exchange (a step of I/O that a client carries out): send a command, await the answer.
+    """A step of I/O that a client carries out: send a command and wait for the answer.
 
-    The result of the exchange is the answer; `Unavailable` if none arrives within `timeout`.
+    The result of the step is the answer; `Unavailable` if no answer arrives within `timeout`.
     """
 
     command: CommandCall
@@ -69,9 +69,9 @@ class Ask:
 
 @dataclass(slots=True)
 class Send:
-    """An exchange (a step of I/O that a client carries out): send a message, await no answer.
+    """A step of I/O that a client carries out: send a message without waiting for an answer.
 
-    The result of the exchange is the task id. The client raises `BrokerUnavailable` if the broker
+    The result of the step is the task id. The client raises `BrokerUnavailable` if the broker
     does not accept the message.
     """
 
@@ -83,9 +83,9 @@ class Send:
 
 @dataclass(slots=True)
 class LookUp:
-    """An exchange (a step of I/O that a client carries out): read the stored `Result` of a task.
+    """A step of I/O that a client carries out: read the stored `Result` of a Celery task.
 
-    The result of the exchange is None if no `Result` is stored yet. The client raises
+    The result of the step is that `Result`; None if no `Result` is stored yet. The client raises
     `BrokerUnavailable` if Redis does not answer.
     """
 
@@ -94,9 +94,9 @@ class LookUp:
 
 @dataclass(slots=True)
 class Count:
-    """A step that a client carries out without I/O: count the answer to a request.
+    """A step that a client carries out without I/O: add the answer to the client's counts.
 
-    The counts are for the service levels.
+    The service levels are computed from the counts of answers to requests.
     """
 
     answer: RequestAnswer

@@ -1,4 +1,4 @@
-"""Erasure of the results in Redis that name a person."""
+"""Erasure of the Celery task results in Redis that name a certain person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol of a gateway's live events, without I/O: the position, and the time to reconnect."""
+"""The client's side of the gateway's live events, without I/O: position, and when to reconnect."""
 
 from __future__ import annotations
 

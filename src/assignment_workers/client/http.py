@@ -74,11 +74,14 @@ class HttpClient(HttpMethods, AssignmentClient):
         return cls(stack.gateway_url, token=stack.gateway_token)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the gateway."""
         self._connections.clear()
 
     def exchange(self, exchange: HttpExchange) -> Reply | None:
-        """Send an HTTP request, or sleep for a `Pause`. Return the reply; None if there is none."""
+        """Carry out one step: send an HTTP request, or sleep for a `Pause`.
+
+        Returns the response; None after a pause, or if no response in JSON arrived in time.
+        """
         match exchange:
             case Pause(seconds):
                 time.sleep(seconds)

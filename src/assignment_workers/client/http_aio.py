@@ -49,11 +49,14 @@ class AsyncHttpClient(HttpMethods, AsyncAssignmentClient):
         self._connections = httpx.AsyncClient(**options)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the gateway."""
         await self._connections.aclose()
 
     async def exchange(self, exchange: HttpExchange) -> Reply | None:
-        """Send an HTTP request, or sleep for a `Pause`. Return the reply; None if there is none."""
+        """Carry out one step: send an HTTP request, or sleep for a `Pause`.
+
+        Returns the response; None after a pause, or if no response in JSON arrived in time.
+        """
         match exchange:
             case Pause(seconds):
                 await asyncio.sleep(seconds)

@@ -31,8 +31,9 @@ command, such as `up` or `process`, is appended.
 _CONTEXT = get_context("forkserver")
 _prepared = threading.Event()
 _STARTING_OR_ENDING = threading.Lock()
-"""A lock for the start and the end of a fork, because a start collects the exit status of every
-fork that has ended.
+"""A lock that is held while a fork is started or its exit status is read. At each start,
+`multiprocessing` reads the exit status of all forks that have ended. Without the lock, two threads
+could read the same status, which only one of them would get.
 """
 
 

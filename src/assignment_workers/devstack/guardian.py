@@ -36,9 +36,9 @@ class Ward(NamedTuple):
     pid: int
     signal: int
     seconds: float
-    """The most seconds from the signal to the end of a server; then it is killed.
+    """For a server: the most seconds from the signal to its end; then the server is killed.
 
-    Any other process has `WORKER_SECONDS` instead.
+    For every other process, the fixed time `WORKER_SECONDS` is used instead.
     """
     server: bool
     """True for a server. Servers are ended after all other processes."""

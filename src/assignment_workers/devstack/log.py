@@ -1,4 +1,4 @@
-"""One log of many processes: on the terminal what a person needs, the rest in files."""
+"""The log of a stack's processes: all lines in files, the most important ones on the terminal."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Log:
                 self._print(name, line)
 
     def note(self, line: str) -> None:
-        """Write a line of the supervisor to its file, and to the stream if `verbose`."""
+        """Write a line from the supervisor to its log file, and if `verbose` to the stream."""
         self.write(OURS, line)
 
     def say(self, line: str) -> None:
@@ -80,7 +80,7 @@ class Log:
                 return
 
     def close(self) -> None:
-        """Close the log files. Call nothing afterwards."""
+        """Close the log files. No method may be called afterwards."""
         with self._lock:
             for file in self._files.values():
                 file.close()

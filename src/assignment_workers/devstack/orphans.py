@@ -1,4 +1,4 @@
-"""Processes that an earlier stack left running, when it and its guardian were both killed."""
+"""Ends the processes that an earlier stack left running when it and its guardian were killed."""
 
 from __future__ import annotations
 

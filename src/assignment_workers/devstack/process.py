@@ -50,9 +50,9 @@ class ProcessSpec:
     is_ours: bool = False
     """True if the process runs a command of this package.
 
-    `argv` is then the Python interpreter with `-m assignment_workers` (`forks.PYTHON`), followed by
-    the command. Instead of a new interpreter, a fork of a process that has already imported the
-    package runs the command, because a fork starts faster. If no fork is possible, `argv` is run.
+    `argv` is then the Python interpreter, `-m assignment_workers`, and the command. If possible,
+    the command runs in a fork of a process that has already imported the package, because a fork
+    starts faster than a new interpreter. If no fork is possible, `argv` is run.
     """
     clear: Callable[[], None] | None = None
     """For a server: a function that ends leftover processes of an earlier server, before each

@@ -1,4 +1,4 @@
-"""The times at which a process that ended is started again, and the limit of its failures."""
+"""Restarts of a process that ended: the pause before each, and the number of failures allowed."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 """A process that ran for at least this many seconds is restarted without a pause."""
 START_SECONDS = 10.0
-"""A failure counts as a failure at the start if the process ran for fewer seconds than this."""
+"""A process that fails within this many seconds after its start counts as a failed start."""
 FAILURES = 5
 WINDOW_SECONDS = 60.0
 
 
 class RestartPolicy:
-    """Computes the pauses before a process is restarted: none at first, then 1, 2, 4 ... 30 s.
+    """The restarts of one process: at first without a pause, then after 1, 2, 4 ... 30 s.
 
-    After a run of at least `STEADY_SECONDS` the next restart has no pause again.
-    There is no restart after `FAILURES` failures at the start within `WINDOW_SECONDS`, unless the
-    process has once run for `START_SECONDS`: then its failures never end the stack.
+    After a run of at least `STEADY_SECONDS` seconds, the next restart has no pause again. After
+    `FAILURES` failed starts within `WINDOW_SECONDS` seconds, the process is not restarted. A failed
+    start is a failure within `START_SECONDS` seconds after the start. A process that has once run
+    longer than that is always restarted.
     """
 
     def __init__(self) -> None:
         self._restarts = 0
         self._failures: deque[float] = deque()
         self.has_run = False
-        """True if the process once ran for `START_SECONDS`, which shows that its configuration is
-        correct.
+        """True if the process once ran for at least `START_SECONDS` seconds. This shows that its
+        configuration is correct, so it is restarted after any number of failures.
         """
 
     def after_end(self, *, now: float, lived: float, failed: bool) -> float | None:

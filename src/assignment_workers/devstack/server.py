@@ -1,4 +1,4 @@
-"""An embedded server that is ready to be started."""
+"""Embedded servers: their description, their start, and the check that they serve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Server:
     spec: ProcessSpec
     url: str
     make: Callable[[], None] = lambda: None
-    """A function to call once before the start. It creates the data if there are none."""
+    """A function to call once before the server is started. It creates the server's data if there
+    are none yet.
+    """
 
 
 def start(server: Server, log: Log, guardian: Guardian) -> Child:

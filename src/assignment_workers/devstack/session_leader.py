@@ -1,7 +1,7 @@
 """Makes the process that imports this module a session leader: a closed terminal does not end it.
 
-The process is that of `multiprocessing.forkserver`, from which our other processes are forked. No
-other code of ours runs in it (`forks.prepare`). In any other process the import does nothing.
+Only the process of `multiprocessing.forkserver` is changed. Our other processes are forked from it
+(`forks.prepare`), and no other code of ours runs in it. In other processes the import does nothing.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ LOST_LEADERSHIP = os.EX_TEMPFAIL
 starts the process again and counts no failure.
 """
 ABANDONED_SECONDS = 10.0
-"""The most seconds to wait for each thread of `Supervisor.call` that still runs when the supervisor
-ends. The servers that the thread uses have been stopped by then.
+"""The most seconds that a supervisor, at its end, waits for each thread that `Supervisor.call` has
+started and that still runs. The servers that such a thread may use have been stopped by then.
 """
 
 Result = TypeVar("Result")

@@ -132,7 +132,9 @@ class Disk:
     """
 
     process: int
-    """The id of a process of the stack, through which other processes reach the file system."""
+    """The id of a process of the stack. Other processes reach the file system by the directory of
+    this process in `/proc`.
+    """
     path: Path
 
     def seen(self, path: Path) -> Path:
@@ -246,9 +248,10 @@ def _mounted(place: Path) -> list[str]:
 
 
 def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Stack:
-    """Wait until the stack has printed its first assignment, or that there is no user to assign.
+    """Wait until the stack works; return its addresses.
 
-    Returns the stack's addresses. Raises `StackFailed` if the stack ends, or takes too long.
+    The stack works once its output `log` has the demo's first assignment, or the message that there
+    is no user to assign. Raises `StackFailed` if the stack ends before that, or takes too long.
     """
     settings = Settings.model_validate({"home": home})
     deadline = time.monotonic() + READY_SECONDS

@@ -1,4 +1,4 @@
-"""The command `up`: the embedded servers and our processes on this machine, in the foreground."""
+"""The command `up`, which runs the embedded servers and our processes in the foreground."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from assignment_workers.runtime.stack import Stack
 from assignment_workers.settings import Settings
 
 READY_SECONDS = 60.0
-"""The most seconds until all processes of the stack work."""
+"""The most seconds to wait until all processes of the stack work; then the start has failed."""
 GATEWAY, FLOWER = "gateway", "flower"
 WORKERS = "workers.json"
 """The file in a stack's home that names its running workers (`orphans.WorkerRecord`)."""
@@ -211,10 +211,10 @@ def _with_environment(resolved: Settings, children: Sequence[ProcessSpec]) -> li
 
 
 def _metrics_port(settings: Settings, place: int) -> dict[str, str]:
-    """Return the environment variable that sets the metrics port of process number `place`.
+    """Return the environment variable with the port at which a process serves its metrics.
 
-    The result maps its name to its value. Ports are counted up from the setting `metrics_port`;
-    without that setting, the result is empty.
+    The result maps the variable's name to its value. The port is the setting `metrics_port` plus
+    `place`, the position of the process in the stack. Without that setting, the result is empty.
     """
     if settings.metrics_port is None:
         return {}

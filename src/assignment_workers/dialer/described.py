@@ -67,7 +67,7 @@ class DialerDescription(BaseModel):
 
 
 def describe(dialer: Dialer, policies: Mapping[str, Policy]) -> DialerDescription:
-    """Return the dialer as plain values, for the interfaces.
+    """Return the dialer as plain values, for HTTP and the command line.
 
     `policies`: the policy (all rules) of each dialer queue, by name.
     """

@@ -49,9 +49,10 @@ def may_be_null(expression: ClauseElement, known: Columns = frozenset()) -> bool
 
 
 def _of_leaf(expression: ClauseElement, known: Columns) -> bool | None:
-    """Return True or False if the kind of an expression decides whether it may be null; else None.
+    """Return True if an expression may be null, False if it cannot be; None if its parts decide.
 
-    None means that the parts of the expression must be examined.
+    Only the kind of the expression itself is examined: a column may be null, `EXISTS` cannot be.
+    `known`: the columns that are not null.
     """
     match expression:
         case Null():
@@ -91,8 +92,9 @@ def _of_whole(expression: ClauseElement, known: Columns) -> bool:
 def _of_list(expression: BooleanClauseList, known: Columns) -> bool:
     """Return True if an AND or OR may be null.
 
-    In `x IS NULL OR …` and in `x IS NOT NULL AND …`, x counts as not null in the other parts: if x
-    is null, the test of x alone decides the result.
+    In `x IS NULL OR …` and in `x IS NOT NULL AND …`, x counts as not null in the other parts,
+    because for a null x the test of x alone decides the result. `known`: the columns that are not
+    null.
     """
     ruled = operators.is_ if expression.operator is operators.or_ else operators.is_not
     found = [

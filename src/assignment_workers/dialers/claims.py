@@ -46,9 +46,10 @@ NOT_BY_A_CALL = (
 """Types of requirements of a CRM claim that cannot be obtained by calling the person."""
 
 BASE_REQUIREMENT = "base requirement for claim."
-"""The reason by which a requirement of type `id_document` is one for which nobody is called.
+"""A reason in the CRM that marks a requirement for which no user is called.
 
-It is compared with the CRM's column `claim_requirement_reason`, case-sensitively.
+It has this effect only on a requirement of type `id_document`. It is compared, case-sensitively,
+with the CRM's column `claim_requirement_reason`.
 """
 
 
@@ -58,20 +59,25 @@ def is_cancelled() -> ColumnElement[bool]:
 
 
 def has_claim(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Return the SQL condition that the person has a claim in the CRM that meets `condition`."""
+    """Return the SQL condition that a user has at least one CRM claim that meets `condition`.
+
+    A CRM claim is a row of the CRM: the claim of the user against a lender. `condition`: a SQL
+    condition on the columns of that row.
+    """
     return exists(select(1).select_from(Claim).where(Claim.user_id == Person.id, condition))
 
 
 def is_signed() -> ColumnElement[bool]:
-    """Return the SQL condition that the person has signed."""
+    """Return the SQL condition that a user has signed: the CRM has the user's signature file."""
     return func.coalesce(Person.current_signature_file_id, word("")) != word("")
 
 
 def wants_something() -> ColumnElement[bool]:
-    """Return the SQL condition that a CRM claim of the person lacks something a call can obtain.
+    """Return the SQL condition that a call can obtain something that a user's CRM claim requires.
 
-    It lacks something if one of its requirements, such as a document, is pending. Cancelled claims
-    do not count.
+    The condition holds if a requirement of the claim, such as a document, is pending, and is of a
+    kind for which users are called. A CRM claim is the claim of a user against a lender. Cancelled
+    claims do not count.
     """
     excused = and_(
         ClaimRequirement.type == word("id_document"),
@@ -112,7 +118,9 @@ TIMES = (RESTED, settled(timedelta(hours=2)))
 # -- dialer queues ------------------------------------------------------------------------------
 
 ORDER = (Score.current_score.asc(), Score.created_at.desc())
-"""The order of people: lowest score first; among equal scores the newest first."""
+"""The order of the users in a dialer queue: by call score, the lowest first. Among users with equal
+scores, the one whose score row is the newest comes first.
+"""
 
 QUEUES = (
     Queue(
@@ -255,9 +263,10 @@ REQUIREMENTS = News(
     Claim.user_id,
     joined=join(ClaimRequirement, Claim, Claim.id == ClaimRequirement.claim_id),
 )
-"""The CRM table of what claims require, such as documents, in which a job looks for new rows.
+"""The CRM table of requirements of claims against lenders, such as a missing document.
 
-A new row may move its person to the dialer queue `outstanding_requests`.
+A job looks in this table for new rows, because a new requirement may move its user to the dialer
+queue `outstanding_requests`.
 """
 
 MAPPINGS = {

@@ -1,1 +1,4 @@
-"""The HTTP interface: FastAPI over the batching client. Stateless, so any number may run."""
+"""The HTTP interface: a FastAPI application that sends agents' calls to the workers.
+
+A gateway has no lasting data of its own, so any number of gateways may run.
+"""

@@ -24,7 +24,7 @@ from assignment_workers.schema.tables import AnswerKind
 log = structlog.get_logger()
 
 EVERY_SECONDS = 5.0
-"""Seconds between two writes of the counts to the database."""
+"""Seconds between two writes of the counts of answers to the database."""
 _OUTCOMES = {each.value: each for each in AnswerKind}
 _OF_STATUS = {
     HTTPStatus.SERVICE_UNAVAILABLE: AnswerKind.UNAVAILABLE,
@@ -42,11 +42,11 @@ class AnswerLog:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the periodic writes. `close` ends them."""
+        """Start to write the counts of answers to the database periodically, until `close`."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Write all counts and end the periodic writes."""
+        """End the periodic writes, and write all remaining counts of answers."""
         if self._task is not None:
             self._task.cancel()
         await self.write()

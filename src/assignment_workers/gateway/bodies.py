@@ -79,7 +79,7 @@ def body_of(verb: AnyVerb) -> type[OwnerBody]:
 
 
 class StateBody(_Body):
-    """The agent's new state."""
+    """The body of a call that changes an agent's state."""
 
     state: AgentStatus = Field(examples=["available"])
     why: Why | None = Field(None, examples=["lunch"])
@@ -103,7 +103,7 @@ class ActBody(_Body):
 
 
 class SettingsBody(_Body):
-    """Changes of operational settings, which become one version."""
+    """Changes of operational settings, which are stored together as one new version."""
 
     changes: Annotated[list[SettingChange], Field(min_length=1, max_length=CHANGED_AT_MOST)] = (
         Field(examples=[[{"name": "level_minimum", "value": "20"}]])
@@ -138,7 +138,7 @@ class _Identified(BaseModel):
 
 
 class AssignedAnswer(_Identified, Assigned):
-    """The user is assigned to this agent."""
+    """A user is assigned to the agent of the request."""
 
 
 class EmptyAnswer(_Identified, Empty):

@@ -1,4 +1,4 @@
-"""Dispatch of one call through the batching client while its caller stays connected."""
+"""Sends a caller's command to the workers and returns the answer, if the caller stays connected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Heartbeats, collected for a second and written together, without the assignment queue."""
+"""Agents' heartbeats, collected for a second and then written to the database in one transaction.
+
+They do not pass through the assignment queue.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ class Heartbeats:
     engine: Engine
     settings: Settings
     accepted: Accepted = field(default_factory=Accepted)
-    """The offers that agents accepted by a heartbeat at this gateway."""
+    """The offers that agents have already accepted by a heartbeat at this gateway. A further
+    heartbeat about such an offer sends no second accept command.
+    """
     _waiting: dict[int, asyncio.Future[HeartbeatAnswer]] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
     _written_at: float = float("-inf")

@@ -16,8 +16,8 @@ from assignment_workers.origins import Origins
 
 BODY_BYTES = 64 * 1024
 REMEMBERED = 10_000
-"""The greatest number of keys whose rate is remembered. The key that was not used for the longest
-time is forgotten first.
+"""The greatest number of keys, such as tokens, whose rate of calls is remembered. The key that was
+not used for the longest time is forgotten first.
 """
 
 

@@ -1,4 +1,8 @@
-"""The counts of this gateway and the figures of the database, for Prometheus."""
+"""The gateway's Prometheus metrics: its calls, the system's health, and figures from the database.
+
+The figures are numbers that operators watch, such as the number of claimable users of each dialer
+queue.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ Labelled = dict[tuple[str, ...], float | None]
 """Maps the values of a gauge's labels to the gauge's value; None: the value is unknown."""
 
 FIGURES_SECONDS = 2.0
-"""The most seconds that a scrape waits for figures from the database."""
+"""The most seconds that a scrape waits for the metrics that are read from the database."""
 BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -84,11 +88,12 @@ class Metrics:
 
 
 class StoredFigures(Collector):
-    """A Prometheus collector for the health of the system and the figures in the database.
+    """A Prometheus collector for the system's health and for figures that the database computes.
 
-    The figures are the same at every gateway. However many scrapes there are, the figures are read
-    at most once in `read_cache.FRESH_SECONDS`. A scrape waits for them at most `FIGURES_SECONDS`.
-    While the database cannot answer, the figures are left out, because unknown is not zero.
+    The figures are numbers that operators watch, such as the number of claimable users of each
+    dialer queue. They are the same at every gateway. Frequent scrapes share one reading of the
+    database, which is cached for a moment (`read_cache.FRESH_SECONDS`). While the database cannot
+    answer, the figures are left out, because unknown is not zero.
     """
 
     def __init__(self, read_cache: ReadCache, health: Callable[[], Health]) -> None:
@@ -114,7 +119,11 @@ class StoredFigures(Collector):
             yield from _gauges(now)
 
     def _figures(self) -> Figures | None:
-        """Return the figures in the database; None if the database does not answer in time."""
+        """Return the figures for operators, such as the claimable users of each dialer queue.
+
+        The figures come from the database or the cache. None if the database does not answer within
+        `FIGURES_SECONDS`.
+        """
         if self._reading is None or self._reading.done():
             self._reading = self._threads.submit(self._read_cache.figures)
         try:

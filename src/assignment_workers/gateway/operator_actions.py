@@ -1,4 +1,4 @@
-"""Records of operators' actions through the gateway: stored before, completed after."""
+"""Records of operators' actions: stored before an action is carried out, completed afterwards."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ async def recorded(
 ) -> tuple[int, T]:
     """Record an operator's action, carry it out, and record its outcome.
 
-    Returns the id of the record, and the result of `do`. `do` carries out the action; its argument
-    is the position to send with the action's command, a number in the order of all operators'
-    commands. `told` converts the result of `do` to the outcome to record. A `Problem` that `do`
-    raises is recorded as a refusal and raised again. Raises `Problem` 503 if the database does not
-    answer: either nothing was done, or the record of the action has no outcome.
+    `do` carries out the action. Its argument is the position of the action in the order of all
+    operators' commands, a number to send with the command. `told` converts the result of `do` to
+    the outcome to record. Returns the id of the record, and the result of `do`. A `Problem` that
+    `do` raises is recorded as a refusal and raised again. Raises `Problem` 503 if the database does
+    not answer: then either nothing was done, or the outcome of the action is not recorded.
     """
 
     def ask() -> tuple[int, int]:

@@ -111,7 +111,10 @@ def unavailable(
 def problem(
     status: int, detail: str, *, headers: Mapping[str, str] | None = None, **facts: object
 ) -> JSONResponse:
-    """Return a response with problem details (RFC 9457). Facts that are None are left out."""
+    """Return a response with problem details (RFC 9457).
+
+    `facts` are further fields of the details; a field that is None is left out.
+    """
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -225,10 +228,10 @@ def _methods(request: Request) -> list[str]:
 
 
 def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -> None:
-    """Make `app` answer every error that a caller caused with problem details (RFC 9457).
+    """Register handlers that answer each error of a caller with problem details (RFC 9457).
 
-    `authenticate` raises `Problem` if the caller may not call. It is called before errors in a body
-    are reported, because a body may be parsed before the caller is known.
+    `authenticate`: a function that raises `Problem` for a caller who may not call the gateway. It
+    is called before errors in a body are reported, because FastAPI may parse the body first.
     """
 
     @app.exception_handler(Problem)

@@ -29,8 +29,8 @@ T = TypeVar("T")
 FRESH_SECONDS = 0.5
 """Seconds for which a value read from the database is used again."""
 AT_ONCE = 2
-"""The greatest number of database connections that viewers' reads use at the same time. The others
-are left for agents' calls.
+"""The greatest number of database connections that viewers' reads use at the same time. The
+gateway's other connections are left for agents' calls.
 """
 READS = 200
 """The greatest number of cached values. When there are more, all are dropped."""
@@ -50,8 +50,8 @@ class ReadCache:
     clock: Callable[[], float] = time.monotonic
     _kept: dict[object, tuple[float, Any]] = field(default_factory=dict)
     _age: int = 0
-    """The number of calls of `forget` so far. A value is not cached if `forget` is called while the
-    value is read.
+    """The number of calls of `forget` so far. If this number changes while a value is being read,
+    the value is returned but not cached, because it may be out of date.
     """
     _locks: dict[object, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
@@ -60,9 +60,9 @@ class ReadCache:
     )
 
     def figures(self) -> Figures:
-        """Return the figures of the dialer queues, cached for `FRESH_SECONDS`.
+        """Return the figures for operators, such as the claimable users of each dialer queue.
 
-        See `assignment.reports.figures`.
+        The figures are cached for `FRESH_SECONDS`. See `assignment.reports.figures`.
         """
         return self.read(
             "figures",
@@ -76,9 +76,9 @@ class ReadCache:
     ) -> T:
         """Call `what` with a connection and return the result, or the cached result if it is fresh.
 
-        The result is cached under `name` for `seconds`. In the result, our numbers of users are
-        replaced by the CRM's ids of these users. `what` must not use another connection of this
-        cache. Raises `Problem` 503 if the database cannot answer.
+        The result is cached under `name` for `seconds`. In the result, the internal integer ids of
+        users are replaced by the CRM's ids of these users. `what` must not use another connection
+        of this cache. Raises `Problem` 503 if the database cannot answer.
         """
         return self.once(name, lambda: self._ask(what), seconds=seconds)
 

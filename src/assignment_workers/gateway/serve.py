@@ -1,4 +1,4 @@
-"""The process of the gateway: uvicorn until a signal."""
+"""The gateway's process: checks the database, then serves HTTP with uvicorn until a signal."""
 
 from __future__ import annotations
 

@@ -38,7 +38,10 @@ class DatabaseGuard:
     """
 
     def __init__(self, engine: Engine, gate: ConnectionGate) -> None:
-        """Watch the connections of `engine`, whose gate for new connections is `gate`."""
+        """Track the connections of `engine` that are in use, so that `update` can end them.
+
+        `gate` is the switch that stops `engine` from opening new connections.
+        """
         self._engine = engine
         self._gate = gate
         self._in_use: set[psycopg.Connection[Any]] = set()
@@ -47,9 +50,10 @@ class DatabaseGuard:
         event.listen(engine, "checkin", self._returned)
 
     def update(self, readings: Readings) -> None:
-        """Refuse new connections if the database gave no answer for `readings`; else allow them.
+        """Refuse new connections while the database does not answer; otherwise allow them.
 
-        When the database stops answering, the statements that wait for it are ended.
+        `readings` is the latest reading of the system's health, which shows whether the database
+        answers. When the database stops answering, the statements that wait for it are ended.
         """
         was_down = self._gate.is_closed
         self._gate.is_closed = readings.database.trouble == NO_ANSWER
@@ -88,7 +92,10 @@ class AnswerWindow:
                 self._seconds.popleft()
 
     def counts(self) -> AnswerCounts:
-        """Return the counts of the last minute, and of the last `RECENT_SECONDS`."""
+        """Return the numbers of agents' calls and of those answered 503, in two periods.
+
+        The periods are the last minute and, for recent trouble, the last `RECENT_SECONDS` seconds.
+        """
         now = int(self._clock())
         minute = [each for each in list(self._seconds) if each[0] > now - WINDOW_SECONDS]
         recent = [each for each in minute if each[0] > now - RECENT_SECONDS]
@@ -114,7 +121,7 @@ class SystemHealth:
         self.answers = AnswerWindow()
 
     def start(self) -> None:
-        """Read the health once, then continue in the background.
+        """Read the health of the system once, then repeat the reading in a background thread.
 
         The first reading takes seconds if a server is down.
         """

@@ -96,9 +96,10 @@ _CertificateSource = _CertificateFile | _TlsServer
 
 
 def reader(settings: Settings) -> Callable[[], list[CertificateFacts]]:
-    """Return a function that reads the certificates, at most once in `AGAIN_SECONDS`.
+    """Return a function that reads the TLS certificates of all configured files and servers.
 
-    A server that does not answer within `ANSWER_SECONDS`, or shows no certificate, is left out.
+    A second call within 30 seconds (`AGAIN_SECONDS`) returns the certificates that were read last.
+    A server that does not answer in time, or shows no certificate, is left out.
     """
     sources = list(_sources(settings))
     found: list[CertificateFacts] = []

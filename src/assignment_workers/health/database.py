@@ -1,6 +1,7 @@
-"""The reading of PostgreSQL, over a new connection each time.
+"""Read from PostgreSQL the facts about the system's health, over a new connection each time.
 
-Sessions that exist may go on while new connections are refused, so an open session proves little.
+A connection that is already open may go on working while PostgreSQL refuses new connections. So a
+reading over an open connection would not prove that PostgreSQL is good.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The readings of all servers of a stack, made at the same time."""
+"""Read all servers of the system at the same time, to find out its health."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Inputs:
     def read(self, *, within: float = READING_SECONDS) -> Readings:
         """Read every server within `within` seconds.
 
-        A server that is too late counts as not answering. A reading that still runs is not started
-        a second time: the next call waits for it.
+        A server that answers later counts as not answering. If a server is still being read for an
+        earlier call, this call waits for that reading and starts no other.
         """
         until = time.monotonic() + within
         self._database.begin()

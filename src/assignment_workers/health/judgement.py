@@ -1,7 +1,8 @@
-"""The judgement of readings: the state of each component, by rules without input or output.
+"""Derive the state of each component of the system from what was read from the servers.
 
-Causes come before consequences. A component that cannot be judged because another is down is
-`unknown`, so that nobody starts a sequencer because Redis is frozen.
+The rules here do no input or output. In the result, causes come before consequences. A component
+that cannot be judged because a server is down is `unknown`, not `down`. Otherwise an operator might
+start a sequencer although only Redis is frozen.
 """
 
 from __future__ import annotations
@@ -45,18 +46,18 @@ SILENT = timedelta(seconds=3.5)
 each second.
 """
 STARTED = timedelta(seconds=0.5)
-"""The tolerance for inexact start times, used when a process replaces one that fell silent.
+"""The tolerance for inexact times, used to find the process that replaces a silent one.
 
-The replacement starts after the last sign of life of the silent process. Because the times are
-inexact, it may seem to start earlier, by at most this tolerance.
+A process can be the replacement if it started after the silent process's last sign of life. A start
+that seems to be earlier by less than this tolerance is accepted too.
 """
 REMEMBERED = timedelta(hours=1)
 """The time for which a silent process is reported as missing while others of its role are alive."""
 WAITED = timedelta(seconds=10)
 """A lane is degraded if the oldest message in its assignment queue is older than this."""
 JOBS_WAITED = timedelta(minutes=2)
-"""Maintenance is degraded if the oldest message in its queue is older than this. It is longer than
-`WAITED`, because messages wait behind long jobs.
+"""Maintenance is degraded if the oldest message in its Celery queue is older than this. A message
+may wait there for minutes, behind a long job.
 """
 UNSENT = timedelta(seconds=20)
 """The time after a job's due time from which it counts as overdue if beat has not sent it."""
@@ -306,9 +307,9 @@ class _Judge:
         return _good(name, title, ComponentKind.LANE, "leads", serving=True)
 
     def _without_servers(self) -> TroubleTexts | None:
-        """Return the texts for sequencers whose state cannot be judged; None if it can be judged.
+        """Return the texts for sequencers whose state is unknown because a server does not work.
 
-        It cannot be judged while PostgreSQL or the broker is down, because a sequencer needs both.
+        Return None if both PostgreSQL and the broker work. A sequencer needs both.
         """
         if self.database is None:
             return TroubleTexts(
@@ -328,7 +329,7 @@ class _Judge:
         )
 
     def _silence(self, status: SequencerStatus, leader: Leader) -> timedelta | None:
-        """Return how long the leader of a lane has been silent; None if it is not silent."""
+        """Return how long a lane's leader has given no sign of life; None if it is not silent."""
         turned = timedelta(seconds=status.silent_seconds or 0.0)
         if status.silent_leader is not None:
             return turned
@@ -343,7 +344,10 @@ class _Judge:
         return None
 
     def _is_leader(self, sign: SeenSign) -> bool:
-        """Return True if the process of this sign leads a lane, even if it is silent."""
+        """Return True if the process that stored this sign of life leads a lane.
+
+        A leader that has fallen silent counts too.
+        """
         return self.database is not None and any(
             leader is not None and (sign.host, sign.pid) == (leader.host, leader.pid)
             for each in self.database.lanes
@@ -709,11 +713,11 @@ def _job(
     others_run: bool,
     has_worker: bool,
 ) -> JobHealth:
-    """Return the state of a job.
+    """Return the state of a job, from its last runs (`facts`) and beat's schedule (`planned`).
 
-    A run counts as late, not as running, if no maintenance worker is alive (`has_worker` False). A
-    run that has not begun in time does not count as late while another run of the same job, for
-    another dialer queue, is going on (`others_run`).
+    A running job counts as late if no maintenance worker is alive (`has_worker` False). A job that
+    has not begun in time does not count as late while the same job runs for another dialer queue
+    (`others_run` True).
     """
     asked = planned.asked_at if planned else None
     waits = asked is not None and facts.begun_at < asked - timedelta(seconds=5)

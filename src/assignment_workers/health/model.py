@@ -1,4 +1,4 @@
-"""The health of each component and of the whole, as every reader shows it.
+"""The health of the system and of its components, as pages, commands and metrics report it.
 
 The names and texts of components contain no host and no address, because `/readyz` shows the names
 to everybody, and pages show the texts.
@@ -13,7 +13,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, computed_field
 
 RUNBOOKS = "/runbooks"
-"""The gateway's page with a runbook for each component."""
+"""The path of the gateway's page with all runbooks."""
 
 
 class HealthState(StrEnum):
@@ -130,7 +130,7 @@ class ProcessHealth(BaseModel):
     since: datetime
     """The start of the process."""
     seen_at: datetime
-    """The last sign of life."""
+    """The time of the last sign of life."""
     silent_seconds: float
     memory_bytes: int | None
     leads: bool = False
@@ -198,7 +198,10 @@ class CertificateHealth(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     title: str
-    """The certificate's name for people. It has no host and no path."""
+    """A text that names the certificate for people, such as `the certificate of PostgreSQL`.
+
+    The text contains no host and no path of a file.
+    """
     expires_at: datetime
 
 

@@ -20,17 +20,18 @@ log = structlog.get_logger()
 EVERY_SECONDS = 0.5
 """Seconds between the end of one reading and the start of the next."""
 WITHIN_SECONDS = 1.2
-"""Seconds within which a server must answer. After that, one more reading with the same limit is
-made, so that a busy machine is not taken for a frozen server.
+"""Seconds within which all servers must answer. If one does not, all are read once more, with the
+same limit, so that a server on a busy machine is not taken for a frozen one.
 """
 
 
 class HealthMonitor:
     """A background thread that reads the health of the system again and again.
 
-    Callers need not wait for a server: `latest` has the last result, which is at most three seconds
-    old. In it, `since` is the time at which a component's present state began: the earliest time
-    known from the servers, from this process's earlier readings, or from a gateway.
+    `latest` has the last result, which is at most three seconds old, so that callers need not wait
+    for a server. `since` of a component is the earliest known start of its present state. This
+    start is known from the servers, from earlier readings of this process, or from gateways, which
+    store it in their signs of life.
     """
 
     def __init__(self, settings: Settings, *, read: Callable[[Readings], None]) -> None:
@@ -49,9 +50,10 @@ class HealthMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Tell the background thread to stop, and return at once.
+        """Tell the background thread to stop; do not wait until it has stopped.
 
-        The thread ends a running reading first, and then closes its connections.
+        If the thread is reading the servers, it completes this reading first. It then closes its
+        connections.
         """
         self._stopped.set()
 
@@ -104,15 +106,15 @@ def log_change(component: Component, before: SeenState | None) -> None:
 
 
 def read_once(settings: Settings) -> Health:
-    """Read the health of the system once, within `READING_SECONDS`, and return it."""
+    """Read the health of the system once, within 1.5 seconds (`READING_SECONDS`)."""
     return next(read_repeatedly(settings))
 
 
 def read_repeatedly(settings: Settings) -> Generator[Health, None, None]:
     """Yield the health of the system without end. Each value is read when it is requested.
 
-    To read one value takes at most `READING_SECONDS` (1.5). In the value, `since` is the time at
-    which a component's present state began, as far as the servers or a gateway know it; else None.
+    Each reading takes at most 1.5 seconds (`READING_SECONDS`). `since` of a component is the start
+    of its present state, if this time is known from the servers or from a gateway; else None.
     """
     inputs = Inputs(settings)
     try:

@@ -1,4 +1,4 @@
-"""Readings of the servers, each in a thread of its own and bounded by this process's clock."""
+"""The reading of a server in a thread, with a time limit, and the facts that readings return."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class InputReader(Generic[T]):
     def result(self, until: float) -> InputReading[T]:
         """Return the result of the started reading; wait until `until`, a time of `time.monotonic`.
 
-        A reading that has not ended by then has the trouble `NO_ANSWER`.
+        If the reading has not ended by then, the trouble in the result is `does not answer`.
         """
         attempt = self._attempt
         if attempt is None or not attempt.done.wait(max(0.0, until - time.monotonic())):
@@ -106,8 +106,9 @@ class QueueFacts:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """The last runs of a job, by the records of its runs. A run may have been skipped.
+    """The last runs of a job, from the records that each run stores in the database.
 
+    A run is skipped if the job is running already, or was done already for its due time.
     `begun_at`: the start of the last run, skipped or not. `ran_at`, `status` and `error`: the
     start, status and error of the last run that was not skipped. `succeeded_at`: the start of the
     last run that succeeded.

@@ -1,4 +1,4 @@
-"""A Redis client for readings that must end soon."""
+"""A Redis client for health readings, which gives up soon if Redis does not answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ ANSWER_SECONDS = 1.2
 def connect(url: str) -> Redis:
     """Return a Redis client for health readings, without contacting the server.
 
-    The client does not retry. It gives up after `ANSWER_SECONDS` without a connection or an answer.
+    The client does not retry. It gives up after 1.2 seconds (`ANSWER_SECONDS`) without a connection
+    or an answer.
     """
     return redis_client(
         url,

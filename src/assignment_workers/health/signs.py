@@ -98,7 +98,7 @@ class LifeSign(BaseModel):
     answers: AnswerCounts | None = None
     """The counts of a gateway's answers; None for another process."""
     sees: dict[str, SeenState] = {}
-    """For a gateway: the components that are not good, by name."""
+    """For a gateway: the state of each component that is not good in its view, by name."""
 
     @property
     def id(self) -> str:
@@ -123,8 +123,9 @@ class SeenSign(LifeSign):
 class LifeSigns:
     """A thread that stores a sign of life of this process every second, until it is stopped.
 
-    `more` returns further facts about the process. While Redis accepts no sign, the thread tries
-    every second and logs only the first failure.
+    The constructor's argument `more` is a function that returns further fields of the sign, such as
+    `leads`. While Redis accepts no sign, the thread tries again every second and logs only the
+    first failure.
     """
 
     def __init__(
@@ -220,9 +221,12 @@ def alive(
 ) -> Iterator[ProcessEnd]:
     """Store a sign of this process's life every second while the block runs.
 
-    If `redis_url` is None, no sign is stored. After an orderly end, a last sign with `ended` True
-    is stored. The end is orderly if the block ends by `SystemExit` with code 0 or None, or without
-    an error while `in_order` of the yielded value is still True.
+    If `redis_url` is None, no sign is stored. `folder`: the sign has the free space of the file
+    system of this folder. `more`: a function that returns further fields of the sign.
+
+    After an orderly end of the block, a last sign with `ended` True is stored. The end is orderly
+    after `SystemExit` with code 0 or None. It is also orderly if the block raises no error and does
+    not set `in_order` of the yielded object to False.
     """
     end = ProcessEnd()
     if redis_url is None:

@@ -50,7 +50,11 @@ class CallingHours:
     )
 
     def is_open(self, zone: ZoneInfo, at: datetime, calendar: str | None = None) -> bool:
-        """Return True if users of this zone and calendar may be called at this instant."""
+        """Return True if users in this time zone may be called at this instant.
+
+        `calendar` is the country, or part of a country, whose public holidays count. None: no
+        holiday counts.
+        """
         local = at.astimezone(zone)
         midnight = datetime.combine(local.date(), time())
         wall = local.replace(tzinfo=None) - midnight
@@ -61,8 +65,8 @@ class CallingHours:
     ) -> datetime | None:
         """Return the first instant, from `at` on, at which users of the zone may be called.
 
-        `calendar` names the public holidays that count. None if calling is not allowed within
-        `AHEAD_AT_MOST` days. An opening at a local time that is skipped in spring begins when the
+        Returns None if calling is not allowed within about 60 days. `calendar` is the country whose
+        public holidays count. An opening at a local time that is skipped in spring begins when the
         clock is put forward; an opening at a local time that occurs twice in autumn occurs twice.
         """
         at = at.astimezone(UTC)
@@ -119,7 +123,7 @@ class CallingRules:
     attempts: int | None = None
     """The greatest number of calls of a user, as counted in the score row. None: no limit."""
     between_offers: timedelta | None = None
-    """The shortest time from one offer of a user to the next, no matter how the first ended."""
+    """The shortest time from one offer of a user to the next, even if the user was not called."""
 
 
 @cache

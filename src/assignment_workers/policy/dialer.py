@@ -30,30 +30,28 @@ from assignment_workers.schema.crm import OPTIONAL
 from assignment_workers.schema.dialer import UserCallScore
 
 DECLARED = "original"
-"""The key of the mapping that changes no name. Every dialer has it, in addition to its `mappings`.
+"""The value of the setting `ASSIGNMENT_WORKERS_CRM_MAPPING` for an external CRM without a mapping.
 
-It is for an external CRM whose tables and columns have the names that the dialer's file declares.
+The tables and columns of such a CRM have the same names as in the dialer's file.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Queue:
-    """A dialer queue: an ordered list of the people who meet its rules.
+    """The definition of a dialer queue: its name, its rules, and the order of its users.
 
     Every dialer queue also has the rules in `rules.READY_MADE`, such as the do-not-contact list and
     calling hours. A queue may name some of them in `rules` to choose their position.
     """
 
     name: str
-    """The name in the interfaces and the records: small letters, digits and underscores."""
+    """The dialer queue's name in interfaces and tables: small letters, digits and underscores."""
     title: str
-    """The name that people see."""
+    """The dialer queue's name as agents and operators see it."""
     rules: Sequence[Rule | ReadyRule]
     """The rules in order. If a user breaks several rules, the first of them is reported."""
     conversion: str = "converted"
-    """The type under which conversions (users who reach the goal) of this dialer queue are
-    recorded.
-    """
+    """The `conversion_type` in the record of each user who reaches this dialer queue's goal."""
     conversion_needs: Sequence[Rule] = ()
     """Rules of this dialer queue that must hold for a user to be counted as converted."""
     order: Sequence[Ordering] = ()
@@ -78,7 +76,7 @@ class Queue:
     called.
     """
     size_limit: int | None = None
-    """The greatest number of people in one build of this dialer queue."""
+    """The greatest number of users in one build of this dialer queue."""
 
     @property
     def total_order(self) -> tuple[Ordering, ...]:
@@ -102,11 +100,11 @@ class Dialer:
     persons: Persons = field(default_factory=Persons)
     """The CRM's table of persons. The default is `crm.users`, whose ids are integers."""
     mappings: Mapping[str, Mapping[str, Names]] = field(default_factory=dict)
-    """Mappings, by key: the names of tables and columns in a CRM in another database.
+    """Mappings for CRMs whose table and column names differ from those in this dialer's file.
 
-    A mapping is needed if that CRM does not use the declared names. It maps the declared name of a
-    table to the CRM's names; a table that it leaves out has the declared names.
-    `ASSIGNMENT_WORKERS_CRM_MAPPING` selects a mapping by its key.
+    Each mapping has a key, by which the setting `ASSIGNMENT_WORKERS_CRM_MAPPING` selects it. It
+    maps the name of a table in this file to the names in the CRM. A table that the mapping leaves
+    out has the same names in both.
     """
 
     @property
@@ -149,7 +147,7 @@ class Dialer:
 
     @property
     def all_news(self) -> tuple[News, ...]:
-        """The CRM tables, that of persons first, whose new rows may move a person to a queue."""
+        """The CRM tables whose new rows may move a person to a queue; first that of persons."""
         return (NEW_PERSONS, *self.news)
 
     @property
@@ -161,7 +159,8 @@ class Dialer:
     def numbered(self) -> str | None:
         """The type of the CRM's ids of persons, `uuid` or `text`; None if they are integers.
 
-        Our database stores a number of our own in place of an id that is not an integer.
+        Our tables need integer ids. If the CRM's ids are no integers, this project assigns an
+        integer to each of them and stores that integer instead.
         """
         return self.persons.numbered
 
@@ -182,9 +181,10 @@ class Dialer:
     def external_facts(self, mapping: str, optional: Mapping[str, str]) -> ExternalFacts:
         """Return the tables that this dialer reads from a CRM in another database.
 
-        `mapping`: a key of `mappings`, or `DECLARED` for the names that the dialer's file declares.
-        `optional`: the columns of persons that a CRM may lack (`schema.crm.OPTIONAL`), but this CRM
-        has; it maps our name to the CRM's name. Raises `KeyError` for an unknown mapping.
+        `mapping`: a key of `mappings`, which selects the CRM's names of tables and columns;
+        `original` means that the CRM has the names in the dialer's file. `optional`: the CRM's
+        names of the persons' columns `country` and `time_zone`, if the CRM has them. Raises
+        `KeyError` for an unknown mapping.
         """
         named = {**self.mappings, DECLARED: {}}[mapping]
         persons, *tables = (each.named(named.get(each.name)) for each in self.sources())
@@ -195,9 +195,10 @@ class Dialer:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """A digest of each part of the definition that affects decisions, by the part's name.
+        """A hash of each part of the dialer's definition, such as a rule, by the part's name.
 
-        Texts for people, such as titles and meanings, are left out.
+        Sequencers store and compare these hashes to notice that two processes use different
+        definitions. Texts for people, such as titles, do not count.
         """
         return {part: _digest(said) for part, said in self._parts()}
 
@@ -221,7 +222,10 @@ class Dialer:
 
     @cached_property
     def policies(self) -> dict[str, Policy]:
-        """The policy (all rules) of each dialer queue by name, without calling hours and limits."""
+        """The policy of each dialer queue by name, without the configured calling rules.
+
+        The policies have no calling hours and no limits on the number of calls and offers.
+        """
         return self.under(CallingRules(), Numbers())
 
     def under(self, calling: CallingRules, numbers: Numbers) -> dict[str, Policy]:
@@ -246,10 +250,11 @@ class Dialer:
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Compare the `digests` of two dialers; return a line for each part that differs.
+    """Compare two definitions of a dialer by the hashes of their parts; return the differences.
 
-    The line says if the part is new or gone; for a changed part it is the part's name. For a dialer
-    queue that only one of the dialers has, there is one line, and none for the queue's own parts.
+    `before` and `after` are values of `Dialer.digests`. There is one line for each part, such as a
+    rule, that was added, removed or changed. If a whole dialer queue was added or removed, its
+    parts have no lines of their own.
     """
     found = []
     for part in [*after, *(each for each in before if each not in after)]:

@@ -47,19 +47,20 @@ class Persons:
     database.
     """
     id_type: TypeEngine[Any] = field(default_factory=BigInteger)
-    """The type of a person's id: an integer, `Uuid()` or `Text()`.
+    """The type of a person's id in the CRM: an integer, `Uuid()` or `Text()`.
 
-    Our database stores a number of our own in place of an id that is not an integer. Every
-    interface accepts and shows the CRM's id.
+    If it is no integer, this project assigns an integer to each id and stores that integer in its
+    tables. Every interface still accepts and shows the CRM's id.
     """
     names: Mapping[str, str] = field(default_factory=dict)
     """Maps our name of a column to the CRM's name, such as `{"phone_number": "mobile"}`."""
 
     @property
     def numbered(self) -> str | None:
-        """The type of the persons' ids, `uuid` or `text`; None if they are integers.
+        """The type of the CRM's ids of persons, `uuid` or `text`; None if they are integers.
 
-        Our database stores a number of our own in place of an id that is not an integer.
+        Our tables need integer ids. If the CRM's ids are no integers, this project assigns an
+        integer to each of them and stores that integer instead.
         """
         if isinstance(self.id_type, Uuid):
             return "uuid"
@@ -67,7 +68,7 @@ class Persons:
 
     @property
     def is_usable(self) -> bool:
-        """True if the type of the ids is supported."""
+        """True if this project supports the type of the persons' ids."""
         return self.numbered is not None or isinstance(self.id_type, Integer)
 
 
@@ -88,7 +89,10 @@ class Names:
 
 @dataclass(frozen=True)
 class Link:
-    """A step from a fact table towards the person: `column` refers to `target` in `table`."""
+    """A reference by which a row of a fact table leads to its person, directly or in steps.
+
+    The fact table's `column` refers to the column `target` of the table `table`.
+    """
 
     column: str
     table: str
@@ -116,8 +120,9 @@ class FactSource:
     key: tuple[str, ...]
     """The columns of the declared primary key; empty if none is declared."""
     link: Link | None
-    """The reference that leads to the person; None for the persons' own table, or if none is
-    declared.
+    """The reference from a row of this table to its person.
+
+    None for the table of persons itself, and for a table that declares no such reference.
     """
 
     def named(self, names: Names | None) -> FactSource:
@@ -137,9 +142,10 @@ class ExternalFacts:
 
     sources: tuple[FactSource, ...]
     numbered: str | None
-    """The type of the persons' ids, `uuid` or `text`; None if they are integers.
+    """The type of the CRM's ids of persons, `uuid` or `text`; None if they are integers.
 
-    Our database stores a number of our own in place of an id that is not an integer.
+    Our tables need integer ids. If the CRM's ids are no integers, this project assigns an integer
+    to each of them and stores that integer instead.
     """
 
     def source(self, name: str) -> FactSource:
@@ -195,11 +201,12 @@ def _follow(
     used: dict[str, dict[str, TypeEngine[Any]]],
     links: dict[str, Link | None],
 ) -> None:
-    """Find the reference by which a row of `table` leads to a person, and add it to `links`.
+    """Find the column by which a row of `table` leads to its person, and add it to `links`.
 
-    A reference may lead to another table, whose own reference leads on. Such tables are added to
-    `links` first. For each of these tables, the primary key and the column of the reference are
-    added to `used`, the columns to read. The reference in `links` is None if no person is found.
+    The column has the person's id, or is a foreign key to a table that leads to the person. That
+    other table is then added to `links` first, in the same way. `links` gets None for a table that
+    leads to no person. The columns that must be read for this are added to `used`, by table; all
+    tables found are added to `tables`.
     """
     if table.name in links:
         return
@@ -294,18 +301,21 @@ class News:
     created_at: ExpressionOfColumn
     """The time at which the row was created. One index should cover this column and `key`."""
     key: ExpressionOfColumn
-    """The primary key of the table."""
+    """The primary key column of the table. It orders rows that were created at the same time."""
     person: ExpressionOfColumn
-    """The column with the id of the row's person, in this table or in a joined one."""
-    joined: FromClause | None = None
-    """A SQL join of this table with the table that has the column `person`.
+    """The column with the id of the person whom a new row concerns.
 
-    None: this table itself has the column.
+    The column is in the table of the new rows, or in the table that `joined` joins.
+    """
+    joined: FromClause | None = None
+    """A SQL join of the table of new rows with the table that has the column `person`.
+
+    None: the table of new rows itself has the column.
     """
 
     @property
     def table(self) -> str:
-        """The name of the CRM table."""
+        """The name of the CRM table that is read for new rows."""
         key = self.key.expression if isinstance(self.key, InstrumentedAttribute) else self.key
         return str(getattr(key.table, "name", key.table))
 
@@ -324,12 +334,12 @@ def person_column(name: str, type_: TypeEngine[Any]) -> ColumnClause[Any]:
 def fact_table(
     name: str, *columns: Column[Any], of: str | None = None, names: Mapping[str, str] | None = None
 ) -> Table:
-    """Return a table of the CRM whose rows belong to a person.
+    """Declare a table of the CRM with facts about persons; return it for use in rules.
 
-    A column of type `PersonId` has the person's id. A table without such a column has a
-    `ForeignKey` to a column of another fact table, by which the person is found. A rule reads the
-    rows of its person inside of `exists(…)`, by an index on these columns. `of`: the CRM's name of
-    the table, if it is not `name`; `names` maps our names of columns to the CRM's.
+    The column of the type `PersonId` contains the person's id. A table without such a column needs
+    a `ForeignKey` to another fact table, which leads to the person. A rule reads the table inside
+    of `exists(…)`, so the column or the foreign key should have an index. `of`: the CRM's name of
+    the table, if it is not `name`. `names` maps our column names to the CRM's.
     """
     info = {_OF: of or name, _NAMES: dict(names or {})}
     return Table(name, MetaData(schema=CrmBase.metadata.schema), *columns, info=info)

@@ -30,13 +30,16 @@ class Action:
     """
 
     name: str
-    """The name in the event of the completed call: small letters, digits and underscores."""
+    """The action's name, by which the event of the completed call refers to the action.
+
+    The name has small letters, digits and underscores only.
+    """
     means: str
-    """A sentence with the instruction to the other system."""
+    """A sentence that says what the other system has to do."""
 
 
 REVIEW = Action("review", "Have an operator look at the user.")
-"""The action that `Outcome.review_after` and `Outcome.review_unpromised` request."""
+"""The action by which an outcome requests that an operator examine the user."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Outcome:
     """An outcome that an agent may choose for a call, and its effects on the user."""
 
     name: str
-    """The name in the interfaces and the records: small letters, digits and underscores."""
+    """The outcome's name in interfaces and tables: small letters, digits and underscores."""
     title: str
     """The text on the agent's button."""
     score: int = 0
@@ -59,7 +62,10 @@ class Outcome:
     success: bool = False
     """True if the call counts towards the user's `successful_calls`."""
     capped: bool = False
-    """True if this outcome does not raise a score beyond `SCORE_CEILING`; a higher score stays."""
+    """True if this outcome raises a user's score to 200 at most.
+
+    A score that is already above 200 stays unchanged.
+    """
     callback: bool = False
     """True if the agent may give a time for a callback."""
     needs_callback: bool = False
@@ -72,13 +78,17 @@ class Outcome:
     The CRM facts of the user are then checked.
     """
     retried: bool = False
-    """True if a callback whose call had this outcome is tried again, `max_retries` times at most.
+    """True if a callback is tried again after a call with this outcome.
+
+    The number of retries is limited by the column `max_retries` of the callback.
     """
     needs_notes: bool = False
     """True if the agent must write notes."""
     actions: tuple[Action, ...] = ()
     review_after: int | None = None
-    """The number of earlier calls with this outcome after which an operator is to review the user.
+    """The least number of earlier calls with this outcome that leads to a review by an operator.
+
+    None: no number of such calls leads to a review.
     """
     review_unpromised: bool = False
     """True if an operator is to review the user when no callback was promised."""
@@ -129,10 +139,10 @@ def score_after(
 ) -> ColumnElement[int]:
     """Return a SQL expression for the user's new score after a call.
 
-    The expression is for an UPDATE of the user's score row. Such an UPDATE is atomic, so that no
-    concurrent change of the score is lost (hazard D5). `name`: the outcome of the call. `added`:
-    the score of that outcome. `outcomes`: all outcomes of the dialer; those with `capped` do not
-    raise a score beyond `SCORE_CEILING`.
+    The expression is for an UPDATE of the user's score row. PostgreSQL then computes the new score
+    from the old one, so that no concurrent change is lost. `name`: the outcome of the call.
+    `added`: the score of that outcome. `outcomes`: all outcomes of the dialer; those that are
+    `capped` raise a score to 200 at most.
     """
     earlier = UserCallScore.total_attempts
     penalty = case((earlier < 5, 0), (earlier < 10, 1), else_=3)

@@ -1,4 +1,7 @@
-"""The dialer of this process, which only entry points read; all other code is passed it."""
+"""The dialer of this process, which only entry points read.
+
+All other code gets the dialer as an argument.
+"""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Policy:
         }
 
     def callable_soon(self) -> ColumnElement[bool]:
-        """Return a SQL condition: the user has a calling hour before the next build.
+        """Return a SQL condition: calling hours allow a call of the user before the next build.
 
         The method `soon` returns the SQL parameters of the condition.
         """
@@ -140,14 +140,17 @@ class Policy:
         return case(*((~rule.holds, sql_text(rule.name)) for rule in self.rules), else_=null())
 
     def is_resting(self, rule: str) -> bool:
-        """Return True if the rule `rule` holds again after some time, such as a cool-down."""
+        """Return True if the rule named `rule` only delays a user's next call, as a cool-down does.
+
+        A user who breaks such a rule may be called later, without a change of facts.
+        """
         return any(each.name == rule and each.kind is RuleEffect.RESTING for each in self.rules)
 
     def rests_until(self) -> ColumnElement[datetime | None]:
-        """Return a SQL expression for the time from which the user breaks no resting rule any more.
+        """Return a SQL expression for the time from which no resting rule delays the user's call.
 
-        A resting rule holds again after some time. The expression is null if the user breaks none.
-        Use it only for users who break no other rule; resting rules are the last of a policy.
+        A resting rule, such as a cool-down, only delays the next call. The expression is null for
+        a user whom no such rule delays. Use it only for users who break no rule of another kind.
         """
         resting = [rule for rule in self.rules if rule.until is not None]
         return func.greatest(
@@ -157,15 +160,15 @@ class Policy:
     def belongs(self) -> ColumnElement[bool]:
         """Return a SQL condition: by the CRM facts, the user belongs to this dialer queue.
 
-        A user who must not be called before a certain time belongs to the queue, too.
+        A user may belong to the queue and still have to wait for the next call.
         """
         return and_(*(rule.holds for rule in self._of_the_facts()))
 
     def out_of_place(self) -> ColumnElement[str | None]:
-        """Return a SQL expression for the name of the first broken rule about CRM facts.
+        """Return a SQL expression for the reason why a user does not belong to this dialer queue.
 
-        Because of such a rule, a user does not belong to this dialer queue. The expression is null
-        for a user who belongs to the queue by the CRM facts.
+        The reason is the name of the first rule about CRM facts that the user breaks. The
+        expression is null for a user who belongs to the queue.
         """
         broken = ((~rule.holds, sql_text(rule.name)) for rule in self._of_the_facts())
         return case(*broken, else_=null())
@@ -175,7 +178,7 @@ class Policy:
 
         Use it only for users of this dialer queue who have a due callback or a due missed call. The
         expression is null if the user may be called. The calling rules, the do-not-contact list and
-        quarantine count; the wait after the last outcome does not.
+        quarantine may forbid the call; the delay after the last outcome is ignored.
         """
         facts = {rule.name for rule in self._of_the_facts()}
         others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]
@@ -183,10 +186,10 @@ class Policy:
         return case(*broken, else_=null())
 
     def blocking_rule(self) -> ColumnElement[str | None]:
-        """Return a SQL expression for the name of the first broken rule that is no resting rule.
+        """Return a SQL expression for the name of the first rule that blocks the user.
 
-        A resting rule holds again after some time. The expression is null if the user breaks
-        resting rules only, or no rule.
+        A rule that only delays the next call, such as a cool-down, does not count. The expression
+        is null if no rule blocks the user.
         """
         lasting = [rule for rule in self.rules if rule.kind is not RuleEffect.RESTING]
         return case(*((~rule.holds, sql_text(rule.name)) for rule in lasting), else_=null())
@@ -215,9 +218,9 @@ def _opens_at(
 ) -> datetime | None:
     """Return the next time at which users of this zone and calendar may be called.
 
-    Returns None if that is not within `calling.AHEAD_AT_MOST` days. `calendar`: the public holidays
-    that count; None: no holidays. A zone that this host does not know, because a host with newer
-    time zone data stored it, counts as closed for a day (`UNKNOWN_ZONE_FOR`).
+    Returns None if that time is more than about 60 days away. `calendar`: the country whose public
+    holidays count, or None. A zone that this host does not know, because a host with newer time
+    zone data stored it, counts as closed for a day.
     """
     try:
         return hours.opens_at(ZoneInfo(zone), now, calendar)
@@ -249,8 +252,8 @@ def queue_of(policies: Sequence[Policy]) -> ColumnElement[str | None]:
 def suspicious(policies: Iterable[Policy]) -> frozenset[str]:
     """Return the names of the rules whose breach at a claim is suspicious.
 
-    A build includes only users who meet these rules. So if such a user breaks one at the claim soon
-    after, there may be a fault in the data, and repeated breaches quarantine the user.
+    A build includes only users who meet these rules. If a user of the build breaks such a rule at
+    the claim, the data may be faulty; repeated breaches quarantine the user.
     """
     each = (rule for policy in policies for rule in policy.rules)
     return frozenset(rule.name for rule in each if rule.suspicious)
@@ -277,7 +280,7 @@ def is_calling_rule(rule: str) -> bool:
 
 
 def reason_for(score: int) -> str:
-    """Return the label of this score that agents see, such as `new` (original-dialer section 4)."""
+    """Return the label that agents see for a user with this score: new, high, medium or aged."""
     if score <= 0:
         return "new"
     if score <= 5:

@@ -89,12 +89,15 @@ class Rule:
     The name has small letters, digits and underscores only.
     """
     holds: ColumnElement[bool]
-    """The condition: a SQL expression over the facts that is true or false, never null."""
+    """The condition that a user must meet: a SQL expression, true or false, never null."""
     kind: RuleEffect = RuleEffect.BLOCKED
     means: str = ""
     """A text for people: what it means that a user breaks this rule."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
-    """For a rule of the effect `RESTING`: the time from which the rule holds without new facts."""
+    """The time from which a user who breaks this rule meets it again; facts need not change.
+
+    Only a rule that delays the user's next call (`kind` is `RESTING`) has such a time.
+    """
     suspicious: bool = False
     """True if a breach of this rule at a claim is suspicious, because the build of the queue has
     checked the rule. Repeated breaches quarantine the user.
@@ -120,8 +123,8 @@ class RuleParameters:
 class ReadyRule:
     """A rule that this package provides for every dialer queue.
 
-    The function `make` makes the rule for one dialer queue from its values in `RuleParameters`:
-    the name of the queue, the terminal outcomes, and settings.
+    The function `make` returns the rule for one dialer queue. Its argument has the name of the
+    queue, the terminal outcomes, and the settings for calling and for phone numbers.
     """
 
     name: str
@@ -154,7 +157,11 @@ After a terminal outcome a user is never offered again.
 
 
 def not_terminal(outcomes: Sequence[str]) -> Rule:
-    """Return a rule: no call of the user ended with one of these terminal outcomes (hazard D4)."""
+    """Return a rule: no call of the user ended with one of these terminal outcomes.
+
+    A user is never offered again after a terminal outcome. Both the score row and all earlier
+    assignments are checked, because the score row has only the last outcome.
+    """
     last = func.coalesce(UserCallScore.last_outcome, sql_text(""))
     ended = exists(
         select(1)
@@ -172,10 +179,10 @@ def not_terminal(outcomes: Sequence[str]) -> Rule:
 
 
 READING = bindparam("reading", value=False, type_=Boolean())
-"""SQL parameter: True in a claim, False in a build of a dialer queue.
+"""SQL parameter: True if a claim judges the user, False if a build of a dialer queue does.
 
-A user whose phone number in the CRM has changed is not claimed until the new number is parsed; a
-build includes the user.
+The difference matters for a user whose new phone number in the CRM is not parsed yet: a build
+includes the user, but no claim hands the user out.
 """
 NUMBER_UNREAD = "number_unread"
 """Name of the rule that is broken by a user whose changed phone number is not parsed yet."""
@@ -190,7 +197,7 @@ class Numbers:
     country: ColumnElement[str | None] | None = None
     time_zone: ColumnElement[str | None] | None = None
     needed: bool = False
-    """True if a user whose phone text has no number that can be parsed is never offered."""
+    """True if only users with a phone number that can be parsed may be offered."""
 
     @property
     def is_usual(self) -> bool:
@@ -200,9 +207,10 @@ class Numbers:
 
     @property
     def current(self) -> ColumnElement[bool]:
-        """SQL condition: the stored numbers were parsed from the CRM's present values by `reader`.
+        """SQL condition: the stored phone numbers of the user are up to date.
 
-        The values are the phone text, and the country and the time zone if they are configured.
+        That is so if the present version of `reader` parsed them from the phone number that the
+        CRM has now. The user's country and time zone must be the same, too, if they are configured.
         """
         written = func.coalesce(CrmUser.phone_number, sql_text(""))
         same = [func.coalesce(Phone.text, sql_text("")) == written]
@@ -216,10 +224,10 @@ class Numbers:
         return and_(*same, or_(read, nothing))
 
     def read(self) -> Rule:
-        """Return a rule: the phone text that the CRM has now has been parsed.
+        """Return a rule: the user's present phone number in the CRM has been parsed.
 
-        The rule keeps back a user whose number has just changed. A build of the queue ignores the
-        rule.
+        After a change of the number, no claim hands out the user until the new number is parsed. A
+        build of the queue ignores the rule.
         """
         return Rule(
             NUMBER_UNREAD,
@@ -229,7 +237,7 @@ class Numbers:
         )
 
     def there(self) -> Rule:
-        """Return a rule: the user's phone text in the CRM has a number that can be parsed."""
+        """Return a rule: the user's phone field in the CRM has a number that can be parsed."""
         return Rule(
             "no_number",
             not_(and_(self.current, func.coalesce(func.cardinality(Phone.numbers), 0) == 0)),
@@ -337,8 +345,8 @@ NOT_QUARANTINED = Rule(
 def not_closed(queue: str) -> Rule:
     """Return a rule: the user is not closed in this dialer queue.
 
-    An agent closes a user in a dialer queue, so that the queue does not hand out the user until an
-    operator lifts that.
+    After an agent has closed a user in a dialer queue, that queue does not hand out the user. An
+    operator can lift the closure.
     """
     return Rule(
         "closed",
@@ -355,7 +363,10 @@ def not_closed(queue: str) -> Rule:
 
 
 def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
-    """Return a SQL condition: a skip or a deferral keeps `user` from every agent at `now`."""
+    """Return a SQL condition: `user` was skipped or deferred, and no agent may get the user yet.
+
+    The SQL parameter `now` is the time at which the user is judged.
+    """
     ended = aliased(Assignment)
     return exists(
         select(1).select_from(ended).where(ended.user_id == user, ended.put_off_until > _utc(NOW))
@@ -387,8 +398,8 @@ NOT_PROMISED = Rule(
 )
 """The rule that the user has no pending callback.
 
-A user with a pending callback is called at the time of the callback, and not earlier by a dialer
-queue (hazard C9).
+A user with a pending callback is called at the time of the callback; until then, no dialer queue
+offers the user.
 """
 RESTED = Rule(
     "cooling_down",
@@ -400,14 +411,17 @@ RESTED = Rule(
 
 
 SETTLED = "too_new"
-"""Name of the rule that is broken by a user with a score above 0 whose score row is too new.
+"""Name of the rule that the function `settled` returns.
 
-The function `settled` makes the rule.
+A user breaks it if the user's score is above 0 and the score row was created too recently.
 """
 
 
 def settled(least: timedelta) -> Rule:
-    """Return a rule: if the user's score is above 0, the score row is at least `least` old."""
+    """Return a rule: the user's score row is at least `least` old, or the score is 0.
+
+    Users with a score of 0 need not wait.
+    """
     return Rule(
         SETTLED,
         or_(
@@ -427,19 +441,19 @@ by time zone.
 
 
 def open_zones(calendar: int) -> str:
-    """Return the name of the SQL parameter for the time zones that are in calling hours now.
+    """Return the name of the SQL parameter that lists the time zones in calling hours now.
 
-    `calendar`: the number of the holiday calendar that counts. If the parameter is null, as in a
-    build, calling hours are not judged.
+    Each holiday calendar has its own parameter; `calendar` is the number of the calendar. If the
+    parameter is null, as in a build, calling hours are not judged.
     """
     return f"open_{calendar}"
 
 
 def soon_zones(calendar: int) -> str:
-    """Return the name of the SQL parameter for the time zones with a calling hour soon.
+    """Return the name of the SQL parameter that lists the time zones in calling hours soon.
 
-    Soon: before the next build of the dialer queue. `calendar`: the number of the holiday calendar
-    that counts.
+    Soon means before the next build of the dialer queue. Each holiday calendar has its own
+    parameter; `calendar` is the number of the calendar.
     """
     return f"soon_{calendar}"
 
@@ -461,11 +475,11 @@ def in_hours(hours: CallingHours) -> Rule:
 
 
 def in_hours_soon(hours: CallingHours) -> ColumnElement[bool]:
-    """Return a SQL condition: the user can be called before the next build of the dialer queue.
+    """Return a SQL condition: calling hours allow a call before the next build of the queue.
 
-    That is so if each time zone where the user may be has a calling hour before that build. The
-    list of the zones with such an hour is a SQL parameter, one for each holiday calendar, under the
-    name that `soon_zones` returns.
+    Each time zone where the user may be must reach its calling hours before that build. SQL
+    parameters list these zones, one list for each holiday calendar; `soon_zones` returns the name
+    of the parameter.
     """
     return _all_zones_in(hours, soon_zones)
 
@@ -691,9 +705,9 @@ CALLING_HOURS = ReadyRule(
 )
 
 FIRST: tuple[Rule | ReadyRule, ...] = (IN_CRM, NOT_OPTED_OUT, NOT_QUARANTINED, NOT_CLOSED)
-"""The rules of this package that come before a dialer queue's own rules.
+"""The rules of this package that are checked before a dialer queue's own rules.
 
-A dialer queue that names one of them among its own rules gives it another position.
+To change the position of such a rule, a dialer queue names it among its own rules.
 """
 
 # A phone number is read only for a user who breaks no earlier rule.
@@ -701,9 +715,9 @@ LAST: tuple[Rule | ReadyRule, ...] = (
     *(IN_POOL, ACTIVE, ATTEMPTS, CONTACTABLE, NUMBER_READ, NUMBER_CLEAR, HAS_NUMBER),
     *(RESTED, NOT_PROMISED, CALLS_PER_DAY, COOL_DOWN, OFFER_GAP, CALLING_HOURS),
 )
-"""The rules of this package that come after a dialer queue's own rules.
+"""The rules of this package that are checked after a dialer queue's own rules.
 
-A dialer queue that names one of them among its own rules gives it another position.
+To change the position of such a rule, a dialer queue names it among its own rules.
 """
 
 READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
@@ -711,11 +725,11 @@ READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
 
 
 def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
-    """Return the rules of a dialer queue in order: `own`, and all of `READY_MADE`.
+    """Return the rules of a dialer queue in order: its own, and those of this package.
 
-    `own`: the rules that the definition of the dialer queue names. Ready-made rules that are in
-    `own` keep their position there. Resting rules, which hold again after some time, come last,
-    because the time until which a user rests counts only for a user who breaks no other rule.
+    `own`: the rules that the definition of the dialer queue names. A rule of this package that is
+    in `own` keeps its position there. Rules that only delay a call, such as a cool-down, come last,
+    because the end of the delay matters only for users who break no other rule.
     """
     placed = {each.name for each in own}
     every = [

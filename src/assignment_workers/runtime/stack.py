@@ -107,10 +107,13 @@ def resolve(settings: Settings) -> Settings:
 
 
 def write(home: Path, stack: Stack) -> None:
-    """Write the stack file in the home (mode 0600). Readers see all of the file or none."""
+    """Write the stack's addresses and secrets to `stack.json` in the stack's directory (mode 0600).
+
+    A reader never sees a part of the file.
+    """
     write_private(home / FILE, stack.model_dump_json(indent=2) + "\n")
 
 
 def remove(home: Path) -> None:
-    """Remove the stack file from the home."""
+    """Remove `stack.json`, the file with the stack's addresses, from the stack's directory."""
     (home / FILE).unlink(missing_ok=True)

@@ -35,7 +35,7 @@ class NaiveInstant(TypeDecorator[datetime]):
     """A column type for a UTC time in `timestamp(3)` without zone, as the dialer and CRM use it.
 
     Python code passes and gets aware datetimes. A naive datetime is refused, because its zone is
-    unknown (original-dialer section 1).
+    unknown.
     """
 
     impl = TIMESTAMP(precision=3)

@@ -37,8 +37,8 @@ def insert_rows(
 
     `columns`: the columns to fill. `parameter`: the parameter's name; its value is a list of
     objects. Each time in a row must have a UTC offset, also for a column that stores UTC without a
-    zone. `unless`: a column of this or another table; a row is left out if that column already has
-    the value that the row has under the same name.
+    zone. `unless`: a column of this or another table; a row is left out if its value of the same
+    name is already in that column.
     """
     naive = {each.key for each in columns if isinstance(each.type, NaiveInstant)}
     types = {each.key: Instant if each.key in naive else each.type for each in columns}

@@ -1,7 +1,8 @@
 """The columns of the CRM's tables that we read, in our database or in an external one.
 
-The tables are those of original-dialer section 2. The CRM is never written in production. Which
-columns are read, and their names in the CRM, is declared in the dialer's file (`policy.facts`).
+The tables are those that the replaced dialer read (original-dialer section 2 in docs/). The CRM is
+never written in production. The dialer's file declares which columns are read, and their names in
+the CRM (`policy.facts`).
 """
 
 from __future__ import annotations

@@ -66,10 +66,10 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @classmethod
     def connect(cls, conninfo: str = "", **given: Any) -> Self:  # noqa: ANN401 - psycopg's
-        """Connect as psycopg does.
+        """Open a connection. The arguments are those of `psycopg.connect`.
 
-        If the address requests the primary among several hosts, find it and connect to it
-        (`schema.hosts`).
+        If the address has several hosts and its `target_session_attrs` requires the primary, all
+        hosts are asked and the connection leads to the primary (`schema.hosts`).
         """
         parameters: dict[str, Any] = {**conninfo_to_dict(conninfo), **given}
         several = hosts.among(parameters)

@@ -1,4 +1,7 @@
-"""The dialer's own tables, column for column (original-dialer section 1)."""
+"""The dialer's own tables, column for column (original-dialer section 1).
+
+The section is in docs/original-dialer.md, which describes the dialer that this project replaces.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ NEW_UUID = text("gen_random_uuid()")
 class Agent(DialerBase):
     """A person who calls users. `allowed_queues` is a JSON list of dialer queue names.
 
-    The defaults of `allowed_queues` and of `Callback.queue_type` are those of the original dialer's
-    tables, because its programs insert rows without these columns.
+    The columns `allowed_queues` and `Callback.queue_type` have the defaults of the original dialer
+    (the dialer that this project replaces), because its programs insert rows without these columns.
     """
 
     __tablename__ = "agents"
@@ -76,8 +79,8 @@ class Callback(DialerBase):
     """A promise to call a user at a certain time. A user has at most one pending callback.
 
     `status` is pending until the promise is kept or cancelled, even while an agent has the user for
-    this callback. In that case the original dialer wrote the status `assigned`, which this project
-    does not write.
+    this callback. In that case the original dialer, which this project replaces, wrote the status
+    `assigned`; this project never writes it.
     """
 
     __tablename__ = "callbacks"

@@ -1,4 +1,4 @@
-"""The PostgreSQL schema of the dialer's tables: `public`, or the schema that was taken over.
+"""The PostgreSQL schema of the dialer's tables: `public`, or the one that an existing dialer uses.
 
 The SQL of this package names that schema `public`. On a connection to a database whose dialer is in
 another schema, the name is replaced in every statement before it is sent, including function

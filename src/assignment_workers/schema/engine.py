@@ -241,7 +241,7 @@ def bound(engine: Engine, longest: timedelta, gate: ConnectionGate | None = None
 
     `longest`: the statement timeout. `gate`: refuses new connections while it is closed. Call this
     after all other connect listeners are registered, so that each set-up statement is limited to
-    `EXCHANGE_SECONDS`, even if `longest` is more.
+    five seconds (`EXCHANGE_SECONDS`), even if `longest` is more.
     """
     seconds = longest.total_seconds() + MARGIN_SECONDS
 

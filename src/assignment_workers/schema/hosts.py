@@ -89,8 +89,8 @@ class Hosts:
     def _newest(self, connect: Callable[..., C]) -> C:
         """Connect to every host that accepts writes; return the connection to the newest timeline.
 
-        A host that timed out in the last `LOOK_SECONDS` is asked only if no other host serves, and
-        not within `CONNECT_SECONDS` of its time-out.
+        A host that timed out in the last five seconds (`LOOK_SECONDS`) is asked only if no other
+        host serves, and not in the first two seconds (`CONNECT_SECONDS`) after its time-out.
         """
         best: tuple[int, C, dict[str, str]] | None = None
         failures = []
@@ -168,7 +168,7 @@ class Served:
 
     @property
     def has_moved(self) -> bool:
-        """True if another host is the primary now."""
+        """True if the host of this connection is no longer the primary."""
         return self.hosts.primary != self.host
 
 

@@ -30,9 +30,9 @@ VERSION_TABLE = "schema_revision"
 FIRST_TABLE = "alembic_version"
 """The revision table of release 0.1.
 
-Processes of 0.1 start only if this table has the revision `OF_0_1`. Until 0.3.0 the table keeps
-that revision, so that processes of 0.1 can run beside those of this version during an upgrade, and
-can be started again after it.
+Processes of 0.1 start only if this table has their revision, 0015 (`OF_0_1`). Until 0.3.0 the table
+keeps that revision, so that processes of 0.1 can run beside those of this version during an
+upgrade, and can be started again after it.
 """
 OF_0_1 = "0015"
 MIGRATION = "assignment-workers schema migrate"
@@ -253,7 +253,7 @@ def parting(connection: Connection) -> list[str]:
 def head() -> str:
     """Return the schema revision that this release needs.
 
-    Raises `SchemaMismatch` if there is none.
+    Raises `SchemaMismatch` if the installation lacks the migration files.
     """
     found = ScriptDirectory.from_config(_config(None)).get_current_head()
     if found is None:

@@ -18,7 +18,7 @@ BATCH = 5_000
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Run each migration statement of this context by itself, outside of a transaction."""
+    """Run each migration statement in this `with` block outside of a transaction (autocommit)."""
     with op.get_context().autocommit_block():
         yield
 
@@ -34,7 +34,7 @@ def index(
 ) -> None:
     """Build an index of `table` on `columns` without blocking reads or writes.
 
-    `where`: the condition of a partial index. Call within `alone`.
+    `where`: the condition of a partial index. Call this function only in a `with alone():` block.
     """
     for sql in index_statements(name, table, columns, unique=unique, where=where, schema=schema):
         op.execute(sql)
@@ -72,9 +72,10 @@ def index_statements(
 
 
 def cancel(table: str, which: str) -> None:
-    """Set pending rows of the dialer's `table` to cancelled, `BATCH` rows per transaction.
+    """Set pending rows of the dialer's `table` to cancelled, 5000 rows (`BATCH`) per transaction.
 
-    `which`: a query that returns the ids of the rows. Call within `alone`.
+    `which`: a query that returns the ids of the rows. Call this function only in a `with alone():`
+    block.
     """
     op.execute(cancel_statement(table, which))
 

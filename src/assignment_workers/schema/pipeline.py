@@ -278,8 +278,10 @@ def _wait(socket: int, what: int, ends: float) -> None:
 
 
 AWAKE = 0.0005
-"""Seconds of waiting for a result before the process sleeps. Most results of a single claim arrive
-in that time. If the process slept at once, such a claim took a fifth longer.
+"""Seconds for which the process stays awake while it waits for a result; then it sleeps.
+
+Most results of a single claim arrive in that time. When the process slept at once, such a claim
+took a fifth longer.
 """
 _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
 """The statement that begins a transaction, at the isolation level of `schema.engine`: each
@@ -340,7 +342,7 @@ class _CompiledStatement:
         self._loaders = [(place, each) for place, each in enumerate(loaders) if each is not None]
         self._row: Callable[[Sequence[Any]], Any] | None = None
         self.again = False
-        """True from the second execution of the statement on."""
+        """True from the second execution on; the statement is then prepared on the server."""
 
     def bind(self, said: Mapping[str, Any], to: Transformer) -> list[Any]:
         """Return the values of the statement's parameters as text, in the statement's order.

@@ -113,7 +113,7 @@ def constraint_of(error: IntegrityError) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """Return one line, for people, on why the database cannot answer."""
+    """Return the reason for which the database cannot answer, as one line for a message."""
     return f"the database cannot answer: {one_line(error)}"
 
 

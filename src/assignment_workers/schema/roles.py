@@ -232,7 +232,7 @@ _KEPT_BY_ADOPTION = text("""
 
 
 def _rights(table: str) -> dict[str, str]:
-    """Return the privileges on one of our tables, by role, without roles that have none."""
+    """Return the privileges of each role on one of our tables; a role without any is left out."""
     of = {
         WORKER: _OF_WORKER.get(table, _ALL),
         GATEWAY: _OF_GATEWAY.get(table, "SELECT"),

@@ -39,7 +39,7 @@ class AnswerKind(StrEnum):
     """The request was refused because of a rule about the agent, such as a break that is due."""
     TOO_LATE = "too_late"
     UNAVAILABLE = "unavailable"
-    """The request was answered with `unavailable`, or not before the caller's time limit."""
+    """The answer was `unavailable`, or no answer came within the caller's time limit."""
     LEFT = "left"
     """The caller disconnected before the answer was sent."""
     FAILED = "failed"

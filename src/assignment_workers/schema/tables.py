@@ -74,7 +74,7 @@ class AgentStatus(StrEnum):
 
 
 class Source(StrEnum):
-    """The reason for an assignment: a user of a dialer queue, a callback or a missed call."""
+    """The origin of an assigned user: a dialer queue, a callback or a missed call."""
 
     QUEUE = "queue"
     CALLBACK = "callback"
@@ -117,8 +117,10 @@ class LaneTerm(Base):
     leader_pid: Mapped[int | None]
     since: Mapped[datetime | None] = mapped_column(Instant)
     term_id: Mapped[UUID] = mapped_column(server_default=str(UNMARKED))
-    """A random id beside the number. A number may be used twice if the database moves back to a
-    copy of its past: a restored backup or an asynchronous standby.
+    """A random id of the term, because the number alone may be used twice.
+
+    That happens after the database was replaced by an older copy: a restored backup or an
+    asynchronous standby.
     """
     seen_at: Mapped[datetime | None] = mapped_column(Instant)
     """The time of a recent transaction of the leader, written every few seconds.
@@ -146,10 +148,11 @@ class LaneTerm(Base):
     locks and writes the rows of all lanes, so no transaction misses it.
     """
     dialer: Mapped[dict[str, str] | None] = mapped_column(JSONB)
-    """The digests of the last leader's dialer file, by part of the file.
+    """The digest of each part of the dialer file that the lane's last leader used.
 
-    The file defines the dialer queues, their rules and the outcomes. Null: a release without
-    digests wrote the row.
+    The file defines the dialer queues, their rules and the outcomes. A new leader compares these
+    digests with those of its own file, to report differences. Null: a release without digests wrote
+    the row.
     """
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     """The same terms as in `terms`, each as a text of the term's number and id.
@@ -172,8 +175,10 @@ class SettingsVersion(Base):
 
     version: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     id: Mapped[UUID] = mapped_column(unique=True)
-    """A random id beside the number. A number recurs if the database moves back to a copy of its
-    past, so processes cache the settings by this id.
+    """A random id of the version, by which processes cache the settings.
+
+    The version's number is not enough: after the database was replaced by an older copy, the number
+    may be used again for other settings.
     """
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
@@ -563,17 +568,17 @@ class AuditBatch(Base):
 
     lane: Mapped[str] = mapped_column(primary_key=True)
     first: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    """The position of the batch's first event in the lane's chain, counted from 1."""
+    """The position of the batch's first event in the lane's hash chain, counted from 1."""
     last: Mapped[int] = mapped_column(BigInteger)
     ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     """The ids of the batch's events, in the order of the chain."""
     digests: Mapped[bytes]
     """The digests of the batch's events, 32 bytes per event, in the order of `ids`."""
     upto: Mapped[int] = mapped_column(BigInteger)
-    """The id up to which the chains had every event, of all lanes, when this batch was stored.
+    """The event id up to which every event was in a hash chain after this batch was stored.
 
-    The events with smaller ids are in this batch and in other batches: earlier ones, and those of
-    other lanes from the same transaction. The next run of the job continues after this id.
+    All lanes count, so this id may be larger than the ids of the batch. The job that extends the
+    chains continues after this id.
     """
     newest: Mapped[datetime] = mapped_column(Instant)
     """The time of the batch's newest event, by which the purge deletes whole batches."""
@@ -596,9 +601,10 @@ class AuditAnchor(Base):
 
 
 class Forgotten(Base):
-    """The id of a person whose data was erased.
+    """The id of a user whose personal data was erased.
 
-    No job adds the user again, and no suppression (a ban on calls) of the user is lifted.
+    No job stores data of the user again, and no suppression (ban on calls) of the user can be
+    lifted.
     """
 
     __tablename__ = "forgotten"
@@ -743,7 +749,7 @@ class SuppressionKind(StrEnum):
     DO_NOT_CONTACT = "do_not_contact"
     QUARANTINE = "quarantine"
     CLOSED = "closed"
-    """An agent decided that one dialer queue is not to hand out the user any more."""
+    """By an agent's decision, one dialer queue no longer offers the user."""
 
 
 class Suppression(Base):
@@ -825,8 +831,9 @@ class Suppression(Base):
     text has the same last digits, because it may be this number.
     """
     unsure: Mapped[bool] = mapped_column(server_default=text("false"))
-    """True if the phone is not a number, or not one that was ever allocated. Users whose phone has
-    the same last digits are then suppressed as well.
+    """True if `phone` cannot be read as a phone number, or may be an incomplete or mistyped number.
+
+    Users whose phone number has the same last digits are then suppressed as well.
     """
     queue: Mapped[str | None]
     reason: Mapped[str]
@@ -977,10 +984,11 @@ class AccessRecord(Base):
 
 
 class AnswerCount(Base):
-    """The answers of one kind in one hour, counted for each minute by gateways and clients.
+    """The number of answers of one kind in each minute of one hour, as callers received them.
 
-    The counts are added to the row some time after the answers. `requests` has only answers that
-    were committed; this table also counts requests that got no answer.
+    Gateways and clients count the answers in memory, and add the counts to the row some time later.
+    Unlike the table `requests`, which has only committed answers, this table also counts requests
+    that got no answer.
     """
 
     __tablename__ = "answer_counts"
@@ -1067,10 +1075,11 @@ ID_AT_MOST = 200
 
 
 class UserNumber(Base):
-    """This project's number for a user whose id in the CRM is no integer, beside the CRM's id.
+    """The internal integer id of a user whose id in the CRM is not an integer.
 
-    A number is never given to another user. The row stays when the user's data is erased, so that
-    the CRM's id is not taken for a new user.
+    The columns `uuid` and `text` have the id in the CRM: one of them is set. An internal id is
+    never used for another user. The row stays when the user's data is erased; otherwise the user
+    would be taken for a new one.
     """
 
     __tablename__ = "user_ids"
@@ -1129,4 +1138,4 @@ class Watermark(Base):
     begins a new pass.
     """
     swept_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The time of the run that completed the last pass."""
+    """The time of the latest run of the job that read the table to its end."""

@@ -17,10 +17,13 @@ BC to infinity.
 
 
 class Timestamp(TimestampLoader):
-    """A psycopg loader of `timestamp`: times beyond `EARLIEST` or `LATEST` become that bound."""
+    """A psycopg loader of `timestamp` that limits times to the years 100 to 9900.
+
+    An earlier or later time becomes the nearer bound (`EARLIEST` or `LATEST`).
+    """
 
     def load(self, data: Buffer) -> datetime:
-        """Return the time in `data`, limited to the range from `EARLIEST` to `LATEST`."""
+        """Return the time in `data`, or the nearer bound if it is outside the years 100 to 9900."""
         try:
             found = super().load(data)
         except psycopg.DataError:
@@ -31,10 +34,13 @@ class Timestamp(TimestampLoader):
 
 
 class Timestamptz(TimestamptzLoader):
-    """A psycopg loader of `timestamptz`: times beyond `EARLIEST` or `LATEST` become that bound."""
+    """A psycopg loader of `timestamptz` that limits times to the years 100 to 9900.
+
+    An earlier or later time becomes the nearer bound (`EARLIEST` or `LATEST`).
+    """
 
     def load(self, data: Buffer) -> datetime:
-        """Return the time in `data`, limited to the range from `EARLIEST` to `LATEST`."""
+        """Return the time in `data`, or the nearer bound if it is outside the years 100 to 9900."""
         try:
             found = super().load(data)
         except psycopg.DataError:
@@ -50,10 +56,10 @@ def _end(data: Buffer) -> datetime:
 
 
 def clamp(connection: psycopg.Connection[Any]) -> None:
-    """Make the connection load times beyond Python's range as `EARLIEST` or `LATEST`.
+    """Make the connection load a time outside the years 100 to 9900 as the nearer bound.
 
-    This includes `infinity`. It applies to results in text format; the session must use the
-    DateStyle ISO.
+    PostgreSQL has times that Python cannot represent, such as `infinity`. The limit applies to
+    results in text format; the session must use the DateStyle ISO.
     """
     connection.adapters.register_loader("timestamp", Timestamp)
     connection.adapters.register_loader("timestamptz", Timestamptz)

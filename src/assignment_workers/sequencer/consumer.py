@@ -136,7 +136,9 @@ class Consumer(consumer.Consumer):
     def _judged(self, message: Any) -> TaskMessage | None:
         """Validate a message and return it for Celery; None if Celery must not handle it.
 
-        Such a message was refused, or moved to the assignment queue, to which it belongs.
+        None is returned in two cases. A message that is malformed, or whose task this process does
+        not carry out, is refused. A message of the assignment queue that arrived on another queue
+        is moved to the assignment queue.
         """
         try:
             size, largest = len(message.body or b""), self.refusals.largest

@@ -1,4 +1,4 @@
-"""A worker boot step that sends Celery's task events in batches, after the answers."""
+"""A worker boot step that sends Celery's task events in batches, not one message per task."""
 
 from __future__ import annotations
 

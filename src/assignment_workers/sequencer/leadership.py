@@ -136,7 +136,7 @@ class Leadership(bootsteps.StartStopStep):
     def _tell(self, why: str) -> None:
         """Log the reason why this process cannot lead now.
 
-        The same reason is logged again only after `TOLD_SECONDS`.
+        If the reason stays the same, it is logged again only every ten seconds.
         """
         said, at = self._told
         if why != said or monotonic() - at > TOLD_SECONDS:
@@ -178,7 +178,7 @@ class Leadership(bootsteps.StartStopStep):
         """Put back messages that a former leader took after its term was over, and send a probe.
 
         The messages go back to the assignment queue. A probe is a message of this sequencer to
-        itself; that it is handled shows that the sequencer works.
+        itself. A handled probe shows that the sequencer works.
         """
         if not self._consumes or consumer.task_consumer is None:
             return
@@ -191,9 +191,11 @@ class Leadership(bootsteps.StartStopStep):
         self.sequencer.probe()
 
     def _watch(self) -> None:
-        """Check every `WATCH_SECONDS` that this process still leads; if not, end the process.
+        """Check every second that this process still leads and works; if not, end the process.
 
-        Runs in a thread of its own, because the worker's event loop may hang.
+        The process ends at once if it has lost leadership. It also ends if its last transaction is
+        more than eight seconds old at four checks in a row. The checks run in a thread of their
+        own, because the worker's event loop may hang.
         """
         pause = threading.Event()
         silent_looks = 0

@@ -157,7 +157,10 @@ class Sequencer:
         return True
 
     def lose(self) -> None:
-        """Give up leadership, and set `lost`: this process did not give it up in an orderly way."""
+        """Give up leadership because of a failure, and set `lost` to True.
+
+        In an orderly stop, `resign` is called instead, and `lost` stays False.
+        """
         self.lost = True
         self.resign()
 
@@ -186,11 +189,12 @@ class Sequencer:
         self.lose()
 
     def follows(self, last: str) -> None:
-        """Record a race `term_begun_twice` unless this term's number is above the previous term's.
+        """Check that this term's number is above that of the previous term; if not, record a race.
 
-        `last` is the mark (number and id) of the previous leader's term, read from Redis. If its
-        number is the same or higher, the database was replaced by an older copy of itself, and has
-        lost the terms since that copy.
+        `last` is the mark (number and id) of the previous leader's term, read from Redis. Term
+        numbers only grow. So a previous number that is the same or higher shows that the database
+        was replaced by an older copy of itself and has lost the latest terms. The name of the race
+        is `term_begun_twice`.
         """
         number = int(last.partition(".")[0])
         if number >= self.term:
@@ -231,10 +235,11 @@ class Sequencer:
         self._probe_waits = False
 
     def probe(self) -> None:
-        """Send a probe message to the lane's assignment queue, at most every `PROBE_SECONDS`.
+        """Send a probe message to the lane's assignment queue, at most every two seconds.
 
-        Handling it renews the sign of life of a leader that gets no other message. While a probe
-        waits behind other messages and transactions still begin, no second probe is sent.
+        A leader that gets no other message shows a sign of life by handling the probe. While a
+        probe waits behind other messages, no second one is sent as long as transactions run,
+        because the transactions of the other messages are signs of life, too.
         """
         now = monotonic()
         if now - self._probed < PROBE_SECONDS:

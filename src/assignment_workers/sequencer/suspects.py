@@ -37,7 +37,10 @@ from assignment_workers.sequencer.redis_refusals import EXCUSE
 log = structlog.get_logger()
 
 ENDS_AT_MOST = 2
-"""The number of ended processes at which a message becomes a dead letter."""
+"""The number of worker processes that may end while they handle the same message.
+
+After that the message is not handled again, but stored as a dead letter.
+"""
 EXCUSED_SECONDS = 86_400
 """The lifetime, in seconds, of a record in Redis that a message has not ended a process.
 
@@ -47,9 +50,10 @@ timeout, after which the messages of a killed maintenance worker are delivered a
 
 
 def ended(ends: int) -> str:
-    """Return the reason that is stored with a message that ended `ends` processes.
+    """Return the reason, as a text, for refusing a message during whose handling processes ended.
 
-    The sender of the message gets the same reason in its answer.
+    `ends`: the number of these processes. The text is stored with the message's dead letter and
+    sent to the message's sender in the answer.
     """
     return f"ended the process that handled it, {ends} times; stored as a dead letter"
 

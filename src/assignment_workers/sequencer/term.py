@@ -86,7 +86,7 @@ class Term:
 class Sign:
     """The term of a lane's last leader, and the seconds since that leader's last sign of life.
 
-    A sign of life is the time of a transaction or of the start of the term.
+    The leader's transactions are its signs of life; the start of its term is the first one.
     """
 
     term: Term

@@ -38,9 +38,10 @@ A smaller jump does not matter, because deadlines and leases are less exact.
 
 @dataclass(frozen=True)
 class Reading:
-    """A reading of the database's clock: `now` was read between `after` and `before`.
+    """A reading of the database's clock, with the time of the reading by the monotonic clock.
 
-    `after` and `before` are seconds of this process's monotonic clock.
+    The database's clock showed `now`. At that moment, this process's monotonic clock showed more
+    than `after` and less than `before`, both in seconds.
     """
 
     now: datetime
@@ -50,8 +51,10 @@ class Reading:
     def step_since(self, last: Reading | None) -> timedelta | None:
         """Return the jump of the database's clock since the reading `last`; None for no jump.
 
-        Negative if the clock went back. A jump is returned only if the monotonic clock proves it: a
-        reading that was slow, because of a lock or a stopped process, does not count as a jump.
+        The jump is negative if the clock went back. It is found by a comparison of the time that
+        has passed by the database's clock and by this process's monotonic clock. If a reading took
+        long, because of a lock or a stopped process, the comparison is less exact; a jump is then
+        returned only if it is certain.
         """
         if last is None:
             return None

@@ -52,7 +52,11 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 PATIENCE = timedelta(seconds=5)
-"""The time for which a failed transaction is retried if no deadline is given or known."""
+"""The time for which a failed transaction is retried if it has no deadline.
+
+Also used if this process has not read the database's clock yet, because deadlines are times of that
+clock.
+"""
 LONGEST_PATIENCE = timedelta(seconds=60)
 """The longest time for which a failed transaction is retried, however late its deadline is."""
 
@@ -216,13 +220,16 @@ class TransactionRunner:
     ) -> T:
         """Run `operation` in a transaction that proves the term; retry after a transient failure.
 
-        Retries run in place, because sending the message back would lose the order. They end at
-        `until`, or after `PATIENCE` without it, with `DatabaseUnavailable`. A conflict with another
-        lane over a user or an agent is retried as well, and the transaction that resolves it
-        records a race (a conflict of two writers). An operation that turns out to concern another
-        lane starts again with that lane's row locked. A `command` is carried out once: if it has a
-        stored answer, for example from a try whose COMMIT was not confirmed, that answer is
-        returned and `operation` is not called.
+        The retries run here, because sending the message back to its queue would lose the order.
+        They end at the deadline `until`, but after a minute at the latest; without a deadline they
+        end after five seconds. `DatabaseUnavailable` is then raised.
+
+        A conflict with another lane over a user or an agent is retried as well, and the transaction
+        that resolves it records a race (a conflict of two writers). If the operation turns out to
+        concern another lane, it starts again, with the row of that lane locked, too.
+
+        A `command` is carried out once: if it has a stored answer, for example from a try whose
+        COMMIT was not confirmed, that answer is returned and `operation` is not called.
         """
         met: list[str] = []
         others: set[str] = set()

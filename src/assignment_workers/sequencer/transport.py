@@ -1,11 +1,13 @@
-"""Kombu transports that keep malformed messages from Celery, and keep the sequencer's in order.
+"""Kombu transports that keep malformed messages from Celery, and a sequencer's messages in order.
 
-Kombu's own transport raises for a message that is not Celery's, and the worker ends. It takes a
-message off the queue with BRPOP and records it afterwards, so a message is lost if the process is
-killed in between, and a message that is put back comes after later ones. The sequencer's transport
-moves a message with BLMOVE, in one step, from the queue to the list of messages taken by this term,
-and removes it from the list when it is acknowledged. The next leader moves the list back, last
-taken first, which restores the order.
+Kombu's own Redis transport raises an error for a message that is not in Celery's form, and the
+worker ends. It takes a message off the queue with BRPOP and records it afterwards, so a message is
+lost if the process is killed in between, and a message that is put back comes after later messages.
+
+The sequencer's Redis transport moves a message with BLMOVE, in one step, from the queue to a list
+of the messages that this term has taken. It removes the message from the list when the message is
+acknowledged. The next leader moves the messages of the list back into the queue, the last one
+first, which restores the order.
 """
 
 from __future__ import annotations
@@ -99,8 +101,8 @@ def packed(*words: str | bytes) -> bytes:
 class Consumption:
     """The state that all Redis channels of one worker process share.
 
-    It holds the handling of malformed messages and, in a sequencer's process, the terms whose taken
-    messages must be put back into the queue.
+    It has the function that handles malformed messages. In a sequencer's process it also has this
+    lane's terms: the messages that their sequencers took and did not finish are put back.
     """
 
     on_malformed: Callable[[str, bytes, Malformed], None] | None = None
@@ -114,7 +116,10 @@ class Consumption:
     """The number and id of this sequencer's term: part of the key of the list of taken messages.
     """
     earlier: set[str] = field(default_factory=set)
-    """The marks (number and id) of the known other terms of this lane."""
+    """The marks (number and id) of this lane's other terms, as far as this process knows them.
+
+    Messages that the sequencers of these terms took and did not finish are put back into the queue.
+    """
     spared: str | None = None
     """The mark (number and id) of the term of the silent leader that this process replaced.
 
@@ -127,7 +132,7 @@ class Consumption:
     Such a message is delivered with the mark `redelivered`.
     """
     cursor: int = 0
-    """The cursor from which the next Redis SCAN for other terms' lists continues."""
+    """The cursor at which the next Redis SCAN continues the search for lists of taken messages."""
 
 
 class Channel(redis.Channel):
@@ -171,9 +176,9 @@ class Channel(redis.Channel):
 
     @staticmethod
     def _refused(error: ResponseError) -> RedisRefusal:
-        """Wait `PAUSE_SECONDS`, then return the reason for which Redis refused a write.
+        """Return the reason for which Redis refused a write, after a pause of 50 ms.
 
-        Raises `error` at once if it is not a refused write.
+        Raises `error` at once if it is not the error of a refused write.
         """
         why = refused(error)
         if why is None:
@@ -183,7 +188,7 @@ class Channel(redis.Channel):
         return why
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        """Bind a queue to an exchange, also in a full Redis."""
+        """Bind a queue to an exchange, even if Redis is full."""
         bind: Callable[..., None] = super()._queue_bind  # type: ignore[misc] # its types lack it
         try:
             bind(exchange, routing_key, pattern, queue)
@@ -239,15 +244,18 @@ class Channel(redis.Channel):
         """
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """Put a malformed message into the list `unstored_key` until its dead letter is stored."""
+        """Put a malformed message into a list in Redis until its dead letter can be stored.
+
+        `unstored_key` returns the key of this list.
+        """
         with self.conn_or_acquire() as client:
             client.rpush(unstored_key(queue), item)
 
     def store_again(self, queue: str) -> None:
-        """Retry to store the malformed messages in the list `unstored_key`, until one fails again.
+        """Try again to store the malformed messages of `queue` as dead letters, until one fails.
 
-        A message that is no longer malformed, because this program was updated, goes back to
-        `queue`.
+        These messages wait in a list in Redis. A message that is no longer malformed, because this
+        program was updated, goes back to `queue`.
         """
         with self.conn_or_acquire() as client:
             while items := client.lrange(unstored_key(queue), 0, 0):
@@ -266,9 +274,10 @@ class Channel(redis.Channel):
         virtual.QoS.ack(self.qos, tag)
 
     def release(self, tag: str) -> None:
-        """Acknowledge a message that `set_aside` excluded from the prefetch limit.
+        """Acknowledge a message whose dead letter has at last been stored.
 
-        Its dead letter is now stored.
+        While the dead letter could not be stored, the message waited unacknowledged, and
+        `set_aside` had excluded it from the prefetch limit.
         """
         qos: Any = self.qos
         qos._remove_from_indices(tag).execute()  # noqa: SLF001
@@ -364,7 +373,10 @@ class OrderedQoS(virtual.QoS):
         super().ack(delivery_tag)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Do nothing: unacknowledged messages stay listed; the next leader puts them back."""
+        """Do nothing at shutdown: the next leader puts back the unacknowledged messages.
+
+        Until then they stay in the list of the messages that this term has taken.
+        """
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: an unacknowledged message is not delivered again after a timeout."""
@@ -442,9 +454,10 @@ class OrderedChannel(Channel):
         self._remove(queue, item)
 
     def _hold(self, queue: str, item: bytes) -> None:
-        """Remember a malformed message whose dead letter could not be stored, for `store_again`.
+        """Remember a malformed message whose dead letter could not be stored.
 
-        The message stays in this term's list of taken messages, which the next leader puts back.
+        `store_again` tries again to store it. Until then the message stays in this term's list of
+        taken messages. If this process ends, the next leader puts the message back into the queue.
         """
         self._unstored.append((queue, item))
 
@@ -466,9 +479,9 @@ class OrderedChannel(Channel):
         return self._raw[tag][1] if tag in self._raw else None
 
     def forget(self, tag: str) -> None:
-        """Mark a message as handled.
+        """Mark a message as handled, so that it is removed from Redis later.
 
-        The next read from the queue, or `settle`, removes it from Redis.
+        It is removed together with the next read from the queue, or when `settle` is called.
         """
         if tag in self._raw:
             self._handled.append(self._raw.pop(tag))
@@ -509,16 +522,18 @@ class OrderedChannel(Channel):
     def put_back(self, queue: str, *, own: bool = False, begins: bool = False) -> int:
         """Put messages that were taken but not acknowledged back into `queue`; return their number.
 
-        These messages are the next to be delivered, in their old order. By default, the messages
-        that earlier terms took are put back. Those of later terms stay, because this term may be
-        over without this process knowing it. `begins`: True at the start of this term; the messages
-        of all other terms are put back. `own`: True to put back the messages of this term too,
-        which is correct only while no task runs.
+        These messages are the next to be delivered, in their old order.
+
+        By default, only messages that earlier terms took are put back. A later term may exist if
+        this term is over and this process has not noticed; its messages are left alone. `begins`:
+        True at the start of this term; then the messages of all other terms are put back. `own`:
+        True to put back the messages of this term too, which is correct only while no task runs.
 
         If a process ended after it had taken a message, the message may be the cause. So with
-        `begins` the messages of other terms are marked as suspects, except those of the term
-        `Consumption.spared`, whose process had not ended. Cost: with `own` or `begins` a scan of
-        all keys of Redis, otherwise of about a thousand.
+        `begins` the messages of other terms are marked as suspects. Messages of a silent leader
+        that this process replaced (`Consumption.spared`) are not marked, because that leader's
+        process had not ended. Cost: with `own` or `begins` a scan of all keys of Redis, otherwise
+        of about a thousand.
         """
         self.settle()
         count = 0

@@ -68,8 +68,8 @@ log = structlog.get_logger()
 def expire_lapsed(run: TaskRun) -> CommandAnswer:
     """End each offer that was not accepted in time, and each assignment whose lease has ended.
 
-    An accepted assignment continues if the agent has sent a heartbeat since the acceptance, and a
-    lease that begins at the last heartbeat has not ended. The assignment then gets that lease.
+    Heartbeats extend an accepted assignment: if its agent has sent one since the acceptance, its
+    lease is counted from the last heartbeat. The assignment ends only if that lease has ended, too.
     """
 
     def operation(transaction: FencedTransaction) -> Done:
@@ -316,9 +316,8 @@ def repair_entries(run: TaskRun) -> CommandAnswer:
 def probe(run: TaskRun, sent_at: AwareDatetime | None = None) -> CommandAnswer:
     """Record that the leading sequencer is alive, and how long this message was in the queue.
 
-    The command `status` shows both.
-
-    The transaction's time is published to clients, who set their deadlines by it.
+    The command `status` shows both. The probe also publishes the difference between the database's
+    clock and the Redis clock, from which clients compute the deadlines of their requests.
     """
     read: list[tuple[datetime, float]] = []
 

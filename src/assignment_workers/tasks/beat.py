@@ -1,4 +1,4 @@
-"""A RedBeat scheduler that survives a Redis that is down, is full or has lost the lock."""
+"""A RedBeat scheduler that survives an unavailable or full Redis, and the loss of its lock."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def connect_beat(app: Any) -> None:
 class BeatEntry(RedBeatSchedulerEntry):  # type: ignore[misc] # it has no types
     """An entry of RedBeat's schedule with a corrected time of the next run.
 
-    RedBeat computes that time as the last run plus the time that remains from now. When a beat
-    process starts, the result is too early by the time since the last run, and the task seems to be
-    overdue.
+    RedBeat's own entry adds the time that remains until the next run to the time of the last run.
+    The remaining time counts from now, so the result is too early by the time since the last run.
+    A task would then seem to be overdue whenever a beat process starts.
     """
 
     @property

@@ -209,9 +209,10 @@ def tend_agents(run: TaskRun) -> Any:
 
 
 def match_missed_calls(run: TaskRun) -> Any:
-    """Find the user of each missed call that has no user yet.
+    """Find the user of each missed call that has no user yet, by the caller's phone number.
 
-    A call for which that is not possible is left to an operator.
+    If the number is invalid, or is the number of no user or of several, the call is left to an
+    operator.
     """
 
     def work(given: Work) -> Counts:
@@ -232,7 +233,7 @@ def read_phones(run: TaskRun) -> Any:
 def mirror_crm(run: TaskRun) -> Any:
     """Update the mirror, the copy of an external CRM's facts in our database.
 
-    Without an external CRM, delete the record of the mirror's last update.
+    If no external CRM is configured any more, only delete the record of the mirror's last update.
     """
     crm = run.of.crm
     if crm is None:
@@ -324,7 +325,7 @@ def _own_ids(run: TaskRun, users: Sequence[int]) -> list[UserId]:
 
 
 def examine(run: TaskRun) -> Any:
-    """Check every guarantee, and store the findings."""
+    """Check all guarantees against the tables, as `doctor` does, and store the findings."""
 
     def work(given: Work) -> Counts:
         with run.of.engine.connect() as connection:
@@ -343,9 +344,10 @@ def examine(run: TaskRun) -> Any:
 
 
 def extend_audit(run: TaskRun) -> Any:
-    """Append the digests of new events to the audit chain; return the counts.
+    """Append the digests of new events to the audit chain, which reveals later changes of events.
 
-    No run of this job is recorded: the stored batches of digests are the record.
+    Returns counts, such as `events`, the number of appended events. No run of this job is recorded,
+    because the appended batches of digests are a record of it.
     """
 
     def work() -> Counts:

@@ -152,11 +152,11 @@ def release_if_unclaimed(
     version: Version,
     lease_expires_at: AwareDatetime,
 ) -> CommandAnswer:
-    """Release an assignment of which its agent may not know, because the answer may be lost.
+    """Release an assignment if the answer to its agent's request may not have reached the agent.
 
-    The answer is the one to the request that made the assignment. The assignment stays as it is if
-    it has since been renewed or has ended, or if the agent has made a request since.
-    `lease_expires_at`: the end of the lease when the assignment was made.
+    The assignment stays as it is if its lease has been renewed, if it has ended, or if the agent
+    has made a request since. `version` and `lease_expires_at`: the assignment's version and the end
+    of its lease in that answer. Other values in the database show that it has changed since.
     """
     owner = Owner(assignment_id, agent_id, version)
     return run.once(

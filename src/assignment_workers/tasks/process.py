@@ -184,8 +184,9 @@ def _work(
 ) -> int:
     """Run a Celery worker that carries out `tasks` from the Celery queues `queues`.
 
-    Returns the exit code. `pool` is Celery's pool class. Dead letters are stored under the first
-    queue. `lane`: the lane of a sequencer.
+    Returns the exit code. `pool` is the name of Celery's pool class. A dead letter of a message
+    that is refused before its task runs has the name of the first queue. `lane`: the lane of a
+    sequencer; None for other processes.
     """
     name = role if lane in {None, DEFAULT_LANE} else f"{role}-{lane}"
     largest = app.settings.message_maximum

@@ -45,7 +45,10 @@ class AskBody(BaseModel):
     sent_at: AwareDatetime | None = None
 
     def asked(self, sent_by: str | None) -> ClaimRequest:
-        """Return this part of the message as a `ClaimRequest`; `sent_by` is its sender's token."""
+        """Return this request as a `ClaimRequest`.
+
+        `sent_by`: the name of the token that sent the request on behalf of its agent, if any.
+        """
         return ClaimRequest(
             agent_id=self.agent_id,
             request_id=self.request_id,
@@ -97,9 +100,10 @@ def answer(
 ) -> list[RequestAnswer]:
     """Return the answer of each request, in order, using as few transactions as possible.
 
-    Several transactions are needed if so many users who must not be called are found at the head of
-    a dialer queue that one transaction would take long. Answers of an earlier transaction are
-    committed and final. While the database is unavailable, the remaining answers are `Unavailable`.
+    Several transactions are needed if many users at the head of a dialer queue must not be called,
+    because one transaction that passes over all of them would take too long. The answers of an
+    earlier transaction are committed and final. If the database becomes unavailable, the remaining
+    answers are `Unavailable`.
     """
     answers: list[RequestAnswer | None] = [None] * len(requests)
     while unanswered := [place for place, given in enumerate(answers) if given is None]:

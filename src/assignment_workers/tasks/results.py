@@ -47,7 +47,10 @@ class ResultBackend(RedisBackend):
         return pool(**{"connection_class": FailoverConnection, **parameters})
 
     def ensure(self, fun: Callable[..., Any], args: Sequence[Any], **policy: Any) -> Any:
-        """Call `fun`, with retries by Celery's `policy`, for at most `AGAIN_SECONDS`."""
+        """Call `fun`, an operation on Redis, with `args`; retry it for at most five seconds.
+
+        `policy`: Celery's options for the retries.
+        """
         tried: Callable[..., Any] = super().ensure
         return tried(fun, args, **{"timeout": AGAIN_SECONDS, **policy})
 

@@ -110,11 +110,9 @@ class App(Celery):
     heartbeat_tasks: frozenset[str]
     """The names of the maintenance tasks that must not wait behind a long job."""
     serves: str
-    """The Celery queue that this process consumes, its first if there are several.
-
-    `served` has the names of the tasks that this process carries out.
-    """
+    """The name of the Celery queue that this process consumes, or of the first of several."""
     served: frozenset[str]
+    """The names of the tasks that this process carries out."""
     refusals: Refusals
     suspects: Suspects
     consumption: Consumption
@@ -318,11 +316,12 @@ class HandledTask(Task[..., Any]):
         return hmac.compare_digest(given.encode(), expected.encode())
 
     def _read_senders(self, *, is_signed: bool) -> list[str | None]:
-        """Return the token names that the message lists as senders; None for an invalid name.
+        """Return the name of the token that sent each request; None for an invalid name.
 
-        Any program with the broker's password can name any token, so names in an unsigned message
-        get the prefix `UNAUTHENTICATED`. Only text in the form of a token's name can get into the
-        append-only events in this way.
+        The message's headers list these names. Any program with the broker's password can write any
+        name there, so the names in an unsigned message get the prefix `UNAUTHENTICATED`. A name
+        that does not have the form of a token's name is invalid, because valid names are recorded
+        in events, which cannot be changed afterwards.
         """
         said = getattr(self.request, SENDERS, None)
         if not isinstance(said, list) or len(said) > MANY:
@@ -455,10 +454,13 @@ class TaskRun:
 
         A fenced transaction commits only while this process leads its lane. A repeated message gets
         the first answer. The message's id is its header `command_id`, which stays the same when the
-        message is sent again, or, without that header, its task id. `subject` names the
-        state that the operation sets: a command with an older `command_position` than the last one
-        for this subject is refused. `part`: the number of this transaction for a message that needs
-        several; `self.part`, if set, takes precedence.
+        message is sent again, or, without that header, its task id.
+
+        `subject` names the state that the operation sets, such as the status of an agent. An
+        operator's command has a number in the header `command_position`, in the order in which the
+        commands were given. A command with a smaller number than the last one for the same subject
+        is refused. `part`: the number of this transaction for a message that needs several;
+        `self.part`, if set, takes precedence.
         """
         said = self.request
         place = part if self.part is None else self.part
@@ -549,8 +551,9 @@ def _named(operation: Callable[..., Any]) -> Callable[..., Any]:
 def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
     """Return the name of the first invalid argument and what is wrong with it, in one line.
 
-    A positional argument is named by `parameters`. Text that a person typed is not repeated: the
-    line is stored with the result in Redis, where nothing shows which person it is about.
+    `parameters` has the names of the positional arguments. A value that a person has typed is left
+    out: the line is stored in Redis with the result of the task, and nothing there shows which user
+    the typed text is about.
     """
     first = error.errors()[0]
     head, *rest = first["loc"]

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 NAME = "assignment-workers"
 SHARED = "traces"
-"""The header that has the trace context of each caller in a message except the first.
+"""The message header with the trace contexts of a batch's callers, without the first caller's.
 
-The value is a list of texts in the form of the W3C header `traceparent`.
+A batch message has the requests of several callers, each with a trace of its own. The standard
+header `traceparent` has the trace context of the first caller. This header has a list of the other
+trace contexts, each in the form of `traceparent`.
 """
 LINKED_AT_MOST = 128
 UNTRACED = ("/healthz", "/readyz", "/metrics", "/assets/", "/v1/events")
@@ -56,7 +58,10 @@ class CallerSpan:
 
 @dataclass(frozen=True)
 class Tracing:
-    """Makes the traces of a process or a client with `tracer`; without a tracer it does nothing."""
+    """The tracing of a process or of a client: makes spans with `tracer`.
+
+    If `tracer` is None, tracing is off and no span is made.
+    """
 
     tracer: Tracer | None = None
 
@@ -137,8 +142,8 @@ NO_TRACES = Tracing()
 def set_up(environment: MutableMapping[str, str]) -> Tracing:
     """Turn tracing on in this process if `OTEL_TRACES_EXPORTER` is set.
 
-    Returns the tracing to pass to the parts of the process. Raises `UsageError`, with one line, if
-    OpenTelemetry or the exporter is not installed.
+    Returns the `Tracing` that the caller passes on to the gateway or to the Celery application.
+    Raises `UsageError`, with a text of one line, if OpenTelemetry or the exporter is not installed.
     """
     named = environment.get(_EXPORTER, "").strip()
     if named in {"", "none"} or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
@@ -182,9 +187,10 @@ _NAMED = ("request_id", "assignment_id", "agent_id")
 
 @contextmanager
 def sending(asks: Sequence[CallerSpan | None]) -> Iterator[dict[str, Any]]:
-    """Yield the trace headers for a message that has the requests of these callers.
+    """Yield the trace headers for a message that has the requests of several callers.
 
-    Send the message inside the block. Without tracing the headers are empty.
+    `asks`: the span of each caller's request; None for a caller without tracing. Send the message
+    inside the `with` block. If no caller has tracing, the headers are empty.
     """
     known = [each.span for each in asks if each is not None]
     if not known:

@@ -20,11 +20,19 @@ KEPT = "exception.type"
 
 
 class DropRootClientSpans(Sampler):
-    """A sampler that drops polls (client spans without a parent) and spans of the task `PROBE`."""
+    """A sampler that drops client spans without a parent, and the spans of probe tasks.
+
+    A client span without a parent is not part of a request; it comes from a regular poll. A probe
+    is a message that a sequencer sends to itself every two seconds. The many spans of polls and
+    probes would fill the stored traces.
+    """
 
     def __init__(self, then: Sampler) -> None:
         self._then = then
-        """The sampler for all other spans, which `OTEL_TRACES_SAMPLER` names."""
+        """The sampler that decides on the spans that this sampler does not drop.
+
+        The environment variable `OTEL_TRACES_SAMPLER` names it.
+        """
 
     def should_sample(  # noqa: PLR0917 - the SDK's own
         self,

@@ -1,7 +1,9 @@
-"""Heartbeats: stored in batches, off the assignment queue, and read where a lease has ended.
+"""Heartbeats: signs of life of agents, stored in batches without the assignment queue.
 
-Heartbeats have a separate table. Therefore, a heartbeat cannot overwrite an agent's state (hazard
-E2), and heartbeats and fenced transactions (those of the sequencer) never wait for each other.
+When the lease of an accepted assignment has ended, the agent's last heartbeat is read and may
+extend the lease (`expire`). Heartbeats have a separate table. Therefore, a heartbeat cannot
+overwrite an agent's state (hazard E2), and heartbeats and fenced transactions (those of the
+sequencer) never wait for each other.
 """
 
 from __future__ import annotations

@@ -47,7 +47,12 @@ An agent who is on break or offline stays so.
 
 @dataclass(frozen=True)
 class Session:
-    """The state, session and team of an agent, which decide if the agent may be assigned a user."""
+    """Data about an agent, by which `turned_away` decides if the agent may be assigned a user.
+
+    `why`: the reason of the agent's state, if any. `calls`: the number of calls completed in the
+    present session. `working_since`: the beginning of the work since the last break. `team`: the
+    agent's team, which may have limits of its own.
+    """
 
     agent_id: int
     state: str | None
@@ -130,30 +135,30 @@ def _limit(said: str | None, team: str | None) -> int | None:
 
 @dataclass
 class Moves:
-    """Collects agents' commands about assignments in one transaction, with the agents' new states.
+    """The changes of agents' states that one transaction has to store.
 
-    A command about an assignment (a move), such as accepting or completing it, changes the state of
-    its agent. Each command is added by a method; `rows` returns the resulting changes by agent, for
-    the statement `MOVED`.
+    An agent's command about an assignment changes the agent's state: for example, an agent who
+    accepts an offer is `on_call`. For each command, one of the methods adds the change. `rows`
+    returns the changes, one for each agent, for the statement `MOVED`.
     """
 
     _by_agent: dict[int, dict[str, Any]]
 
     @classmethod
     def none(cls) -> Moves:
-        """Return an empty collection, to which agents' commands can be added."""
+        """Return a collection without changes."""
         return cls({})
 
     def took_up(self, agent: int) -> None:
-        """Add that the agent accepted an offer and is therefore in the state `on_call`."""
+        """Add the change of an agent who accepted or renewed an assignment: `on_call`."""
         self._add(agent, AgentStatus.ON_CALL)
 
     def called(self, agent: int) -> None:
-        """Add that the agent completed a call and is therefore in the state `wrap_up`."""
+        """Add the change of an agent who completed a call: `wrap_up`."""
         self._add(agent, AgentStatus.WRAP_UP, calls=1)
 
     def let_go(self, agent: int) -> None:
-        """Add that the agent's assignment ended without a call: the agent is `available`."""
+        """Add the change of an agent whose assignment ended without a call: `available`."""
         self._add(agent, AgentStatus.AVAILABLE)
 
     def _add(self, agent: int, becomes: AgentStatus, *, calls: int = 0) -> None:

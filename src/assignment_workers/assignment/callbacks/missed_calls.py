@@ -1,7 +1,7 @@
 """Missed calls: inbound calls that nobody took. Each gets one follow-up, or waits for an operator.
 
-A missed call stays pending while its user is held, so an assignment that ends without a call leaves
-the missed call due, at the latest when the lease ends (hazard C12).
+A missed call stays pending while an agent holds its user. If the assignment ends without a call, at
+the latest when its lease ends, the missed call is therefore due again (hazard C12).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Claims: one user for each request, and one answer for each request and command."""
+"""Claims: assign a user to each request, and store one answer for each request and command."""

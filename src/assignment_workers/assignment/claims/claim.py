@@ -62,14 +62,16 @@ def claim(
 ) -> list[RequestAnswer | None]:
     """Claim a user for each request; return the answers in order, None where a retry is needed.
 
-    Guarantees of this transaction: no user and no agent has two assignments, by the unique indexes
-    on active assignments (guarantee 1); every assigned user meets the queue's rules by facts read
-    here (3); no eligible, unheld and better-ranked user is passed over, and due callbacks come
-    first (4); a request id that was answered before gets the same answer (5). The answer is None
-    for a second request with the same id, and for a request that needs another transaction: this
-    one has done as much of the search as one transaction may, such as removing ineligible users,
-    and has to be committed before the search continues. Errors of the database propagate; then
-    nothing is committed.
+    The transaction guarantees the following. No user and no agent has two assignments, because of
+    the unique indexes on active assignments (guarantee 1). Every assigned user meets the dialer
+    queue's rules by facts that this transaction reads (3). Users with due callbacks come first;
+    then the best-ranked eligible user whom no agent holds (4). A request id that was answered
+    before gets the same answer (5).
+
+    The answer is None for a second request with the same id, and for a request that needs another
+    transaction. The reason is that one transaction removes only a limited number of ineligible
+    users; it has to be committed before the search continues. Errors of the database propagate;
+    then nothing is committed.
     """
     first: dict[str, ClaimRequest] = {}
     for request in requests:
@@ -99,7 +101,10 @@ def claim(
 
 @dataclass(frozen=True)
 class _Place:
-    """A dialer queue as this transaction read it: if it is paused, and its published generation."""
+    """The state of a dialer queue in this transaction: its pause and its published generation.
+
+    `paused`: True if the queue is paused. `generation`: the number of the published generation.
+    """
 
     paused: bool
     generation: int | None
@@ -129,10 +134,10 @@ class _Claim:
     due: list[DueKind] = field(default_factory=list)
     """The kinds of calls (callbacks, missed calls) of which at least one is due, by precedence."""
     unfinished: bool = False
-    """True if this transaction made as many waiting users claimable as one transaction may.
+    """True if this transaction has made the maximum number of waiting users claimable.
 
     The wait of further users may be over too. Therefore, this transaction answers no request; the
-    next one does.
+    claim continues in another transaction.
     """
 
     def decide(self, places: Rows) -> dict[ClaimRequest, RequestAnswer]:
@@ -449,7 +454,7 @@ _PLACES = select(
     Generation,
     (Generation.queue == DialerQueue.name) & (Generation.state == entries.PUBLISHED_STATE),
 )
-"""Select the state of each dialer queue: if it is paused, and its published generation.
+"""Select each dialer queue, its published generation, and a column that is true during a pause.
 
 Further columns are true if there is work for the claim: a user's wait is over (`due`), the lease of
 an assignment is over (`lapsed`), a callback is due (`promised`), or a missed call is due

@@ -94,10 +94,11 @@ class Why:
         return Empty(queue=queue, retry_after=min(max(seconds, 1.0), RETRY_SECONDS), why=why)
 
     def _stands(self, name: str, place: QueueState) -> dict[str, datetime | None]:
-        """Return the eligibility statuses of the best users of a queue, the most frequent first.
+        """Judge the best-scored users of a dialer queue; return their eligibility statuses.
 
         `name`: the name of the dialer queue; `place`: its state. The result maps each status to the
-        earliest time at which that status ends for one of these users; None: unknown.
+        earliest time at which that status ends for one of these users; None: unknown. The most
+        frequent status comes first.
         """
         if name not in self._found:
             parameters = {"generation": place.generation, "taken": self.taken}

@@ -90,10 +90,10 @@ def next_position(connection: Connection) -> int:
 
 
 def looking_for(command: CommandIdentity) -> Statement:
-    """Return the query for the stored answer of a command; `once` needs its rows as `found`.
+    """Return the query that finds the stored answer of a command that was carried out already.
 
-    Commands with the same `subject` set the same state. Therefore, the query also selects the last
-    `position` at which a command with this command's `subject` was carried out.
+    The query also selects the last `position` among the commands with the same `subject`, which set
+    the same state. The function `once` needs the rows, as its parameter `found`.
     """
     return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
 
@@ -226,10 +226,10 @@ def look_up(
 def asking(
     transaction: FencedTransaction, requests: Sequence[ClaimRequest], settings: Settings
 ) -> Statement:
-    """Return the query for the requests' stored answers and their agents.
+    """Return the query for each request's stored answer, and for the agent who makes the request.
 
     The query can be sent in one round trip with other statements. The function `understood`
-    interprets its rows.
+    converts its rows.
     """
     since = {"since": transaction.now - settings.skip_agent}
     if len(requests) == 1:
@@ -312,9 +312,9 @@ def _read(
 def answered(
     transaction: FencedTransaction, answers: Mapping[ClaimRequest, RequestAnswer]
 ) -> list[dict[str, Any]]:
-    """Return the rows with which the statement `STORE` stores these answers, one for each answer.
+    """Convert the answers to rows of the table `requests`, one for each answer.
 
-    The rows are the statement's parameter `answered`.
+    The rows are the SQL parameter `answered` of the statement `STORE`.
     """
     return [
         {

@@ -1,7 +1,8 @@
-"""Views of the CRM's tables in our own database, in the names and ids by which rules read them.
+"""Views of a CRM in our own database, with the table names, columns and ids that rules use.
 
-Views are needed where a person's id in the CRM is not an integer, or where the CRM has other names
-of tables and columns. In the views a person's id is the integer that `assignment.user_ids` assigns.
+Views are needed if a person's id in the CRM is not an integer, or if the CRM has other names of
+tables or columns. In the views, a person's id is the internal integer id from
+`assignment.user_ids`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from assignment_workers.settings import Settings
 log = structlog.get_logger()
 
 TRANSLATED: dict[str | None, str] = {CrmBase.metadata.schema: FACT_SCHEMA}
-"""SQLAlchemy's `schema_translate_map` with which statements read the views, not the tables."""
+"""Value of SQLAlchemy's `schema_translate_map` that makes statements read views of CRM tables.
+
+A statement names the tables of the CRM's schema; the map replaces this schema by that of the views.
+"""
 _TEMPORARY = "pg_temp"
 _LOCK = 0x66616374
 """Key of the advisory lock that a transaction takes to replace the views."""
@@ -40,9 +44,9 @@ _quote = postgresql.dialect().identifier_preparer.quote_identifier  # type: igno
 
 @cache
 def are_needed(dialer: Dialer) -> bool:
-    """Return True if the dialer's rules cannot read the CRM's tables directly.
+    """Return True if the dialer's rules need views, because they cannot read the CRM's own tables.
 
-    This is the case if the ids of persons are not integers, or if the CRM's name of a table or
+    They need views if the ids of persons are not integers, or if the CRM's name of a table or
     column differs from the name that the rules use.
     """
     return dialer.numbered is not None or any(
@@ -52,10 +56,10 @@ def are_needed(dialer: Dialer) -> bool:
 
 
 def probe(dialer: Dialer) -> TextClause:
-    """Return a statement that fails if the CRM in our own database cannot be read.
+    """Return a statement that tests if the CRM in our own database can be read.
 
-    The statement reads the id of one person from the table of persons, or from its view if the
-    dialer needs views.
+    The statement selects the id of one person from the table of persons, or from its view if the
+    dialer needs views. It fails if this cannot be read.
     """
     schema = FACT_SCHEMA if are_needed(dialer) else CrmBase.metadata.schema
     return text(f"SELECT id FROM {schema}.{CrmUser.__tablename__} LIMIT 1")  # noqa: S608
@@ -68,7 +72,10 @@ def table_of(source: FactSource) -> str:
 
 
 def column_of(source: FactSource, name: str) -> str:
-    """Return the quoted name in the CRM of the column that rules call `name`, as SQL."""
+    """Return the CRM's name of a column, quoted for SQL.
+
+    `source`: the table of the column. `name`: the name by which rules refer to the column.
+    """
     return str(_quote(source.columns[name]))
 
 
@@ -146,9 +153,9 @@ def stand_in(connection: Connection, dialer: Dialer, settings: Settings) -> None
     """Create temporary views of the CRM in our own database, which this connection then reads.
 
     The views have the tables and columns that `dialer` declares. So the rules of a new dialer can
-    be tried while the permanent views, which other connections read, stay as they are. Without need
-    of views, nothing is created. Raises `SchemaMismatch` if the CRM lacks a declared table or
-    column, and `ProgrammingError` if the CRM's table of persons cannot be read.
+    be tried while the permanent views, which other connections read, stay as they are. If the
+    dialer needs no views, none are created. Raises `SchemaMismatch` if the CRM lacks a declared
+    table or column, and `ProgrammingError` if the CRM's table of persons cannot be read.
     """
     wanted = queries(dialer, *optional_columns(settings).values())
     try:

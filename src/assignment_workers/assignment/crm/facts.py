@@ -1,4 +1,4 @@
-"""The queries to an external CRM, in its own names, and the conversion of its rows to facts."""
+"""Build the queries to an external CRM, and convert its rows to the facts that rules read."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ rows with that `created_at`.
 
 @dataclass(frozen=True)
 class NewCrmRow:
-    """A new row of the CRM: its creation time, its id (`key`), and the id of its user.
+    """A new row of a CRM table: its creation time, its id (`key`), and the user whom it is about.
 
-    `user_id`: the CRM's id if the CRM is an external one; otherwise the user's number in
-    `assignment.user_ids`.
+    `user_id`: with an external CRM, the CRM's id of the user. With a CRM in our own database, the
+    internal integer id of the user, from `assignment.user_ids`.
     """
 
     created_at: datetime
@@ -82,12 +82,18 @@ class CrmFacts:
 
 
 def parameter(table: str) -> str:
-    """Return the name of the SQL parameter that holds the facts of this CRM table."""
+    """Return the name of the SQL parameter that passes the rows of this CRM table to a query.
+
+    The query reads these rows, which were read from an external CRM, in place of the table.
+    """
     return f"crm_{table}"
 
 
 def split_name(of: str) -> tuple[str | None, str]:
-    """Return the schema, if any, and the name of a table from its name in the CRM."""
+    """Split the CRM's name of a table, such as `sales.deals`, into the schema and the table's name.
+
+    The schema is None if the name has none.
+    """
     schema, dot, name = of.rpartition(".")
     return (schema if dot else None), name
 
@@ -125,7 +131,7 @@ class Queries:
             .select_from(self._joined())
             .where(user.in_(bindparam("users", expanding=True)))
         )
-        """Query for the rows that belong to some users, in all tables of the CRM, at one instant.
+        """Query for all rows about some users, from all tables of the CRM, as of one instant.
 
         SQL parameter: `users`, the CRM's ids of the users.
         """
@@ -137,12 +143,12 @@ class Queries:
         self._read_id = reader_of_ids(declared.numbered)
 
     def _joined(self) -> FromClause:
-        """Join the table of persons with all tables whose rows belong to persons.
+        """Build the FROM clause that joins the table of persons with all tables about persons.
 
-        A table is linked to the persons directly or through other tables; such a chain of links is
-        a path. If notes and deals are two paths, a plain join would combine each note of a person
-        with each deal. Therefore, each person is repeated once for each path. A table is joined
-        only to the repetitions for its own paths; in the others its columns are null.
+        A plain join of, for example, the tables of notes and deals would combine each note of a
+        person with each deal. Therefore, each person is repeated once for each chain of linked
+        tables, such as deals and the items of deals. A table is joined only to the repetitions for
+        the chains that it is in. In the other repetitions, its columns are null.
         """
         linked = [(each, each.link) for each in self.declared.sources if each.link is not None]
         ways: dict[str, list[int]] = {each.name: [] for each, _ in linked}
@@ -229,11 +235,12 @@ class Queries:
     def facts_of(
         self, found: Sequence[Row[*tuple[Any, ...]]], numbers: Mapping[UserId, int]
     ) -> CrmFacts:
-        """Return the facts in the rows of the query `facts`, without repetitions.
+        """Convert the result of the query `facts` to CRM facts, each row of a CRM table once.
 
-        `found`: the rows of the query. Each has the columns of a person and of all other tables;
-        those of a table without a row for the person are null. A row of a table can come several
-        times. `numbers`: the number of each user in `assignment.user_ids`, by the CRM's id.
+        `found`: the rows of the result. Each has the columns of the persons and of all other CRM
+        tables. The columns of a CRM table are null if the result row has no row of that table. A
+        row of a CRM table may occur in several rows of the result. `numbers`: the internal integer
+        id of each user, from `assignment.user_ids`, by the CRM's id.
         """
         plan = []
         begin = 0

@@ -153,11 +153,12 @@ def _numbered(
     name: str,
     batch: Sequence[tuple[Any, ...]],
 ) -> list[tuple[Any, ...]]:
-    """Return the rows with numbers of `assignment.user_ids` in place of the CRM's ids of persons.
+    """Return the rows with internal integer ids in place of the CRM's ids of persons.
 
-    `batch`: rows of the CRM table `name`. If that is the table of persons, persons without a number
-    get one, in the order in which the CRM created them, unless their ids have an unusable form.
-    Rows of persons without a number are left out.
+    The internal ids are those of `assignment.user_ids`. `batch`: rows of the CRM table `name`. If
+    that is the table of persons, persons without an internal id get one, in the order in which the
+    CRM created them, unless their CRM ids have an unusable form. Rows of persons without an
+    internal id are left out.
     """
     reader = crm.reader(name)
     if name == USERS:
@@ -210,10 +211,11 @@ def _by_key(source: FactSource, mine: Table, came: Table) -> list[Executable]:
 
 
 def _by_row(mine: Table, came: Table) -> list[Executable]:
-    """Return the statements that make `mine` equal to `came`, for tables without a key.
+    """Return the statements that make two tables without a primary key equal.
 
-    A row may occur several times. Equal rows are numbered, so that each occurs equally often in
-    both tables afterwards.
+    `mine`: the table of the mirror, which is changed. `came`: the staging table. A row may occur
+    several times. Equal rows are numbered, so that each occurs equally often in both tables
+    afterwards.
     """
     old, new = _counted_off(mine), _counted_off(came)
     same = and_(old.c.said == new.c.said, old.c.number == new.c.number)

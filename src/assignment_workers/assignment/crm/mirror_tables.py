@@ -27,7 +27,7 @@ INCOMING = "incoming_"
 When the read is complete, their rows replace the rows of the mirror (our copy of the CRM).
 """
 _LOCK = 0x6D697272
-"""Key of the advisory lock that a transaction takes to create the tables."""
+"""Key of the advisory lock that a transaction takes to create the tables of the mirror."""
 
 _TEMPORARY = "pg_temp"
 
@@ -112,9 +112,10 @@ def quoted(of: Table | Column[Any]) -> str:
 
 
 def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict[str, int]:
-    """Delete a user's rows from our copy of the CRM; return their number, by table with its schema.
+    """Delete a user's rows from the mirror, our copy of the CRM; return their number, by table.
 
-    Tables that do not exist, or lack the columns that lead to the user, are left out.
+    The name of a table includes its schema. Tables that do not exist, or lack the columns that lead
+    to the user, are left out.
     """
     there = {
         (name, column.partition(" ")[0])

@@ -1,13 +1,15 @@
-"""The CRM's facts as one transaction reads them, wherever the CRM is.
+"""Read the CRM's facts in a transaction, from our own database or from an external CRM.
 
-If the CRM is the schema `crm` of our own database, statements read its tables directly. From an
-external CRM, a claim reads the facts of its users by id. The facts become parameters of the same
-statement and replace the CRM's tables, so each rule is one SQL expression in both cases. Jobs that
-judge all users read the mirror (`mirror`), our copy of the external CRM.
+If the CRM is the schema `crm` of our own database, statements read its tables directly. With an
+external CRM, a claim first reads the facts of the users whom it judges, by id. It then passes these
+facts to its statement as SQL parameters, which replace the CRM's tables. Therefore, each rule is
+one SQL expression in both cases. Jobs that judge all users read the mirror (`mirror`), our copy of
+the external CRM.
 
-A function that needs the CRM has the external CRM as a parameter (None: there is none). In all SQL
-statements, the database engine replaces the schema of the CRM's tables by the schema that has the
-facts of all users: see `use_fact_schema`.
+A function that needs the CRM has a parameter for the external CRM; None means that the CRM is in
+our own database. Statements name the CRM's tables in the schema `crm`. The database engine replaces
+this schema by the one that has the facts of all users, such as the schema of the mirror: see
+`use_fact_schema`.
 """
 
 from __future__ import annotations
@@ -54,12 +56,12 @@ _MIRRORED = {"crm": MIRROR_SCHEMA}
 
 
 class CrmReader:
-    """The access of one transaction to the CRM, with a limit on the total time waited.
+    """The access of one transaction to the CRM, with a limit on the total time of its reads.
 
-    `waited` is the number of seconds that reads have taken so far. Once it exceeds the CRM's
-    timeout, nothing more is read, so a transaction waits for an external CRM at most twice the
-    timeout: for reads that are answered, and for a last one that is not. For a job that blocks no
-    requests, `patience`, in seconds, replaces the timeout.
+    `waited`: the seconds that reads of the external CRM have taken so far. Once they reach the
+    limit, no further read begins. A single read has the same limit, so a transaction waits for the
+    external CRM at most twice the limit. The limit is the CRM's timeout. For a job that blocks no
+    requests, it is `patience`, in seconds.
     """
 
     def __init__(
@@ -112,12 +114,13 @@ class CrmReader:
         *,
         users: Select[*tuple[Any, ...]] | Sequence[int],
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """Run a query that refers to the CRM's tables; return its rows.
+        """Run a query that judges users by CRM facts; return its rows.
 
-        For an external CRM, the facts of `users` are read first and replace those tables in the
-        query. `users`: the ids, or a query with the same parameters that selects them. Users whose
-        facts were not read or cannot be used are added to `unknown`. Raises `CrmUnavailable` if the
-        external CRM cannot be read.
+        `statement`: the query, which names the CRM's tables. `parameters`: its SQL parameters.
+        `users`: the ids of the users, or a query with the same parameters that selects the ids.
+        With an external CRM, the facts of these users are read first, and replace the CRM's tables
+        in the query. Users whose facts were not read or cannot be used are added to `unknown`.
+        Raises `CrmUnavailable` if the external CRM cannot be read.
         """
         return self._judge(statement, parameters, self._facts_for(users, parameters))
 
@@ -130,13 +133,14 @@ class CrmReader:
         policy: Policy,
         now: datetime,
     ) -> Sequence[Row[*tuple[Any, ...]]]:
-        """Run a query that judges users by `policy` at `now`, before they are assigned.
+        """Run a query that judges users by `policy` at `now`, before a claim assigns them.
 
         `policy`: the rules of a dialer queue. The other parameters and the errors are those of
         `judge`. A phone number that has changed in the CRM is parsed and stored before its user is
-        judged. At most `readable` numbers are parsed, in the order of the rows. For users whose
-        number is not parsed, the column `broken` (the name of a broken rule) is `NUMBER_UNREAD`. A
-        reader that must not write parses the numbers of all users, and stores none.
+        judged. One transaction parses only a limited number of phone numbers (the attribute
+        `readable`), in the order of the rows. A user whose phone number remains unparsed counts as
+        ineligible for now: the column `broken`, the name of the broken rule, is `number_unread`. A
+        reader that must not write parses the phone numbers of all users, and stores none.
         """
         facts = self._facts_for(users, parameters)
         if not self._stores:
@@ -285,9 +289,10 @@ class CrmReader:
 
 
 def own_ids(dialer: Dialer, connection: Connection, users: Sequence[int]) -> dict[int, UserId]:
-    """Return a mapping from each user's number in `assignment.user_ids` to the CRM's id.
+    """Return a mapping from the internal integer id of each user to the CRM's id of the user.
 
-    Users without a CRM id are left out. If the CRM's ids are integers, they are the users' numbers.
+    The internal ids are those of `assignment.user_ids`. Users without a CRM id are left out. If the
+    CRM's ids are integers, they are the internal ids.
     """
     found = user_ids.own(dialer, connection, users)
     if dialer.numbered is None:

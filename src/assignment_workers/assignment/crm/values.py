@@ -33,8 +33,8 @@ class RowReader:
         """Prepare the conversion of the rows of the CRM table `source`.
 
         `numbered`: the type of the CRM's ids of persons, such as `uuid`; None: integers. `folds`:
-        True if the CRM's server ignores case when it compares texts; texts that are compared so are
-        then converted to small letters.
+        True if the CRM's server ignores case when it compares texts; such texts are then converted
+        to lower case.
         """
         self.columns = tuple(source.types)
         self._converters = tuple(
@@ -67,10 +67,10 @@ class RowReader:
     def with_numbers(
         self, row: tuple[Any, ...], numbers: Mapping[UserId, int]
     ) -> tuple[Any, ...] | None:
-        """Return a converted row with numbers in place of the CRM's ids of persons.
+        """Return a converted row with internal integer ids in place of the CRM's ids of persons.
 
-        `numbers`: the number of each person in `assignment.user_ids`, by the CRM's id. None if a
-        person has no number.
+        `numbers`: the internal id of each person, from `assignment.user_ids`, by the CRM's id. The
+        result is None if a person has no internal id.
         """
         changed = list(row)
         for place in self._persons:

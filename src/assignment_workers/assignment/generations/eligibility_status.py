@@ -1,7 +1,9 @@
-"""The eligibility status of users in a dialer queue, for `explain` and `empty`.
+"""Queries for eligibility statuses: the reasons for which users are or are not claimable.
 
-A status is the name of a rule that the user breaks, or one of `EligibilityStatus`. The rules are
-judged by the same SQL expressions as in claims and builds.
+A status is the name of a rule that the user breaks, or one of `EligibilityStatus`. The command
+`explain` shows the statuses of a user. The answer `empty` (no user is claimable) has a reason,
+which is found from the statuses of the users with the best scores. The rules are judged by the same
+SQL expressions as in claims and builds.
 """
 
 from __future__ import annotations

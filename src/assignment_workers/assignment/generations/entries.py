@@ -51,7 +51,7 @@ DRAINED_REASON = "drained"
 
 
 def _still(state: EntryState) -> ColumnElement[bool]:
-    """Return a SQL condition for "the entry is in this state" that no index on the state serves.
+    """Return a SQL condition `the entry is in this state` that cannot use an index on states.
 
     So the planner has to find each entry by its primary key. If few entries had the state when
     statistics were gathered, the planner would otherwise scan an index on the state for each user.

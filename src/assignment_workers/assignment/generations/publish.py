@@ -34,9 +34,10 @@ from assignment_workers.schema.tables import (
 LONGEST_TRANSACTION = timedelta(minutes=10)
 """Assumed maximum duration of a sequencer's transaction.
 
-The build of a generation does not see the ends of assignments whose transactions were still running
-when the build began, or began later. A publication searches for these assignments. By this
-maximum, they ended no earlier than this time before the build began.
+The build of a generation does not see that an assignment ended if the end was committed after the
+build began. The publication has to find these assignments. It searches those that ended less than
+this duration before the build began, or later. All earlier ends were committed before the build
+began.
 """
 
 

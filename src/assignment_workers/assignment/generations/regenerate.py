@@ -194,7 +194,11 @@ def _fail_abandoned(side_connection: Connection, queue: str) -> None:
 
 
 def _fill(chosen: Select[*tuple[Any, ...]], table_name: str) -> Insert:
-    """Build the INSERT of the entries (users with positions) of `chosen` into `table_name`."""
+    """Build the INSERT that copies the rows of the query `chosen` into the table `table_name`.
+
+    The table is the partition of one generation. Each row is an entry: a user and the user's
+    position in the generation.
+    """
     schema, _, name = table_name.partition(".")
     names = ["generation_id", "user_id", "rank", "score", "state", "available_from"]
     target = table(name, *(column(each) for each in names), schema=schema)

@@ -334,10 +334,11 @@ def _take(line: str, chains: Mapping[str, Chain]) -> _Last | None:
 
 
 def _end(chain: Chain, given: _Given | None) -> None:
-    """End the check of a chain of an exported file.
+    """Finish the check of one chain of an exported file, after its last event was read.
 
-    `given`: the end of the chain according to the file's last line; it must equal the end that was
-    read. None: the file names no end.
+    `given`: the position and digest of the chain's last event, as the last line of the file states
+    them. A fault is reported if the last event that was read differs. None: the file does not state
+    the end of the chain.
     """
     if given is not None and given.position > chain.head.position:
         chain.report(

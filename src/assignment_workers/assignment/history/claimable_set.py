@@ -24,9 +24,9 @@ class ClaimableSet:
     heap: list[tuple[int, int]] = field(default_factory=list)
     waiting: list[tuple[datetime, int]] = field(default_factory=list)
     until: dict[int, datetime] = field(default_factory=dict)
-    """Maps a waiting user to the time from which the user is claimable.
+    """The time from which each waiting user is claimable, by user.
 
-    An element of `waiting` with a different time for its user is outdated.
+    The heap `waiting` may also have older elements for a user, with other times; they are ignored.
     """
 
     @classmethod
@@ -52,7 +52,10 @@ class ClaimableSet:
         return cls(generation, ranks, ready, heap, waiting, until)
 
     def make_ready(self, user: int) -> None:
-        """Make the user claimable with the former rank; no effect on a user who was dropped."""
+        """Make the user claimable, at the rank that the user has in the generation.
+
+        No effect on a user whom `drop` has removed from the generation.
+        """
         self.until.pop(user, None)
         if user in self.ranks and user not in self.ready:
             self.ready.add(user)
@@ -84,9 +87,10 @@ class ClaimableSet:
         self.ranks.pop(user, None)
 
     def passed_over(self, rank: int, not_for: Collection[int]) -> int | None:
-        """Return the best claimable user with a better rank than `rank`; None if there is none.
+        """Return the claimable user whom an agent should have got before the user with rank `rank`.
 
-        `not_for`: users who are ignored, because the agent skipped them lately.
+        This is the best-ranked claimable user with a better rank than `rank`; None if there is
+        none. `not_for`: users who are ignored, because the agent skipped them lately.
         """
         kept: list[tuple[int, int]] = []
         found = None

@@ -1,9 +1,9 @@
-"""Check a whole run by its records: events, assignments and requests.
+"""Check the guarantees against all records: events, assignments and requests.
 
 Event ids show the order in which transactions committed: for the events of one lane, and also for
 events of different lanes about the same user, agent or dialer queue. Therefore, one pass over the
-events in the order of their ids replays the run against a small model (`replay`). Then the tables'
-rows are compared with the events (`records`).
+events in the order of their ids can follow the state that they describe and check each event
+against it (`replay`). Then the tables' rows are compared with the events (`records`).
 
 Checked: one holder (guarantee 1); a rebuild changes no assignment (2); assignments in the order of
 the published generation (4); one answer per request (5); answers that were true when they were
@@ -13,8 +13,8 @@ one after another (9); callbacks with their completion (10); rows and events, bo
 Not checked: the facts of a claim (3), because the CRM keeps no history; the truth of the answer
 `empty` (no user is claimable); the choice of one of several dialer queues for a request; due
 callbacks that were passed over, because other programs promise callbacks too; and the dialer's own
-tables, which other programs write too.
-The order is checked against generations whose entries still exist.
+tables, which other programs write too. The order is checked only against generations whose entries
+still exist.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def check(
 
     `dialer`: that of this process. `settings`: those of the environment; operational settings are
     read as they were in force at each time. `bound`: the longest time that an assignment may
-    outlast its lease while a sequencer leads. Events before `history_retention` are not replayed,
-    because some may be deleted. Times that a step of the database's clock made ambiguous are not
-    compared. Reads one snapshot, so the system may be running; `connection` must not be in a
-    transaction yet.
+    outlast its lease while a sequencer leads. Events older than the setting `history_retention` are
+    not replayed, because some may be deleted. If the database's clock was changed, times that this
+    made ambiguous are not compared. All is read from one snapshot, so the system may be running;
+    `connection` must not be in a transaction yet.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     return judge(connection, dialer=dialer, settings=settings, bound=bound)
@@ -55,11 +55,11 @@ def check(
 def judge(
     connection: Connection, *, dialer: Dialer, settings: Settings, bound: timedelta
 ) -> list[Breach]:
-    """Return the breaches of guarantees in the history, as the caller's transaction sees it.
+    """Return the breaches of guarantees that the recorded events and the stored rows show.
 
-    The transaction must be REPEATABLE READ. `dialer`: the dialer of this process. `settings`: the
-    settings of the environment. `bound`: the longest time that an assignment may outlast its lease
-    while a sequencer leads.
+    The caller's transaction must be REPEATABLE READ, so that all queries read one snapshot.
+    `dialer`: the dialer of this process. `settings`: the settings of the environment. `bound`: the
+    longest time that an assignment may outlast its lease while a sequencer leads.
     """
     now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     since = now - settings.history_retention

@@ -22,9 +22,9 @@ COMPARED = timedelta(hours=1)
 
 
 class LostEvent(BaseModel):
-    """An event that the old server has recorded and this database has not.
+    """An event that the old server has recorded, and the database in its place has not.
 
-    `term` is that of the sequencer whose transaction was lost; None for a job's event.
+    `term`: the term of the sequencer that made the lost change; None for an event of a job.
     """
 
     id: int

@@ -1,8 +1,9 @@
-"""Replay a run, event by event, against a small model of it, and collect the breaches.
+"""Replay recorded events in order, and find the events that break a guarantee.
 
-The model has the active assignments with their leases, the published generations, the paused dialer
-queues, and the claimable users with their ranks. The module does not use the database: its input
-are facts (recorded events), its output breaches of guarantees.
+The replay keeps a model of the state that the events describe: the active assignments with their
+leases, the published generations, the paused dialer queues, and the claimable users with their
+ranks. Each event is checked against this state, and then changes it. The module does not use the
+database: its input is recorded events (`Fact`), and its output is broken guarantees (`Breach`).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Fact(NamedTuple):
     source_id: str | None = None
     scheduled_for: datetime | None = None
     kept_for: int | None = None
-    """For a callback: the only agent who could be assigned the user then; None: any agent."""
+    """For an assignment made for a callback: the agent to whom the user was reserved; None: any."""
     state: str | None = None
     """For a change of an agent's state: the new state."""
     lane: str | None = None
@@ -78,7 +79,7 @@ class Breach:
 
 @dataclass(slots=True)
 class ReplayedAssignment:
-    """An active assignment in the replay's model of the run."""
+    """An assignment that is active at the present point of the replay."""
 
     assignment: str
     agent: int
@@ -105,12 +106,12 @@ Other processes than the sequencer may record them. They do not change which use
 class Replay:
     """A check that replays recorded events in the order of their ids to find broken guarantees.
 
-    The replay has a model of the run, such as the active assignments and the claimable users. Each
-    event (`Fact`) is compared with the model and then changes the model. `breaches`: the broken
-    guarantees found so far. `settings`: the settings in force at the first event. `later`: the
-    settings after each later change, in order. `bound`: the longest time that an assignment may
-    outlast its lease while a sequencer leads. An event costs a few microseconds, whatever a
-    generation's size.
+    The replay keeps the state that the events describe, such as the active assignments and the
+    claimable users. Each event (`Fact`) is checked against this replayed state, and then changes
+    it. `breaches`: the broken guarantees found so far. `settings`: the settings in force at the
+    first event. `later`: the settings after each later change, in order. `bound`: the longest time
+    that an assignment may outlast its lease while a sequencer leads. An event costs a few
+    microseconds, whatever a generation's size.
     """
 
     def __init__(
@@ -139,7 +140,10 @@ class Replay:
         self._by_agent: dict[int, ReplayedAssignment] = {}
         self._published: dict[str, int] = {}
         self._retired: Fact | None = None
-        """The event that retired a generation, until the next generation is published."""
+        """The event that retired a generation, until the event that publishes the next one.
+
+        The two events must follow each other directly.
+        """
         self._failed: set[int] = set()
         self._claimable_sets: dict[str, ClaimableSet] = {}
         self._paused: set[str] = set()
@@ -150,10 +154,10 @@ class Replay:
         self._completed: dict[int, str] = {}
         """By user: the id of the last completed assignment."""
         self._released: dict[int, tuple[str, datetime]] = {}
-        """By user: id and end of the last assignment that ended without a call."""
+        """By user: id and end of the last assignment that was released or expired."""
         self._requests: set[str] = set()
         self._away: dict[int, str] = {}
-        """By agent who is on break or offline: that state."""
+        """The state of each agent who is on break or offline, by agent."""
         self._done: set[str] = set()
         """Ids of callbacks and missed calls that have ended."""
         self._tellers: dict[str, Callable[[Fact], None]] = {
@@ -205,10 +209,7 @@ class Replay:
         self._lane_of |= dict.fromkeys(terms, lane)
 
     def stood(self, hold: ReplayedAssignment) -> None:
-        """Add an active assignment to the replay's model of the run.
-
-        Later events are compared with the model to find broken guarantees.
-        """
+        """Add an active assignment to the state against which later events are checked."""
         self._holds[hold.assignment] = hold
         self._by_user[hold.user] = self._by_agent[hold.agent] = hold
 
@@ -236,9 +237,9 @@ class Replay:
         self._paused.add(queue)
 
     def apply(self, fact: Fact) -> None:
-        """Compare the next recorded event with the replay's model of the run, and update the model.
+        """Check the next recorded event against the replayed state, and update that state.
 
-        The model has, for example, the active assignments and the claimable users. A guarantee that
+        The state has, for example, the active assignments and the claimable users. A guarantee that
         the event breaks is added to `breaches`.
         """
         teller = self._tellers.get(fact.kind)
@@ -255,7 +256,7 @@ class Replay:
         teller(fact)
 
     def publish(self, fact: Fact, ranks: dict[int, int], *, missed: Mapping[str, int]) -> None:
-        """Check the publication of a generation, and add the generation to the model of the run.
+        """Check the publication of a generation, and add the generation to the replayed state.
 
         `fact`: the event of the publication. `ranks`: the rank of each user in the generation; the
         replay changes this dictionary later, so the caller must not use it any more. `missed`: the
@@ -274,7 +275,11 @@ class Replay:
         )
 
     def finish(self, now: datetime) -> None:
-        """End the replay at `now`: check for overdue assignments and unfinished publications."""
+        """Report assignments that are overdue at `now`, and a retirement without a publication.
+
+        Call this after the last event. The event that retires a generation must be followed by the
+        event that publishes the next one.
+        """
         for hold in self._holds.values():
             if now > self._due(hold):
                 what = f"assignment {hold.assignment} has outlived its lease"
@@ -613,7 +618,7 @@ class Replay:
             self._away.pop(fact.agent_id, None)
 
     def _nothing(self, fact: Fact) -> None:
-        """Ignore an event of a kind that does not change the replay's model of the run."""
+        """Ignore an event of a kind that does not change the replayed state."""
 
     def _breach(self, guarantee: int, fact: Fact, what: str) -> None:
         self.breaches.append(Breach(guarantee, fact.id, what))

@@ -53,9 +53,9 @@ def finish(
     """Carry out the moves, as if one after the other; return an answer for each, in their order.
 
     A move is an agent's command about an assignment, such as completing it. `outcomes`: the
-    outcomes of calls in force, by name; None: the dialer's. `settings`: the settings in force,
-    whose limits (such as the lease) replace those in the moves; None: the limits in the moves
-    apply.
+    outcomes that a completed call may have, by name; None: those of the dialer. `settings`: the
+    settings in force; their limits, such as the lease, replace the limits in the moves. None: the
+    limits in the moves apply.
 
     A move that comes after the assignment has ended, or from another agent, is refused and recorded
     as a race (guarantee 8). A repeated move gets its earlier answer (guarantee 5). A refused move
@@ -136,9 +136,10 @@ class _Finish:
     """Maps a user whose assignment a command changes to the token that sent the command."""
 
     def carry_out(self, move: Move) -> Finished | Refused:
-        """Decide one move (an agent's command about an assignment) and return its answer.
+        """Check one move (an agent's command about an assignment), and return its answer.
 
-        The changes are collected in this object, and stored by `write`.
+        If the move is allowed, its changes are collected in this object. The method `write` stores
+        them.
         """
         if isinstance(move, Complete) and (wrong := _misused(move, self.outcomes)):
             return wrong

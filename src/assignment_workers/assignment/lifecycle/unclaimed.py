@@ -1,4 +1,4 @@
-"""The release of an assignment of which its agent may not know, because the answer was lost."""
+"""Release an assignment whose agent may not know of it, because the answer was lost."""
 
 from __future__ import annotations
 

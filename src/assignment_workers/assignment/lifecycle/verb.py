@@ -124,18 +124,18 @@ class Performs(Protocol[T_co]):
 
 
 class Verb(Generic[P, M_co]):
-    """An action of an agent, such as `complete`, from which every interface to the action is made.
+    """An action of an agent on an assignment, such as `complete`, as declared by one function.
 
-    The interfaces are the Celery task, the HTTP route, the CLI command and the method of the
-    clients. A function declares the verb. The function's first parameter, `limits`, has the
+    Every interface to the action is made from this declaration: the Celery task, the HTTP route,
+    the CLI command and the method of the clients. The function's first parameter, `limits`, has the
     settings. Its parameter `timeout` is used by clients only. The other parameters are the
     arguments in all interfaces, with the validation and the descriptions of their annotations. The
     first paragraph of the function's docstring describes the verb in all interfaces. The function
     returns a move: the object with the values that `finish` needs to carry out the verb.
 
-    As an attribute of a client's class, a verb is a method. mypy and editors see the function's
-    parameters without `limits`, and the answer of that client as the result (`FinishAnswer`, or a
-    coroutine for it).
+    A verb that is an attribute of a client's class works as a method of that client. For mypy and
+    editors, the method has the function's parameters without `limits`, and returns the answer of
+    that client (`FinishAnswer`, or a coroutine for it).
     """
 
     def __init__(
@@ -272,9 +272,12 @@ AnyVerb: TypeAlias = Verb[..., Any]
 def verb(
     about: str | None = None,
 ) -> Callable[[Callable[Concatenate[Limits, P], M_co]], Verb[P, M_co]]:
-    """Return a decorator that makes a verb (an agent's action) of the function that declares it.
+    """Return a decorator that turns a function into a verb, an action of agents such as `complete`.
 
-    `about`: a text that describes the arguments that only this verb has; None if there are none.
+    The function's name, parameters and docstring define the action. Its first parameter, `limits`,
+    has the settings that apply, such as the duration of a lease. The function returns a move: the
+    object with the values that `finish` needs to carry out the action. `about`: a text that
+    describes the arguments that only this verb has; None if there are none.
     """
     return lambda declared: Verb(declared, about)
 

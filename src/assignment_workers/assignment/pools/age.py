@@ -1,7 +1,8 @@
-"""Weekly ageing: users who wait longer are called later (original-dialer section 4).
+"""Weekly ageing: raise the scores of waiting users, so that they are called later.
 
-That is intended. A user with a higher score is called later, and ageing raises a score each week
-while it is below 200. The rule is that of the original dialer: docs/original-dialer.md, section 4.
+A user with a higher score is called later. Ageing adds 5 to a score each week while the score is
+below 200. It is intended that users who wait longer are called later: the old dialer, which this
+project replaces, has the same rule (docs/original-dialer.md, section 4).
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def age_scores(work: Work, day: datetime, policies: Iterable[Policy]) -> Counts:
     later (docs/original-dialer.md, section 4). Only users of dialer queues whose policy has ageing
     are changed, and only those created a week before `day` or earlier.
 
-    The job runs once for each day. A missed day is made up for (original-dialer section 5). Each
-    transaction handles `AT_A_TIME` users, by id, and stores its progress. So a run after a failed
-    one continues, and no score is raised twice for one day. Returns the counts `aged`, the number
-    of users changed in this run, and `through`, the id of the last user. Cost: one pass over the
-    score rows by the index on the user.
+    The job runs once for each day; a day without a run gets its run later. Each transaction handles
+    1,000 users (`AT_A_TIME`), in the order of their ids, and stores the progress. So a run after a
+    failed one continues, and no score is raised twice for one day. Returns two counts: `aged`, the
+    number of users changed in this run, and `through`, the id of the last user. Cost: one pass over
+    the score rows by the index on the user.
     """
     through = work.reached("through")
     ageing = [sql_text(policy.queue) for policy in policies if policy.ages]

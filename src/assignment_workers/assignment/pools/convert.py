@@ -86,15 +86,16 @@ def remove_converted(
 ) -> Done:
     """Remove those of `users` from one dialer queue who have reached the queue's goal.
 
-    `policy`: the rules of the dialer queue, and its goal. The CRM facts are read in this
-    transaction. A user whom the rules place in another queue of `policies` moves to that queue.
-    Users whom an agent holds, and users who no longer meet the goal, are left alone.
+    `policy`: the rules of that dialer queue, and its goal. `policies`: the rules of all dialer
+    queues; a user whom they place in another queue moves to that queue. The CRM facts are read in
+    this transaction. Users whom an agent holds, and users who no longer meet the goal, are left
+    alone.
 
-    Each conversion is recorded once, however often the command arrives, because the first command
-    takes the user's score row out of the queue. A unique index on user, dialer queue and episode
-    (the number of the user's stay in that queue) prevents a second record by another program
-    (hazard D13 in docs/hazards.md). The record has the score before the removal (hazard D12) and
-    the agents who spoke to the user. The agent who spoke last is the primary agent.
+    Each conversion is recorded once. A repeated command finds nothing to do, because the first one
+    took the user's score row out of the queue. A unique index prevents a second record by another
+    program; its columns are the user, the dialer queue and the number of the user's stay in that
+    queue. The record has the score before the removal, and the agents who spoke to the user; the
+    agent who spoke last is the primary agent. Hazards D12 and D13 in docs/hazards.md say more.
     """
     transaction.require_lanes(policy.queue)
     since = {"since": transaction.now - ATTRIBUTED_FOR}

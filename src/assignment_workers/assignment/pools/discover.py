@@ -60,10 +60,11 @@ from assignment_workers.schema.pipeline import expression_cache
 from assignment_workers.schema.tables import Assignment, Forgotten, Watermark
 
 OVERLAP = timedelta(minutes=10)
-"""Period before the newest CRM row that was read; each run reads the rows of this period again.
+"""Length of the period whose CRM rows each run of the job `discover` reads again.
 
-The reason is that a row may be committed some time after its `created_at`. The job `reconcile`
-finds the users of rows that were committed even later.
+The period ends at the newest row that earlier runs have read. A row may be committed some time
+after its `created_at`, so an earlier run may have missed the row. The job `reconcile` finds the
+users of rows that were committed even later.
 """
 AT_A_TIME = 1_000
 """Maximum number of CRM rows or users that one transaction handles."""
@@ -120,11 +121,11 @@ def reconcile(
 ) -> Counts:
     """Find users who are in a wrong dialer queue or in none, and send the command to move them.
 
-    `send`: the function that sends the command. A user is in the dialer queue that the user's score
-    row names. A name that is none of the dialer's queues is wrong, too (hazard D1 in
-    docs/hazards.md). Users whom an agent holds, who have converted or who are not in the CRM are
-    left alone. Users are read in the order of their ids. A run reads at most a million users
-    (`WINDOWS_AT_MOST` times `WINDOW`); the next run continues.
+    A user is in the dialer queue that the user's score row names. That queue is wrong if the CRM's
+    facts put the user into another queue, or if the dialer has no queue of that name. Users whom an
+    agent holds, who have converted or who are not in the CRM are left alone. `send`: the function
+    that sends the command. Users are read in the order of their ids. A run reads at most a million
+    users (`WINDOWS_AT_MOST` times `WINDOW`); the next run continues.
 
     Returns counts: the users read (`looked_at`), and the users in the wrong place: in no dialer
     queue (`in_none`), in a wrong one (`in_wrong`), or under an unknown name (`other_word`). If the
@@ -209,8 +210,9 @@ class _Run:
     def sweep(self, news: News) -> None:
         """Read the new rows of a CRM table, and insert score rows for new users.
 
-        Users in a wrong dialer queue are passed to `send`. Continues where an earlier run stopped;
-        stops at the table's end or after `BATCHES_AT_MOST` transactions.
+        `news`: the CRM table. Users in a wrong dialer queue are not moved here; the function
+        `self.send` sends the command that moves them. The reading continues where an earlier run
+        stopped. It ends at the table's end or after 100 transactions (`BATCHES_AT_MOST`).
         """
         work, source = self.work, news.name
         mark = _watermark(work.side_connection, source)
@@ -251,8 +253,9 @@ class _Run:
     def _users(self, found: Sequence[NewCrmRow]) -> set[int]:
         """Return the integer ids of the users in these CRM rows.
 
-        If the ids of an external CRM are not integers, the users' numbers in `assignment.user_ids`
-        are returned; new users get a number. Users whose id is unusable are left out.
+        If the ids of an external CRM are not integers, the users' internal integer ids in
+        `assignment.user_ids` are returned; a new user gets one. Users whose CRM id is unusable are
+        left out.
         """
         ids = [each.user_id for each in found]
         if self.dialer.numbered is None or self.crm is None:
@@ -338,12 +341,12 @@ def _wrong(
 def _number(
     connection: Connection, dialer: Dialer, news: News, since: datetime | None
 ) -> str | None:
-    """Give each person in a CRM table an integer number, stored in `assignment.user_ids`; commit.
+    """Give each user in a CRM table an internal integer id, in `assignment.user_ids`; commit.
 
-    The numbers stand for the CRM's ids if these are not integers. Persons who have a number keep
-    it. `news`: the CRM table. `since`: only persons of rows created at or after this time; None:
-    all. Returns a SQL query for the persons in the table. Returns None, and does nothing, if the
-    CRM's ids are integers or the table has no column with a person's id.
+    Internal ids stand for the CRM's ids if these are not integers. Users who have one keep it.
+    `news`: the CRM table. `since`: only users of rows created at or after this time; None: all.
+    Returns a SQL query for the users in the table. Returns None, and does nothing, if the CRM's ids
+    are integers or the table has no column with a user's id.
     """
     if dialer.numbered is None:
         return None
@@ -361,10 +364,10 @@ def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[An
 
 
 def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> None:
-    """Commit the work so far, its counts, and the position that the reading of `source` reached.
+    """Commit the work so far, with the job's counts and the position up to which users were read.
 
-    `source`: the name of a CRM table, or `reconciliation` for the job `reconcile`. `values`: the
-    position, as new values for the columns of the stored row of `source` (`Watermark`).
+    `source`: the name of the CRM table that is read, or `reconciliation` for the job `reconcile`.
+    `values`: the position, as new values of columns in the row of `source` in `Watermark`.
     """
     work.side_connection.execute(
         update(Watermark).where(Watermark.source == source).values(**values)
@@ -374,15 +377,18 @@ def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> 
 
 @dataclass(frozen=True)
 class _Standing:
-    """SQL expressions for a user's present dialer queue (`current`) and the right one (`place`)."""
+    """SQL expressions that compare a user's present dialer queue with the right one.
+
+    `current`: the present dialer queue. `place`: the right one, by the CRM's facts.
+    """
 
     current: ColumnElement[str | None] | InstrumentedAttribute[str | None]
     place: ColumnElement[str | None]
     which: ColumnElement[str | None]
-    """The error: in no dialer queue (`in_none`), in a wrong one (`in_wrong`), or in one with an
-    unknown name (`other_word`).
+    """The reason why the present dialer queue is wrong; null if it is right or must stay.
 
-    Null: the user is in the right dialer queue or must not be moved.
+    `in_none`: the user is in no dialer queue. `in_wrong`: in another than the right one.
+    `other_word`: the user's score row names a queue that the dialer does not have.
     """
 
 

@@ -69,7 +69,7 @@ class Breakdown(BaseModel):
 
     queues: list[Share]
     teams: list[Share]
-    """The figures by team of agents; agents without a team are under `no team`."""
+    """The counts and times for each team of agents; agents without a team are under `no team`."""
     parts: list[Part]
 
 
@@ -100,10 +100,10 @@ def parts(
     number: int = BARS,
     queue: str | None = None,
 ) -> list[Part]:
-    """Return figures of the assignments in each of the `number` equal parts of a period.
+    """Return the number and times of the assignments in each of `number` equal parts of a period.
 
-    The period is from `since` to `until`. Parts without an assignment are left out. `queue`: only
-    assignments of this dialer queue; None: all.
+    A time is that from a request to its assignment. The period is from `since` to `until`. Parts
+    without an assignment are left out. `queue`: only assignments of this dialer queue; None: all.
     """
     parameters = {"since": since, "until": until, "length": (until - since) / number}
     query = _PARTS if queue is None else _PARTS_OF_QUEUE

@@ -63,9 +63,10 @@ AGENT_ORDERS = {
 
 @dataclass(frozen=True)
 class AgentList:
-    """A page of the list of agents: its filter, team, order and page number.
+    """The choice of a page of the list of agents: filter, team, order and page number.
 
-    `state` is a key of `AGENT_FILTERS`, `sort` a key of `AGENT_ORDERS`; `team` None: every team.
+    `state`: the name of a filter in `AGENT_FILTERS`, such as `idle`. `sort`: the name of an order
+    in `AGENT_ORDERS`, such as `lease`. `team`: only agents of this team; None: of every team.
     """
 
     state: str = "all"
@@ -135,16 +136,19 @@ def answers_to(
 
 
 def minutes(connection: Connection) -> list[Part]:
-    """Return, for each minute of the last hour, the number of assignments and their times.
+    """Return the number and the times of the assignments in each minute of the last hour.
 
-    The times are those from a request to its assignment. Only the newest `NEWEST` answers to
-    requests are read; a minute without an assignment is absent.
+    A time is that from a request to its assignment. Minutes without an assignment are left out.
+    Only the newest 50,000 answers to requests are read (`NEWEST`).
     """
     return [Part(**row) for row in rows_of(connection, _MINUTES)]
 
 
 def service(connection: Connection) -> RecentService:
-    """Return the service levels of the last hour, from the newest `NEWEST` answers at most."""
+    """Return the success rate, the availability and the lost assignments of the last hour.
+
+    Only the newest 50,000 answers of that hour are read (`NEWEST`).
+    """
     now = connection.execute(text("SELECT statement_timestamp()")).scalar_one()
     levels = service_levels(connection, since=now - timedelta(hours=1), until=now, newest=NEWEST)
     return RecentService(**dict(levels), lost=connection.execute(text(_LOST)).scalar_one())
@@ -244,7 +248,10 @@ def agent(connection: Connection, agent_id: int) -> Row | None:
 
 
 def agent_assignments(connection: Connection, agent_id: int, *, limit: int) -> list[Row]:
-    """Return the agent's assignments among the newest `LOOKED_BACK` of all agents, newest first."""
+    """Return at most `limit` assignments of the agent, the newest first.
+
+    Only the newest 20,000 assignments of all agents are searched (`LOOKED_BACK`).
+    """
     return rows_of(connection, _AGENT_ASSIGNMENTS, agent=agent_id, limit=limit)
 
 
@@ -291,8 +298,9 @@ def waiting(connection: Connection, generation: int, *, limit: int) -> list[Row]
 def longest(connection: Connection, queue: str, *, limit: int) -> list[Row]:
     """Return the claimable users of the dialer queue whose last call was longest ago.
 
-    For a user without a call, the creation of the score row counts. Only the first `SAMPLED`
-    claimable users by rank are considered.
+    At most `limit` users are returned, the longest ago first. For a user who was never called, the
+    time at which the score row was created counts instead. Only the 20,000 claimable users with the
+    best ranks are considered (`SAMPLED`).
     """
     return rows_of(connection, _LONGEST, queue=queue, limit=limit)
 
@@ -341,8 +349,8 @@ def action(connection: Connection, number: int) -> Row | None:
 def funnel(connection: Connection, policy: Policy, now: datetime) -> PoolFunnel:
     """Count the users of a dialer queue by the first rule that each of them breaks.
 
-    `policy`: the rules of the dialer queue. Reads about `SAMPLED` score rows at most, from pages
-    all over the table, and scales the counts up.
+    `policy`: the rules of the dialer queue. If there are more than 20,000 score rows (`SAMPLED`),
+    the counts are estimated from a random sample of about that number of rows.
     """
     rows = float(connection.execute(text(_SCORE_ROWS)).scalar_one())
     share = min(1.0, SAMPLED / rows) if rows > 0 else 1.0

@@ -1,4 +1,4 @@
-"""Check every guarantee that the database can show, and repair entries without loss."""
+"""The doctor: check the system's guarantees against the tables, and repair wrong entries."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ NEWEST = 20_000
 At 100 claims a second, this covers the time between two scheduled runs.
 """
 APART = frozenset({2, 9})
-"""The numbers of the guarantees whose breaches `interleavings` counts.
+"""The numbers of the two guarantees that keep writers from interleaving.
 
-Guarantee 2: a rebuild disturbs no assignment. Guarantee 9: only one sequencer writes.
+Guarantee 2: a rebuild disturbs no assignment. Guarantee 9: only one sequencer writes. The function
+`interleavings` counts the breaches of both.
 """
 HEAD = 100
 """Number of best-ranked claimable users of a generation whom a check reads.
@@ -65,11 +66,11 @@ class CheckResult(BaseModel):
 
 @dataclass(frozen=True)
 class Check:
-    """A check of a guarantee: a query that returns a line of text for each breach.
+    """A check of a guarantee: a query that returns a line of text for each breach of it.
 
-    `guarantee`: its number; None: a check of the system's state. `cost` describes the maximum that
-    the query reads, however large the tables are. `repairable`: True if the function `repair`
-    corrects the breaches.
+    `guarantee`: the number of the guarantee; None for a check of the system's state instead, such
+    as a job that runs too long. `cost`: a description of the most rows that the query reads.
+    `repairable`: True if the function `repair` corrects the breaches.
     """
 
     name: str
@@ -79,9 +80,10 @@ class Check:
     repairable: bool = False
 
     def bounded(self, outcomes: Sequence[Outcome]) -> TextClause:
-        """Return the query, limited to a hundred breaches, with its SQL parameters set.
+        """Return the query of this check with a limit of a hundred rows and its SQL parameters set.
 
-        `outcomes`: the dialer's outcomes of calls. The parameters: `newest`, the number of newest
+        Each row describes one breach of the guarantee that is checked. `outcomes`: the dialer's
+        outcomes of calls. The SQL parameters: `newest`, the number of newest
         records to read; `promising`, the outcomes that need a callback; `terminal`, the outcomes
         after which a user is never offered again.
         """
@@ -130,10 +132,10 @@ def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
 
 
 def interleavings(findings: Iterable[CheckResult | Broken]) -> int:
-    """Return the number of breaches of guarantees 2 and 9 among these results.
+    """Return the number of breaches of guarantees 2 and 9 in these results of checks.
 
-    Guarantee 2: a rebuild disturbs no assignment. Guarantee 9: a replaced sequencer commits
-    nothing.
+    Such a breach shows that two writers interleaved. Guarantee 2: a rebuild disturbs no assignment.
+    Guarantee 9: only one sequencer writes.
     """
     return sum(each.count for each in findings if not each.ok and each.guarantee in APART)
 

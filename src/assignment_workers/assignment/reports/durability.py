@@ -1,6 +1,6 @@
 """Durability: the servers that have a commit on disk before the agent gets the answer.
 
-At a failover, commits are lost that the promoted standby does not have.
+A failover loses the commits that the promoted standby does not have.
 """
 
 from __future__ import annotations

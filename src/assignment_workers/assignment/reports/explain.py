@@ -1,4 +1,4 @@
-"""Explain whether a user is offered, and the rules that hold back a dialer queue. Reads only.
+"""Explain why a user is offered or not, and count the users whom each rule excludes. Reads only.
 
 Users are judged at a given time, by the SQL expressions that claims and builds use.
 """

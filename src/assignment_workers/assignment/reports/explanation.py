@@ -19,10 +19,11 @@ from assignment_workers.schema.tables import Source
 
 
 class RuleVerdict(BaseModel):
-    """The verdict of one rule of a dialer queue on the user; `holds` is False if it is broken.
+    """The verdict of one rule of a dialer queue on the user.
 
-    `kind` is the consequence for a user who breaks the rule: `converted`, `blocked`, or `resting`
-    until `until`.
+    `holds` is True if the user satisfies the rule. `kind` is the consequence for a user who breaks
+    the rule: `converted` (the user has reached the queue's goal), `blocked` (until a fact about the
+    user changes), or `resting` (until the time `until`).
     """
 
     rule: str
@@ -35,7 +36,8 @@ class RuleVerdict(BaseModel):
 class QueuePosition(BaseModel):
     """The user's position in a dialer queue's published generation.
 
-    `ahead` is the number of claimable users before the user, counted up to `AHEAD_AT_MOST`.
+    `ahead` is the number of claimable users with better ranks, counted up to 100,000
+    (`AHEAD_AT_MOST`).
     """
 
     generation: int
@@ -65,13 +67,14 @@ class QueueVerdict(BaseModel):
 
 
 class PromiseFound(BaseModel):
-    """A callback or missed call of the user that is pending.
+    """A pending callback or a pending missed call of the user.
 
-    `why` is `due`, or the first obstacle: `held`, `not_due`, `postponed` (the callback or missed
-    call has a later time), `put_off` (the user was skipped or deferred), the name of a rule, or
-    `paused`. `queue` is the dialer queue to which the user belongs by the CRM's facts, if
-    any. `kept_for` is the only agent to whom the user can be assigned until the time
-    `callback_preferred` (a setting) has passed since `due_at`; null: any agent.
+    `why` is `due` if the user can be assigned for it now, else the first obstacle: `held`,
+    `not_due`, `postponed` (to a later time), `put_off` (the user was skipped or deferred), the name
+    of a broken rule, `followed_up` (an earlier record of the same missed call was followed up), or
+    `paused`. `queue` is the dialer queue to which the user belongs by the CRM's facts, if any.
+    `kept_for` is the agent for whom the user is reserved, until the duration in the setting
+    `callback_preferred` has passed since `due_at`. Null: any agent may get the user.
     """
 
     source: Source
@@ -117,7 +120,7 @@ class Explanation(BaseModel):
 
     `offered` is True if an agent could get the user now: from a dialer queue, for a callback or for
     a missed call. `due` lists the user's callbacks, then the missed calls; both come before every
-    dialer queue. `events` lists the newest `EVENTS` events of the user, the newest first.
+    dialer queue. `events` lists the newest ten events of the user (`EVENTS`), the newest first.
     `settings_version` is the version of the operational settings in force; None: the settings of
     the environment are in force.
     """
@@ -158,8 +161,8 @@ class Funnel(BaseModel):
 
     Each user counts once, for the first reason. The users whom no reason holds back are counted as
     `claimable`; they are handed out unless the dialer queue is paused. If `complete` is False, only
-    the first `EXPLAINED_AT_MOST` users by score were judged. `in_force` describes the calling rules
-    that apply, such as calling hours.
+    the 200,000 users with the best scores were judged (`EXPLAINED_AT_MOST`). `in_force` describes
+    the calling rules that apply, such as calling hours.
     """
 
     at: datetime

@@ -116,7 +116,7 @@ class Figures(BaseModel):
     sequencer: SequencerStatus
     """The sequencer of the default lane."""
     lanes: list[SequencerStatus]
-    """The sequencer of each lane (assignment queue), the default lane first."""
+    """The status of the sequencer of each lane, the default lane first."""
     holds: int
     holds_lapsing: int
     """Number of active assignments whose lease ends within a minute."""

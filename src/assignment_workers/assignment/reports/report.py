@@ -1,4 +1,4 @@
-"""Service levels over a period, from the records. Reads only.
+"""Service levels over a period, from recorded answers, assignments and events. Reads only.
 
 Cost: a read of the answers, assignments and races of the period, each by an index on its time.
 """
@@ -32,9 +32,9 @@ REQUESTS = ("assignment.request", "assignment.request_many")
 class TimeToAssign(BaseModel):
     """Seconds from the sending of a request to the commit of its assignment.
 
-    The time of sending is by the requester's clock; requests without it are left out. At most
-    `MEASURED_AT_MOST` assignments are measured, the latest of the period. If there was none,
-    `measured` is 0 and the other fields are None.
+    The time of sending is by the requester's clock; requests without this time are left out.
+    `measured` is the number of assignments, at most the latest 200,000 of the period
+    (`MEASURED_AT_MOST`). If it is 0, the other fields are None.
     """
 
     measured: int

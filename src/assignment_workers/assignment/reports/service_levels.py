@@ -1,13 +1,13 @@
-"""The success rate and the availability of a period, from the records and the counted answers.
+"""The success rate and the availability of a period, from recorded and from counted answers.
 
-The gateway and the clients count each request by the answer that its caller got; the database has a
-record of each answer that was committed. Most requests are in both, and are to count once:
+The database records each answer that was committed. The gateway and the clients count each request
+by the answer that its caller got. Most requests are in both sources, and must count once:
 
-1. The records of each kind of answer are matched with the counted answers of that kind.
-2. Records that remain are matched with the requests that were counted as unanswered: their answers
-   came too late for their callers. These requests stay unanswered.
-3. Records that then remain are requests of callers that count nothing, such as other Celery
-   programs.
+1. The recorded answers of each kind are matched with the counted answers of that kind.
+2. Recorded answers that remain are matched with the requests that were counted as unanswered: these
+   answers came too late for their callers. The requests stay unanswered.
+3. Recorded answers that then remain belong to requests of callers that count nothing, such as other
+   Celery programs.
 
 Reads only. Cost: a read of the answers of the period, by the index on their time.
 """
@@ -42,16 +42,17 @@ _EXPLAINED = (
     AnswerKind.RULED,
     AnswerKind.MISTAKE,
 )
-"""The kinds of recorded answers that may have come too late for their caller, the likeliest first.
+"""The kinds of recorded answers, in the order in which they are assumed to have come too late.
 
-The caller of such a request counted it as unanswered. So that the request does not count twice,
-each request that was counted as unanswered is paired with one recorded answer, in the order of
-these kinds. Only recorded answers that match no counted answer are paired.
+A caller that waits no longer counts its request as unanswered, but the database may record an
+answer afterwards. So that the request does not count twice, it is paired with one recorded answer
+that matches no counted answer. Answers of the first of these kinds are paired first, because they
+are the likeliest to be late.
 """
 
 
 class Unseen(BaseModel):
-    """The gaps in the figures of a period: requests and answers that could not be counted.
+    """The gaps in the service levels of a period: requests and answers that could not be counted.
 
     For example, some programs do not count their time-outs, and old answers are deleted.
     """
@@ -173,7 +174,10 @@ def service_levels(
 
 
 def unseen(figures: Unseen) -> list[str]:
-    """Return a text for each gap in the figures: requests or answers that could not be counted."""
+    """Return a line of text for each group of requests or answers that could not be counted.
+
+    `figures`: the gaps in the service levels of a period.
+    """
     told = []
     if figures.requests:
         told.append(
@@ -208,12 +212,12 @@ def combined(
 
 
 def _explained(surplus: Mapping[AnswerKind, int], lost: int) -> dict[AnswerKind, int]:
-    """Return, by kind, the number of recorded answers that are taken to be too late.
+    """Return, by kind, the number of recorded answers assumed to have come too late for the caller.
 
-    An answer that came too late is recorded in the database, but the caller counted the request as
-    unanswered. `surplus`: by kind, the number of recorded answers that match no counted answer.
-    `lost`: the number of requests that were counted as unanswered. At most one recorded answer is
-    taken for each of these requests.
+    A caller that waits no longer counts its request as unanswered, but the database may record an
+    answer afterwards. So one recorded answer, if any is left, is paired with each such request.
+    `surplus`: for each kind, the number of recorded answers that match no counted answer. `lost`:
+    the number of requests that callers counted as unanswered.
     """
     explained = {}
     for kind in _EXPLAINED:

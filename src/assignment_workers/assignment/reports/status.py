@@ -1,7 +1,7 @@
 """The current status for operators: dialer queues, holds, jobs, the sequencer. Reads only.
 
-Counts of entries use partial indexes and stop at `COUNTED_AT_MOST`. Callbacks, missed calls, dead
-letters and the answers of the last hour are counted completely.
+The claimable and the waiting users of a dialer queue are counted up to 100,000 (`COUNTED_AT_MOST`).
+Callbacks, missed calls, dead letters and the answers of the last hour are counted completely.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ A leading sequencer without other messages sends one to itself every 2 seconds.
 class QueueStatus(BaseModel):
     """The status of a dialer queue.
 
-    `claimable` and `waiting` count users, up to `COUNTED_AT_MOST`; None: the queue was never built.
+    `claimable` and `waiting` are numbers of users, counted up to 100,000 (`COUNTED_AT_MOST`). They
+    are None if the queue was never built.
     """
 
     queue: str

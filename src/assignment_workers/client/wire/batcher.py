@@ -32,8 +32,8 @@ character may take 12 bytes in JSON, and base64 adds a third to that. Most of th
 notes.
 """
 UNDER_WAY = 2
-"""The greatest number of unanswered messages with the same task and Celery queue: the workers carry
-out one message while the other waits behind it.
+"""The greatest number of unanswered messages with the same task and Celery queue. With two,
+the next message is already in the queue when the workers have carried out the first.
 """
 ASK_AGAIN_SECONDS = 3.0
 """Seconds after which an unanswered message to an assignment queue counts as lost.
@@ -108,7 +108,7 @@ class Batch:
 
     @property
     def kind(self) -> BatchKey:
-        """The key that all calls of this message have: their Celery task and queue."""
+        """The Celery task and queue, which are the same for all calls of this message."""
         command = self.calls[0].command
         return BatchKey(command.many, command.celery_queue)
 
@@ -128,10 +128,10 @@ class Batch:
 
     @property
     def repeats(self) -> str | None:
-        """The id under which the call was first sent; the workers use it to recognise a repetition.
+        """The id of the first message with this call; None for a message with a list of calls.
 
-        It is this message's own id, unless the call was sent before in another message. None for a
-        message that has a list of calls.
+        The workers recognise a repeated command by this id. If the call was not sent before in
+        another message, it is the id of this message.
         """
         (first, *_) = self.calls
         return None if first.command.many else first.first_sent_as

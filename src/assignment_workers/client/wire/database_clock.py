@@ -1,4 +1,7 @@
-"""The database's clock as a client knows it. A deadline is an instant of this clock."""
+"""A client's estimate of the database's current time, without a connection to the database.
+
+The deadline of a request is a time of the database's clock.
+"""
 
 from __future__ import annotations
 

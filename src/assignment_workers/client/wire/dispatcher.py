@@ -212,9 +212,10 @@ class Dispatcher:
     async def close(self) -> None:
         """Answer the waiting calls with `Unavailable`, and close the connections.
 
-        This client counts the answers to its requests. If a request that got no usable answer was
-        counted since the last message with counts, the counts are first sent to the workers. Other
-        counts are dropped, because the database records most other answers itself.
+        The counts of answers that are still in memory (see `count`) are first sent to the workers
+        if they include a request without a usable answer, because the database may know nothing of
+        that request. Otherwise the counts are dropped, because the database itself records most
+        usable answers.
         """
         if self._tasks and self._counts.has_lost():
             with contextlib.suppress(TimeoutError):
@@ -253,7 +254,10 @@ class Dispatcher:
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Answer all calls `Unavailable` if a background task failed; otherwise they would wait."""
+        """Answer all calls with `Unavailable` if the background task `task` ended with an error.
+
+        Otherwise the callers would wait in vain until their timeouts.
+        """
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the client failed", exc_info=error)
             self._give_up("the client failed; its log tells how")

@@ -1,8 +1,8 @@
 """The format of messages to Celery workers over Redis, and of their results.
 
-Celery's message protocol 2 in kombu's envelope for Redis, as `Celery.send_task` writes it. It is
-built here because `send_task` subscribes to each result and takes ten times as long, while a
-request waits.
+A message has the form that `Celery.send_task` writes: Celery's message protocol 2 in kombu's
+envelope for Redis. This module builds the message itself, because an agent waits for the answer and
+`send_task` takes ten times as long: it subscribes to each result.
 """
 
 from __future__ import annotations

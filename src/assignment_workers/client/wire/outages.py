@@ -1,4 +1,4 @@
-"""Servers that do not answer, or that refuse to write: the time limit, and the error."""
+"""The time limit for a broker's answers, and the error for a broker that fails."""
 
 from __future__ import annotations
 

@@ -206,10 +206,11 @@ def _note_answer(pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
 
 
 def _ask_first(manager: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
-    """Sort the Sentinel that last answered to the front, so that it is asked first.
+    """Move the Sentinel that last answered to the front of the Sentinels of `manager`.
 
-    Then a Sentinel that is down costs the process one time-out, and not one for each connection
-    pool: redis-py itself sorts within one pool only.
+    redis-py asks the Sentinels in this order. Each connection pool has a list of its own, and
+    redis-py itself sorts only that list. Without this function, a Sentinel that is down would
+    therefore cost one time-out for each pool, and not only one for the process.
     """
     good = set(_ANSWERED.values())
     manager.sentinels.sort(key=lambda each: _at(each) not in good)

@@ -27,9 +27,9 @@ log = structlog.get_logger()
 EVERY_SECONDS = 10.0
 """Seconds between two writes of the counts to the access log."""
 ADDRESSES = 1_000
-"""The greatest number of separate counts in memory. A count has a minute, a kind, a token, an
-address and an agent. When there are this many, further refusals are counted together under the
-address `others`, and further commands for agents under the agent `others`.
+"""The greatest number of separate counts in memory. Calls are counted together if they have the
+same minute, kind, token, address and agent. When there are this many counts, further refusals are
+counted under the address `others`, and further commands for agents under the agent `others`.
 """
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
@@ -90,9 +90,9 @@ class _Sum(NamedTuple):
 
 @dataclass
 class AccessLog:
-    """Counts refusals, uses of tokens and commands for agents for the access log.
+    """Collects refusals, uses of tokens and commands for agents, to write them to the access log.
 
-    The counts are in memory until they are written.
+    They are counted in memory until they are written to the database.
     """
 
     engine: Engine
@@ -137,7 +137,7 @@ class AccessLog:
         self._used.add(token)
 
     def start(self) -> None:
-        """Start the periodic writes. `close` ends them."""
+        """Start to write the counts in memory to the access log periodically, until `close`."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:

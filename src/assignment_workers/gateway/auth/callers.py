@@ -211,9 +211,9 @@ class Callers:
 
     @property
     def stack_digest(self) -> str | None:
-        """The digest of the token in `stack`; None without such a token.
+        """The digest of the token that `assignment-workers up` made; None without such a token.
 
-        It is stored with each session that the token opened.
+        It is stored with each dashboard session that was opened with that token.
         """
         return self.stack.hash.hex() if self.stack else None
 
@@ -243,10 +243,11 @@ class Callers:
         return Caller(kept.id, kept.role, kept.agent_id)
 
     def let(self, caller: Caller, agent_id: int) -> None:
-        """Check that the caller may send a command for this agent now, and record that it does.
+        """Check that the caller may send a command for this agent now.
 
         Raises `Problem` 403 if the token is that of another agent, and 429 if there are too many
-        calls for this agent. Without a token, or with the agent's own, nothing is recorded.
+        calls for this agent. If the caller's token is not the agent's own, `acted` is called, so
+        that the access log shows the use of the token.
         """
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")

@@ -72,7 +72,10 @@ def find(connection: Connection, cookie: bytes, *, stack: str | None) -> StoredT
 
 
 def end(connection: Connection, cookie: bytes, *, address: str | None = None) -> None:
-    """End the session with this cookie digest. The caller commits."""
+    """End the dashboard session whose cookie has the digest `cookie`. The caller commits.
+
+    `address`: the address of the browser, for the access log.
+    """
     ended = connection.execute(
         update(DashboardSession)
         .where(DashboardSession.hash == cookie, DashboardSession.ended_at.is_(None))

@@ -33,7 +33,7 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it is listed, without its secret."""
+    """An entry in the list of API tokens. The token's secret is not included."""
 
     id: str
     role: str
@@ -48,7 +48,7 @@ class Token:
 
 @dataclass(frozen=True)
 class StoredToken:
-    """The stored hash and rights of a token; the token that a caller sends is checked by them."""
+    """The stored hash and rights of a token, against which a caller's token is checked."""
 
     id: str
     hash: bytes

@@ -70,7 +70,7 @@ class Field:
     required: bool = True
     digits: bool = True
     text: bool = False
-    """True if the field is for a longer text. Then `digits` (only digits are accepted) is False."""
+    """True if the field is for a longer text. Such a field must also have `digits` False."""
     of_lists: bool = False
     """True if the field names the user or phone number to act on.
 

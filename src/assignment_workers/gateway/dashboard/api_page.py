@@ -87,8 +87,8 @@ def _operation(document: Schema, method: str, path: str, said: Schema) -> ApiOpe
 def _fields(document: Schema, schema: Schema) -> list[ApiField]:
     """Return the fields of a request body; none if it has no fields.
 
-    `schema`: the JSON schema of the body. The schema of an optional body is `anyOf` the body and
-    null.
+    `schema`: the JSON schema of the body, in the OpenAPI document `document`. For an optional body,
+    the schema is an `anyOf` of the body's own schema and null.
     """
     found = _resolved(document, schema)
     for each in found.get("anyOf", []):

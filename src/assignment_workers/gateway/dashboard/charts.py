@@ -55,7 +55,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of a period, with the positions of everything that is drawn."""
+    """A bar chart or line chart of a period, with the position of each mark, bar and line."""
 
     values: Sequence[Tick]
     times: Sequence[Tick]
@@ -78,7 +78,7 @@ class Axis:
 
     @property
     def length(self) -> timedelta:
-        """The length of one part."""
+        """The length of one of the equal parts of the time axis."""
         return (self.until - self.since) / self.parts
 
     def place(self, moment: datetime) -> int:

@@ -279,8 +279,8 @@ async def _may_go_on(request: Request, caller: Caller) -> bool:
 def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
     """Return the current HTML of each region (a part of the page `view`), by name.
 
-    Viewers of the same page with the same right to read free text share one rendering. `here`: the
-    parts of the gateway; `caller`: the viewer.
+    Viewers of the same page with the same right to read free text share one rendering. `caller`:
+    the viewer.
     """
     name = ("page", view.title, view.key, caller.sees_text)
     return here.source.read_cache.once(
@@ -291,7 +291,7 @@ def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
 def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
     """Render the HTML of each region (a part of the page `view`) for this viewer, by name.
 
-    `trouble` has the reason if the facts cannot be read; otherwise it is empty.
+    The region `trouble` has the reason if the facts cannot be read; otherwise it is empty.
     """
     try:
         facts = view.read(here.source)
@@ -311,5 +311,5 @@ def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
 
 
 def is_number(said: str) -> bool:
-    """Return True if the text is a number of at most `DIGITS` digits."""
+    """Return True if the text `said` consists of 1 to 18 digits (`DIGITS`)."""
     return said.isascii() and said.isdigit() and len(said) <= DIGITS

@@ -57,7 +57,7 @@ async def queue(request: Request, name: str) -> Response:
 @ROUTES.get("/wall")
 @as_page
 async def wall(request: Request) -> Response:
-    """Show the page for a big screen."""
+    """Show the page for a big screen in the call centre."""
     return await show(request, views.wall())
 
 
@@ -80,7 +80,7 @@ async def holds(request: Request) -> Response:
 async def rules(request: Request, name: str) -> Response:
     """Show how many users each rule of a dialer queue excludes.
 
-    Of a large dialer queue, only the first `EXPLAINED_AT_MOST` users by score are counted.
+    Of a large dialer queue, only the first 200,000 users by score are counted.
     """
     return await show(request, views.rules(name))
 
@@ -332,7 +332,10 @@ def _address(request: Request) -> str | None:
 
 
 async def _begin(here: Dashboard, caller: Caller, address: str | None) -> str | None:
-    """Begin a session and return its cookie; None if no API tokens are required."""
+    """Begin a session of `caller` and return its cookie; None if no API tokens are required.
+
+    `address`: the network address of the browser, for the access log.
+    """
     if caller.token is None:
         return None
     is_stack = caller.role is None
@@ -378,7 +381,7 @@ def _sign_in_page(request: Request, onward: str, *, wrong: Problem | None = None
 @ROUTES.post("/logout")
 @as_page
 async def sign_out(request: Request) -> Response:
-    """End the session; within `KNOWN_SECONDS` no gateway accepts its cookie any more."""
+    """End the session. After at most 3 seconds, no gateway accepts its cookie any more."""
     await session.fields(request)
     here, cookie = here_of(request), session.cookie_of(request)
     if cookie:

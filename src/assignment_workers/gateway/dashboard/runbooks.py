@@ -43,7 +43,7 @@ def rendered() -> Markup:
 
 
 def _without_documents(tokens: list[Token] | None) -> list[Token] | None:
-    """Replace each link that does not lead to a runbook by the link's text."""
+    """Return parsed Markdown in which each link that leads to no runbook is only its text."""
     if tokens is None:
         return None
     found: list[Token] = []

@@ -23,10 +23,10 @@ from assignment_workers.gateway.problems import refused
 COOKIE = "assignment_workers"
 FORM = "application/x-www-form-urlencoded"
 _OWN = secrets.token_bytes(32)
-"""The secret from which the proofs in forms are made if the gateway requires no API tokens.
+"""A random secret, used for the proofs in forms if the gateway requires no API tokens.
 
-A proof shows that a form was sent from our page. It is otherwise made from the session cookie,
-which does not exist without tokens.
+A proof (CSRF token) shows that a form was sent from our page. If tokens are required, a viewer has
+a session cookie, and the proof is made from it. Without a cookie it is made from this secret.
 """
 
 
@@ -72,8 +72,8 @@ def proof(request: Request) -> str:
 async def fields(request: Request, *, proven: bool = True) -> dict[str, str]:
     """Return the fields of a submitted form. Raises `Problem` 403 if another site sent the form.
 
-    `proven` True: the form must contain the session's `proof` (a CSRF token). False: it need not,
-    as the sign-in form, which is sent before a session exists.
+    `proven` True: the form must contain the session's `proof` (a CSRF token). It is False for the
+    sign-in form, which is sent before a session exists.
     """
     site = request.headers.get("sec-fetch-site", "same-origin")
     body = (await request.body()).decode("utf-8", "replace")

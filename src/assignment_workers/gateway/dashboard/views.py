@@ -1,4 +1,4 @@
-"""The pages of the dashboard: the regions of each, and the reads of their facts."""
+"""The pages of the dashboard: the parts of each page, and the function that reads its facts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ PERIODS = {
 }
 """The periods of charts: length, number of parts, and seconds for which the chart is cached."""
 SERVICE_AT_MOST = 60.0
-"""The most seconds for which reports and the counts of each rule are cached."""
+"""Seconds for which two slow pages are cached: the report of service levels, and the page with the
+number of users whom each rule of a dialer queue excludes.
+"""
 HOLDS = 50
 LISTED = 50
 SUPPRESSIONS_LISTED = 200
@@ -67,7 +69,10 @@ class PageSource:
         return policies_of(loaded(), self.in_force(connection))
 
     def now(self) -> Figures:
-        """Return the current figures of the dialer queues, which most pages show."""
+        """Return the present figures for monitoring, such as the claimable users of dialer queues.
+
+        Most pages show some of these figures.
+        """
         return self.read_cache.figures()
 
     def read(
@@ -100,12 +105,16 @@ class View:
     key: object = None
     """A part of the key under which the rendered page is cached.
 
-    Pages with the same title differ in it: it has their choices, such as the period of a chart.
+    Two views with the same title may show different facts, such as charts of different periods.
+    Their `key`, such as the period, then differs.
     """
 
 
 def overview(period: str) -> View:
-    """Return the overview page: numbers of the call centre, charts of a period, dialer queues."""
+    """Return the overview page: counts of users, agents and calls, charts, and dialer queues.
+
+    `period`: the period of the charts, such as `hour`.
+    """
 
     def read(source: PageSource) -> Facts:
         return {
@@ -126,7 +135,11 @@ def overview(period: str) -> View:
 
 
 def wall() -> View:
-    """Return the page for a big screen: numbers of the call centre, by dialer queue and by team."""
+    """Return the page for a big screen in the call centre.
+
+    It shows the waiting users and the calls of the last hour in large type, and tables by dialer
+    queue and by team.
+    """
 
     def read(source: PageSource) -> Facts:
         return {

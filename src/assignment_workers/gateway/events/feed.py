@@ -1,4 +1,7 @@
-"""Committed events for all readers of the gateway, by one listening connection."""
+"""Read each committed event from the database once, and pass it to all open event streams.
+
+One database connection listens for notifications of new events, for all streams of the gateway.
+"""
 
 from __future__ import annotations
 
@@ -206,7 +209,10 @@ class Feed:
         return [each.at for each in found] == [last.at]
 
     def _restart(self, newest: int) -> None:
-        """Restart every stream, because the database was replaced by an older copy of itself."""
+        """Make every stream send `reset`, because an older copy replaced the database.
+
+        The feed continues after `newest`, the id of the newest event in the copy.
+        """
         log.warning("live_moved_back", position=self.position, newest=newest)
         self.position, self._last = newest, None
         for reader in [*self._all, *(each for of in self._of.values() for each in of)]:
@@ -239,10 +245,11 @@ class Feed:
                 self.position = until
 
     async def _settle(self) -> None:
-        """Wait until each open transaction that may have written an invisible event has ended.
+        """Wait until no new event can appear with an id below the last one read.
 
-        Then all events with ids up to the last one read are visible; a missing id there will never
-        exist.
+        Such an event could be written by a transaction that has taken an id and has not ended, so
+        this method waits for the end of each such transaction. An id that is missing after that
+        will never exist.
         """
         held_back = await self._ask(events.writers)
         while held_back:
@@ -281,7 +288,7 @@ class Feed:
     async def can_tell(self, last: int, until: int) -> bool:
         """Return True if all events after id `last` up to id `until` can still be sent.
 
-        They must still be stored, and their ids must span at most `BEHIND_AT_MOST`.
+        They must still be stored, and their ids must span at most 100,000 (`BEHIND_AT_MOST`).
         """
         if until - last > BEHIND_AT_MOST:
             return False
@@ -289,7 +296,10 @@ class Feed:
         return last + 1 >= oldest
 
     async def is_known(self, last: int) -> bool:
-        """Return True if an event with the id `last` may exist or have existed in this database."""
+        """Return True if `last`, the id that a client sends, is at most the newest event's id.
+
+        A greater id is from another database, or from before a restore of this one.
+        """
         if last <= self.position:
             return True
         _, newest = await self._ask_for_reader(events.bounds)
@@ -312,9 +322,10 @@ class Feed:
 
 
 def _page(connection: Connection, *given: int, **choice: Any) -> Sequence[StoredEvent]:  # noqa: ANN401
-    """Call `events.between`; return the events with the CRM's user ids in place of ours.
+    """Read events in a range of ids; return them with the CRM's user ids in place of our own ids.
 
-    `given` and `choice` are the arguments of `events.between`.
+    `given` and `choice` are passed to `events.between`, which reads the events: the ids after which
+    and up to which events are read, the limit, and the filter.
     """
     return user_ids.shown(loaded(), connection, events.between(connection, *given, **choice))
 

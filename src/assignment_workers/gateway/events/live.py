@@ -1,7 +1,8 @@
-"""Events as they are committed, for any number of readers, by one listening connection.
+"""The open streams of a gateway, which send events to clients as the events are committed.
 
-A reader gets each event that it may see, in the order of ids, and none twice. It can resume after
-its last id at any gateway. Nothing runs while there are no readers.
+A client gets each event that it may see, in the order of ids, and none twice. It can resume after
+its last id at any gateway. One database connection serves all streams. It is closed while no stream
+is open.
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ and can resume after the last event that it got.
 """
 READERS = 2_000
 READERS_OF_ONE = 10
-"""The greatest number of open streams of one agent's token. `READERS` limits all streams together.
-"""
+"""The greatest number of streams that one agent's token may have open at a gateway."""
 START_SECONDS = 5.0
 
 RESET = "reset"
@@ -162,8 +162,8 @@ class Live:
     ) -> AsyncIterator[EventReader]:
         """Open a stream of the events that the filter includes, after `last` or from now on.
 
-        Raises `Problem` 503 while the database cannot answer or `READERS` streams are open, and 429
-        if an agent's token has `READERS_OF_ONE` streams open.
+        Raises `Problem` 503 while the database cannot answer or 2,000 streams (`READERS`) are open,
+        and 429 if an agent's token has 10 streams (`READERS_OF_ONE`) open.
         """
         if self._closed or len(self._readers) >= READERS:
             raise unavailable("no more streams can be opened here now")

@@ -98,7 +98,7 @@ def _body(said: bytes, *, more: bool = True) -> dict[str, Any]:
 
 
 async def _end(send: Send) -> None:
-    """Send the end of the response; give up after `LAST_WORD_SECONDS` if the client does not read.
+    """Send the end of the response; give up after a second if the client does not read.
 
     The server then closes the connection.
     """

@@ -51,7 +51,7 @@ def settings(here: Here) -> InForce:
     dependencies=[WATCHED],
 )
 def settings_history(here: Here, query: Annotated[VersionsQuery, Query()]) -> list[StoredVersion]:
-    """Return the newest versions: who changed what, when, why, from which value to which."""
+    """Return the newest changes of settings: operator, time, reason, old and new value of each."""
     with reading(here) as connection:
         return settings_versions.history(connection, most=query.most)
 

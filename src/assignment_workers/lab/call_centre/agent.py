@@ -65,9 +65,9 @@ SAID = timedelta(seconds=10)
 
 @dataclass
 class SimulatedAgent:
-    """A simulated agent, who requests users and calls them until `over` is set.
+    """A simulated agent, who requests users and calls them until the event `over` is set.
 
-    A call that is going on then ends first.
+    If a call is going on at that moment, the agent ends the call and then stops.
     """
 
     number: int
@@ -76,8 +76,9 @@ class SimulatedAgent:
     recorder: Recorder
     over: asyncio.Event
     signed: Callable[[int], None]
-    """A function that is called with each user who completed the form; the user then signs in the
-    CRM.
+    """A function to which the agent passes each user whose call had the outcome `completed_form`.
+
+    The simulation then stores a signature of the user in the CRM.
     """
     lease: timedelta
     chance: Random = field(init=False)
@@ -162,7 +163,10 @@ class SimulatedAgent:
             self.signed(held.user_number)
 
     async def _talk(self, held: Held, median: timedelta) -> None:
-        """Talk for a random time with this median (log-normal); renew the lease meanwhile."""
+        """Simulate a call of random length; renew the lease during the call.
+
+        The length has a log-normal distribution with this median, in simulated time.
+        """
         spread = self.chance.lognormvariate(0, TALK_SPREAD)
         ends = time.monotonic() + self.plan.wall(median * spread)
         while (left := ends - time.monotonic()) > 0 and not self.over.is_set():
@@ -194,9 +198,10 @@ class SimulatedAgent:
         say: Callable[[], Awaitable[FinishAnswer]],
         outcome: str | None = None,
     ) -> bool:
-        """End the assignment: call `say`, which sends the message, until an answer arrives.
+        """End the assignment; return True if an answer confirms that it has ended.
 
-        If the answer confirms the end, `state` and `outcome` are recorded, and True is returned.
+        `say` is a function that sends the message that ends the assignment. It is called until an
+        answer arrives. After a confirmation, `state` and `outcome` are recorded.
         """
         self.recorder.gives_up(held)
         answer = await self._until_told(say)
@@ -214,8 +219,8 @@ class SimulatedAgent:
     async def _until_told(self, say: Callable[[], Awaitable[Answer]]) -> Answer:
         """Call `say`, which sends a message, until an answer arrives; return the answer.
 
-        After `PATIENCE` seconds the answer may be `Unavailable`. In a run with faults the message
-        is sometimes sent twice at the same time.
+        If there is no answer within two minutes, `Unavailable` is returned. In a run with faults
+        the message is sometimes sent twice at the same time, to test that only one takes effect.
         """
         ends = time.monotonic() + PATIENCE
         while True:

@@ -22,8 +22,9 @@ RECOVERY = 12.0
 """The seconds at the end of a run in which no fault is caused; at most half of the run."""
 AGAIN_AFTER = 0.1
 UNABLE = (SQLAlchemyError, redis.RedisError, BrokerUnavailable, OSError, psutil.Error)
-"""The errors that mean that a fault cannot be caused, because its process or server is already
-down.
+"""The errors after which an attempt to cause a fault is given up.
+
+They mean that the process or server to disturb is already down.
 """
 
 
@@ -38,7 +39,10 @@ class Chaos:
     chance: Random
 
     async def reign(self) -> None:
-        """Cause one fault after another, all kinds in turn, until shortly before the end."""
+        """Cause one fault after another until shortly before the end of the run.
+
+        Each kind of fault has its turn before any kind is repeated.
+        """
         await asyncio.to_thread(self.faults.remember)
         await self._sleep(min(FIRST_AFTER, self.plan.seconds / 4))
         self.recorder.untried += await asyncio.to_thread(self.faults.untried)

@@ -139,7 +139,11 @@ class _Day:
         show: Callable[[Recorder, Sample], None],
         beside: Beside,
     ) -> tuple[Recorder, Environment]:
-        """Run all agents and their environment until the day is over and every call has ended."""
+        """Run all agents and their environment until the day is over and every call has ended.
+
+        `show` is called each second with the records and the newest figures. `beside` is another
+        coroutine function that runs during the day, such as the measurements of a soak.
+        """
         plan, stack = self.plan, self.stack
         recorder, over = Recorder(), asyncio.Event()
         environment = Environment(plan, self.engine, self.client, recorder, over)

@@ -20,7 +20,9 @@ from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder, Sample
 
 REBUILD = timedelta(minutes=15)
-"""The simulated time between rebuilds: the shortest interval of the original dialer's level check.
+"""The simulated time between two rebuilds of the dialer queues.
+
+The original dialer rebuilt a queue with few users at the same interval.
 """
 CLEANUP = timedelta(minutes=10)
 SHORTEST = 4.0
@@ -51,7 +53,10 @@ WHERE g.state = 'published' AND e.state = 'ready'
 
 @dataclass
 class Environment:
-    """Simulates what happens around the agents, such as users who sign, until `over` is set."""
+    """Simulates the events around the agents until `over` is set.
+
+    For example, it stores users' signatures in the CRM, and it requests rebuilds of the queues.
+    """
 
     plan: Plan
     engine: Engine
@@ -59,12 +64,16 @@ class Environment:
     recorder: Recorder
     over: asyncio.Event
     signed_at: dict[int, datetime] = field(default_factory=dict)
-    """Maps a user to a time of the database's clock at which the user had certainly signed."""
+    """Maps each user who signed to a time just after the signature was stored in the CRM.
+
+    The time is by the database's clock. After that time, no claim may take the user from
+    the queue of unsigned users.
+    """
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _to_sign: list[int] = field(default_factory=list)
 
     def signs(self, user: int) -> None:
-        """Have the method `users` store the user's signature in the CRM, with its next batch."""
+        """Note that this user signs; within a second, `users` stores the signature in the CRM."""
         self._to_sign.append(user)
 
     async def users(self) -> None:
@@ -81,13 +90,17 @@ class Environment:
             await self._attempt(partial(self._some_appear, chance, many))
 
     async def jobs(self) -> None:
-        """Request a rebuild of all dialer queues every `REBUILD` of simulated time."""
+        """Request a rebuild of all dialer queues every 15 minutes of simulated time."""
         while await self._after(max(self.plan.wall(REBUILD), SHORTEST)):
             if isinstance(await asyncio.to_thread(self.client.regenerate), str):
                 self.recorder.counts["rebuilds asked for"] += 1
 
     async def cleanups(self) -> None:
-        """Send the messages that start the clean-up jobs, every `CLEANUP` of simulated time."""
+        """Send the messages that start the clean-up jobs, every 10 minutes of simulated time.
+
+        For example, the jobs remove converted users from the dialer queues and end the assignments
+        whose lease has expired.
+        """
         while await self._after(max(self.plan.wall(CLEANUP), SHORTEST)):
             for job in JOBS:
                 await asyncio.to_thread(self._send, job, "maintenance")

@@ -1,4 +1,4 @@
-"""The faults of a chaotic day, caused with the servers' own means in one stack of `up`.
+"""Causes deliberate faults, such as a killed or frozen server, in one running stack.
 
 Each fault is a context manager: the fault lasts for its block, and the end of the block undoes the
 fault. It yields False if the fault cannot be caused now, for example because the process is down.
@@ -59,7 +59,7 @@ STEPPED_SECONDS = 6.0
 LOSING_SECONDS = 3.0
 """The seconds for which the replies to COMMIT are lost."""
 STALE_SECONDS = 15.0
-"""The longest time in seconds that the end of some faults waits for the stack.
+"""The longest time in seconds that a fault waits, before it ends, for the stack to react.
 
 One fault waits for the answers to repeated commands, another for the restart of Valkey.
 """
@@ -83,17 +83,19 @@ AND wait_event = 'SyncRep' AND {IS_STACK_SESSION}
 """  # noqa: S608
 CLOCK = "lab_clock"
 STEPPABLE = {"clock_timestamp": "VOLATILE", "statement_timestamp": "STABLE", "now": "STABLE"}
-"""Maps each SQL function that reads the clock to its volatility. `install_clock` shadows
-them.
+"""The SQL functions that read the clock, with the volatility of each function.
+
+`install_clock` puts functions of the same names before them in the search path.
 """
 
 
 @dataclass(frozen=True)
 class FaultKind:
-    """A kind of fault: its name, its cause, and the seconds for which it lasts.
+    """A kind of deliberate fault: its name, its cause, and the seconds for which it lasts.
 
-    `cause`: a function that returns the fault as a context manager. `leaves_a_server`: False if no
-    request can be served until the fault ends; the time to recover then begins at its end.
+    `cause`: a function that returns the fault as a context manager. `leaves_a_server`: True if
+    requests can be served during the fault. If not, the time to recover is measured from the end of
+    the fault.
     """
 
     what: str
@@ -205,7 +207,7 @@ class Faults:
         ]
 
     def remember(self) -> None:
-        """Copy the data of Valkey, so that the fault `Valkey set back` can restore the copy."""
+        """Copy Valkey's data files; a later fault restarts Valkey with this old copy."""
         data = self._valkey_data()
         if data is None:
             return
@@ -293,7 +295,10 @@ class Faults:
 
     @contextmanager
     def _older_valkey(self) -> Iterator[bool]:
-        """Restart Valkey with the data that `remember` copied, as if a backup was restored."""
+        """Restart Valkey with an older copy of its data, as after the restore of a backup.
+
+        The method `remember` has made the copy.
+        """
         data, process = self._valkey_data(), self._valkey()
         if data is None or process is None or self._older is None:
             yield False
@@ -321,7 +326,10 @@ class Faults:
 
     @contextmanager
     def _lost_replies(self) -> Iterator[bool]:
-        """End sessions whose COMMIT is on the disk, before PostgreSQL has sent the reply to it."""
+        """Terminate database sessions after their COMMIT is on disk, but before the reply is sent.
+
+        The client cannot tell whether the transaction was committed.
+        """
         lost = 0
         with self._configured("synchronous_standby_names = 'away'"):
             deadline = time.monotonic() + LOSING_SECONDS
@@ -354,10 +362,11 @@ class Faults:
 
     @contextmanager
     def _stale_commands(self) -> Iterator[bool]:
-        """Pause and resume a dialer queue, then send the old pause twice more.
+        """Pause and resume a dialer queue, then send the old pause command twice more.
 
-        The first repetition is the same message; the second is a new message with the position of
-        the old pause in the order of operators' commands. The queue must not be paused again.
+        Each command of an operator has a number, by which an older command is recognised. The first
+        repetition is the same message as the pause; the second is a new message with the number of
+        the pause. Neither may pause the queue again.
         """
         queue = self.chance.choice(sorted(loaded().policies))
         with self.engine.begin() as connection:
@@ -491,10 +500,11 @@ class Faults:
 
 
 def install_clock(engine: Engine) -> None:
-    """Shadow the functions by which SQL reads the clock, so that a fault can move the clock.
+    """Replace the SQL functions that read the clock, so that a fault can move the clock.
 
-    The new functions add the interval in the PostgreSQL setting `lab_clock.ahead`. Open sessions
-    are ended, because they would not use the new functions.
+    New functions such as `now()`, which come first in the search path, add the interval in the
+    PostgreSQL setting `lab_clock.ahead`. Open sessions are ended, because they would not use the
+    new functions.
     """
     ahead = f"coalesce(nullif(current_setting('{CLOCK}.ahead', true), ''), '0')::interval"
     with engine.begin() as connection:

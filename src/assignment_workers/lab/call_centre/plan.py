@@ -13,9 +13,10 @@ Faults last in real time, so a lease must be longer than a usual fault.
 """
 
 FLOWER_TASKS = "1000"
-"""The number of tasks that Flower remembers in a soak: those that fifty agents cause in a minute.
+"""The number of tasks that Flower, the monitor of Celery, remembers in a soak.
 
-Because of this limit, Flower's memory stops growing early in the run.
+Fifty agents cause about this number of tasks in a minute. Because of the limit, Flower's memory
+stops growing early in the run and is not mistaken for a leak.
 """
 
 
@@ -38,8 +39,7 @@ class Plan:
     retention: timedelta | None = None
     """The time for which a generation's rows are stored after another generation has replaced it.
 
-    None: the setting of the stack applies. A time is set only for a soak; Flower then remembers
-    only `FLOWER_TASKS` tasks.
+    None: the setting of the stack applies. Only a soak (a long run to find leaks) sets a time.
     """
     lanes: str = ""
     """The lanes of a new stack, in the form of ASSIGNMENT_WORKERS_LANES; empty: only the default

@@ -1,4 +1,4 @@
-"""Memory and open files of a stack's processes, from each start of a process to its end."""
+"""Measures the memory and the number of open files of each process of a running stack."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Life = tuple[int, float]
 
 
 class Measured(NamedTuple):
-    """The memory and open files of one process at one moment.
+    """The memory and the number of open files of one process at one moment.
 
-    Several processes may have the same name, at the same time or in succession.
+    `name` is the role of the process, such as `sequencers`. Several processes may have the same
+    role, at the same time or one after the other; `life` tells them apart.
     """
 
     name: str

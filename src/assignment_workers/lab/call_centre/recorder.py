@@ -15,8 +15,8 @@ from assignment_workers.identity import UserId
 UNDER_WAY_SECONDS = 15.0
 """The longest time in seconds from a commit to the arrival of the answer at the agent.
 
-A fault can delay an answer by this much. If the database's clock jumped less than this time before
-an answer arrived, the times in the answer may be from before the jump.
+A fault can delay an answer by this much. An answer that arrives within this time after a jump of
+the database's clock may therefore contain times from before the jump.
 """
 
 
@@ -67,14 +67,18 @@ class Sample:
 
 @dataclass
 class KnownAssignment:
-    """An assignment as far as its agent knows it from answers."""
+    """An assignment as the answers to its agent describe it; the database may contradict them."""
 
     agent: int
     user: UserId
     claimed_at: datetime
     lease_until: datetime
     ended: str | None = None
-    """The outcome of the call; None until an answer confirms it, or if there was no outcome."""
+    """The outcome of the call, if an answer has confirmed that the assignment was completed.
+
+    None in all other cases: `state` is then None for an assignment that has not ended, and for
+    example `skipped` for an assignment that ended without a call.
+    """
     state: str | None = None
     at: float = 0.0
     """The second of the run at which the agent got the assignment."""
@@ -84,8 +88,8 @@ class KnownAssignment:
 class Recorder:
     """The agents' record of one run: each answer, its time, and the users whom each agent had.
 
-    It also has the faults of the run, the figures of each second, and the answers that contradict a
-    guarantee. It may be used in one thread only.
+    The recorder also stores the faults of the run, the figures of each second, and the answers
+    that contradict a guarantee. It may be used in one thread only.
     """
 
     began: float = field(default_factory=time.monotonic)
@@ -117,10 +121,10 @@ class Recorder:
         self.waits.append(Wait(self.now, seconds, outcome))
 
     def record(self, held: Held) -> None:
-        """Record an assignment from an answer. The answer may come long after the assignment began.
+        """Record the assignment in an answer, which may arrive long after the assignment began.
 
-        If the user was assigned before another agent's lease for the user had ended, this is
-        recorded as a surprise.
+        If two agents held the user at the same time, this is recorded as a surprise: an answer
+        that contradicts a guarantee.
         """
         if held.id in self.assignments:
             self.renewed(held)
@@ -145,9 +149,9 @@ class Recorder:
         told.lease_until = max(told.lease_until, held.lease_expires_at)
 
     def gives_up(self, held: Held) -> None:
-        """Record that the agent is about to end the assignment.
+        """Record that the agent is about to send the message that ends the assignment.
 
-        Another agent may get the user from now on.
+        From now on, it is no error if another agent gets the user.
         """
         if self._has.get(held.user_id) == held.id:
             del self._has[held.user_id]

@@ -36,18 +36,18 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 SAMPLES = 2000
-"""The number of samples of a run. A short run has fewer, because two samples are at least `NEAREST`
-seconds apart.
+"""The number of times at which a run is measured. A short run is measured less often, because two
+measurements are at least five seconds apart.
 """
 NEAREST = 5.0
 PRUNINGS = 10
 CALM_AFTER = 20.0
-"""The seconds after a fault in which requests do not count for the measured time to assign.
+"""The seconds after each fault for which response times are left out of the measurement.
 
-The answers to these requests may still be late because of the fault.
+Answers in this time may still be late because of the fault.
 """
 GRACE = timedelta(minutes=2)
-"""The longest time for which a row may stay beyond its retention at the end of the run."""
+"""The time by which a row may be older than its retention at the end of the run."""
 
 WITH_THE_WORK = {
     "audit_batches",
@@ -62,8 +62,9 @@ WITH_THE_WORK = {
     "job_runs",
     "requests",
 }
-"""Tables that grow with the work done, so that their growth is not a drift. `tables.weighed`
-examines them instead.
+"""Tables that grow with the work done, so that their growth is no sign of a leak.
+
+They are checked only for empty space (bloat), at the end of the run.
 """
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
 PURGED = "SELECT count(*) FROM assignment.generations WHERE purged_at > now() - :run"
@@ -87,12 +88,12 @@ LIMITS = {
 
 
 class Series(BaseModel):
-    """The samples of one figure over the run, and its trend after the warm-up (see `trend`).
+    """All samples of one figure, such as the memory of a process, and whether it keeps growing.
 
-    `lives`: a list of samples for each process that was measured, in succession; a single list for
-    a figure that belongs to no process. A sample is a pair: the second of the run, and the value.
-    `watched`: the seconds from the first to the last sample of the longest list, without the
-    warm-up. `grown`: the growth in that time.
+    `lives`: the samples as pairs of the second of the run and the value. A figure of a process has
+    one list for each time that the process was started; any other figure has a single list.
+    `watched`: the seconds that the longest list covers, without the warm-up. `grown`: the growth in
+    that time.
     """
 
     kind: str
@@ -121,13 +122,17 @@ class Soaked(BaseModel):
     """The number of replaced generations whose rows were dropped during the run."""
     samples: int
     not_taken: int
-    """The number of samples that failed because of a fault."""
+    """The number of times that the stack could not be measured, because a server was down.
+
+    The run itself stops servers on purpose, as deliberate faults.
+    """
 
     @property
     def exit_code(self) -> int:
         """The exit code of the soak.
 
-        1: drift or a broken guarantee. 2: the run was too short to judge all. 0: neither.
+        1: a figure keeps growing (drift), or a guarantee was broken. 2: the run was too short to
+        judge all figures. 0: neither.
         """
         if self.drifted or self.verdict.broken:
             return 1
@@ -142,10 +147,12 @@ def run(
     *,
     broker: Broker | None = None,
 ) -> tuple[Recorder, Soaked]:
-    """Simulate the plan, measure the stack during the run, and judge the run and the figures.
+    """Simulate a call centre by the plan and judge if any figure of the stack keeps growing.
 
-    Returns the records and the result. `settings` are those of the stack. `show` is called each
-    second. `broker` is the stack's RabbitMQ, if faults may kill it.
+    During the run the stack is measured at intervals, for example the memory of its processes.
+    Returns the agents' records and the result. `settings` are those of the stack. `show` is called
+    each second with the records and the newest figures. `broker` is the stack's RabbitMQ, if faults
+    may kill it.
     """
     engine = connect(
         stack.database_url,
@@ -210,7 +217,10 @@ class Meter:
                 continue
 
     def sample(self, at: float) -> None:
-        """Measure everything once. If one value cannot be read, the whole sample is dropped."""
+        """Measure all processes, Valkey and all tables once, at the second `at` of the run.
+
+        If one value cannot be read, none is stored.
+        """
         found = [*self._of_processes(), *self._of_valkey()]
         with self.engine.connect() as connection:
             sizes, dead = tables.measured(connection)
@@ -238,7 +248,10 @@ class Meter:
             prune_history(connection, settings=self.settings)
 
     def latency(self, recorder: Recorder) -> None:
-        """Add samples of the time to assign: medians of the waits that no fault affected."""
+        """Add the agents' response times in the run to the samples, as one median per interval.
+
+        Requests that were under way during a fault, or soon after it, are left out.
+        """
         faults = [(fault.at, fault.served_from + CALM_AFTER) for fault in recorder.faults]
         width = max(self.plan.seconds / SAMPLES, NEAREST)
         waits: dict[int, list[float]] = defaultdict(list)
@@ -251,9 +264,9 @@ class Meter:
             self.points["time to assign", "median"][LASTING].append((at, statistics.median(each)))
 
     def soaked(self, verdict: Verdict) -> Soaked:
-        """Return the result of the soak: judge all figures that were sampled, and the tables.
+        """Judge all sampled figures and all tables; return the result of the soak.
 
-        Before that, rows older than their retention are deleted once more.
+        First, rows older than their retention are deleted once more.
         """
         late = self.outlived()
         with self.engine.begin() as connection:
@@ -286,7 +299,11 @@ class Meter:
         )
 
     def judged(self, figure: Figure) -> Series:
-        """Judge the trend of one figure over the lives of the processes it was measured for."""
+        """Return the samples of one figure, with the finding whether the figure keeps growing.
+
+        A process that is killed and started again has one list of samples for each start. Growth is
+        judged within each list, because a new process begins small again.
+        """
         kind, name = figure
         lives = self.points[figure].values()
         limit = LIMITS[kind]

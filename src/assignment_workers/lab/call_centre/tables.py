@@ -25,9 +25,9 @@ DEAD_TIMES = 2.0
 It is above 1 because rows continue to die until autovacuum runs.
 """
 DEAD_SECONDS = 180.0
-"""The longest time in seconds for which a table may have more dead rows than `DEAD_TIMES` allows.
+"""The longest time in seconds for which a table may have too many dead rows.
 
-Autovacuum checks the tables once a minute.
+Too many means more than twice autovacuum's threshold. Autovacuum checks the tables once a minute.
 """
 
 # A generation's table counts with `entries`, attached or not. The
@@ -105,9 +105,9 @@ class Weight(BaseModel):
 
 
 def measured(connection: Connection) -> tuple[dict[str, float], dict[str, float]]:
-    """Return two mappings by table: the size in megabytes with indexes, and the dead rows.
+    """Return two mappings by table name: the size in MB with indexes, and the dead rows.
 
-    Dead rows are given as a multiple of autovacuum's threshold.
+    The number of dead rows is given as a multiple of autovacuum's threshold.
     """
     rows = connection.execute(text(TABLES)).all()
     return (
@@ -142,8 +142,8 @@ def bloated(weights: Sequence[Weight]) -> list[str]:
 def never_vacuumed(dead: Mapping[str, Points]) -> list[str]:
     """Return a line for each table in which too many rows were dead for too long.
 
-    `dead`: by table, the samples of the number of dead rows over time, in the unit that `measured`
-    returns. After a crash of PostgreSQL, its count of dead rows begins at 0 again.
+    `dead`: by table, the number of dead rows over time, as a multiple of autovacuum's threshold.
+    After a crash of PostgreSQL, its count of dead rows begins at 0 again.
     """
     found = []
     for name, points in sorted(dead.items()):

@@ -31,16 +31,17 @@ LEAST = 16
 
 
 class Limit(NamedTuple):
-    """The growth that a figure may show over the longest life of a process.
+    """The growth that a figure may show in a run without being reported.
 
-    It is the larger of `beyond` and `share` of the figure's median.
+    It is `share` times the figure's median, or `beyond` if that is larger. `unit` is the figure's
+    unit, such as MB.
     """
 
     unit: str
     share: float
-    """The allowed growth as a share of the figure's median.
+    """The allowed growth as a fraction of the figure's median.
 
-    Growth up to this share is no sign of a leak, because the memory of a process fluctuates.
+    Growth up to this fraction is no sign of a leak, because for example memory use fluctuates.
     """
     beyond: float
     """The growth that is always allowed, in the unit of the figure."""
@@ -55,23 +56,23 @@ class TrendFinding(StrEnum):
 
 
 class Trend(NamedTuple):
-    """The finding about a figure, its median level, and its growth after the warm-up.
+    """The finding whether a figure keeps growing, with its median `level` and its growth.
 
-    `grown` is the growth in the longest life. All but the finding are None if there were too few
-    samples.
+    `grown` is the growth over the time that `seconds` gives. `level`, `grown` and `seconds` are
+    None if there were too few samples.
     """
 
     finding: TrendFinding
     level: float | None = None
     grown: float | None = None
     seconds: float | None = None
-    """The seconds for which the process that ran longest was sampled, without its warm-up."""
+    """The longest time for which one process was measured without a restart, after its warm-up."""
 
 
 def judge(lives: Iterable[Points], limit: Limit) -> Trend:
     """Judge if a figure keeps growing by more than its limit.
 
-    `lives` has the samples of each process that was measured, one process after the other.
+    `lives` has one list of samples for each start of the measured process.
     """
     watched = [life for each in lives if len(life := _warm(each)) >= LEAST]
     if not watched:
@@ -90,10 +91,10 @@ def _warm(life: Points) -> Points:
 
 
 def _slope(halves: Iterable[Points]) -> float:
-    """Return the median growth of a figure per second, over one half of the samples.
+    """Return the median growth of a figure per second.
 
-    `halves`: for each process that was measured, the samples of the first half of its life; or, for
-    each of them, those of the second half.
+    `halves` has one list for each start of the measured process: either the first half of the
+    samples of each process, or the second half.
     """
     return statistics.median(slope for half in halves for slope in _slopes(half))
 

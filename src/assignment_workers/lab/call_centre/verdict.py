@@ -24,18 +24,22 @@ from assignment_workers.settings import Settings
 BOUND = timedelta(seconds=60)
 """The longest time for which an assignment may outlive its lease. No fault lasts that long."""
 SOON = 0.1
-"""The longest time in seconds from a request to its answer that `Levels.soon_share` counts.
+"""The longest time in seconds from a request to its answer that counts as fast.
 
-The value is the target for assignments in docs/original-dialer.md, section 0.
+The verdict shows the share of requests that were answered within this time. The value is the target
+for assignments in docs/original-dialer.md, section 0.
 """
 BACK_SECONDS = 10.0
-"""The most seconds until requests are answered again, once a server is able to serve them."""
+"""The longest time in seconds that the stack may take to answer requests again after a fault.
+
+It is counted from the time at which the servers could serve requests again.
+"""
 SHOWN = 20
 NO_TIME = timedelta()
 
 
 class FaultTold(BaseModel):
-    """A fault of the run, and the time until requests were answered again.
+    """A deliberate fault of the run, and the time until requests were answered again.
 
     `at`: the second of the run at which the fault began. `served_from`: the second from which
     requests could be served. `back_after`: the seconds from `served_from` to the first answer to a
@@ -65,11 +69,11 @@ class Levels(BaseModel):
     p99_ms: float
     worst_ms: float
     soon_share: float
-    """The share of requests that were answered within the time `SOON`, a tenth of a second."""
+    """The share of requests that were answered within a tenth of a second."""
 
 
 class Verdict(BaseModel):
-    """The result of judging one run: its parameters, broken guarantees, levels and faults.
+    """The judgement of one run: its parameters, broken guarantees, service levels and faults.
 
     `broken`: a line for each breach of a guarantee, and for each message that could not be carried
     out. It is empty for a good run.
@@ -94,7 +98,7 @@ class Verdict(BaseModel):
     def late(self) -> list[str]:
         """A line for each fault after which requests stayed unanswered for too long.
 
-        Too long: more than `BACK_SECONDS` after the time from which requests could be served again.
+        Too long: more than ten seconds after the time from which requests could be served again.
         """
         return late(self.faults)
 
@@ -102,7 +106,7 @@ class Verdict(BaseModel):
 def late(faults: Sequence[FaultTold]) -> list[str]:
     """Return a line for each fault after which requests stayed unanswered for too long.
 
-    Too long: more than `BACK_SECONDS` after the time from which requests could be served again.
+    Too long: more than ten seconds after the time from which requests could be served again.
     """
     return [
         f"{fault.what} at {fault.at:.0f} s: "
@@ -120,9 +124,10 @@ def judge(
     signed_at: dict[int, datetime],
     settings: Settings,
 ) -> Verdict:
-    """Judge the whole run, which has ended, by the database and the agents' records.
+    """Judge a run that has ended, by the database and the agents' records.
 
-    `signed_at`: for each user who signed, a time at which the user had certainly signed.
+    `signed_at`: for each user who signed, a time at which the user had certainly signed. After that
+    time, no claim may take the user from the queue of unsigned users.
     """
     broken = [*recorder.surprises]
     with engine.connect() as connection:
@@ -192,9 +197,9 @@ def _signed_before(
 ) -> list[str]:
     """Return a line for each user who was handed out as unsigned although the user had signed.
 
-    That breaks guarantee 3: a claim judges users by their facts at that time. `signed_at`: by user,
-    a time at which the user had certainly signed. A claim up to `slack` after that time is no
-    breach, because the database's clock may have jumped in between.
+    That breaks guarantee 3: a claim judges users by their facts at the time of the claim.
+    `signed_at`: by user, a time at which the user had certainly signed. A claim up to `slack` after
+    that time is no breach, because the database's clock may have jumped in between.
     """
     sql = text(
         "SELECT user_id, claimed_at FROM assignment.assignments"

@@ -45,9 +45,10 @@ AWAY = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """The load, which is the same for every way to hand out users.
+    """The parameters of the load, such as the number of agents and the length of the run.
 
-    Simulated time runs `speed` times as fast as real time.
+    The load is the same for every way to hand out users. Simulated time runs `speed` times as fast
+    as real time.
     """
 
     agents: int
@@ -55,7 +56,7 @@ class LoadPlan:
     speed: float
     seed: int
     validation: timedelta
-    """The median time of a read on the other database, where users are checked; in real time."""
+    """The median real time that the original dialer needs to check a user in another database."""
 
     @property
     def users(self) -> int:
@@ -111,10 +112,10 @@ class Truth:
 
 
 def run(dialer: Contender, plan: LoadPlan, looking: Engine) -> Truth:
-    """Run all agents and jobs on the dialer; return the agents' records.
+    """Let simulated agents call users of this dialer while its jobs rebuild the queue.
 
-    The run lasts for the seconds of the plan. `looking` is an engine on the same database, by which
-    each answer 'empty' is checked.
+    Returns the agents' own records after the seconds of the plan. `looking` is an engine on the
+    dialer's database: after each answer 'empty', it checks whether a user was waiting.
     """
     truth = Truth()
     stop = threading.Event()

@@ -1,7 +1,8 @@
 """The original dialer, which failed in the incident, and the remedies that were proposed for it.
 
-They follow docs/original-dialer.md, sections 0, 3, 5 and 6. Each remedy changes one thing in the
-original, so that any difference in the results comes from that change.
+In the incident, a rebuild deleted a row of the dialer queue while the row was being assigned to an
+agent. The code follows docs/original-dialer.md, sections 0, 3, 5 and 6. Each remedy changes one
+thing in the original, so that any difference in the results comes from that change.
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ WHERE user_id = :user
 
 @dataclass(frozen=True)
 class HeadRow:
-    """The first row of the queue, with the values that it had when it was read."""
+    """The first row of the dialer queue, with the values at the time it was read.
+
+    `row` is the id of the row. `version` is the time of the last change of the row.
+    """
 
     row: UUID
     user_id: int
@@ -99,10 +103,11 @@ class HeadRow:
 
 
 class Original:
-    """The original dialer: it finds a row, validates its user elsewhere, and updates the row by id.
+    """The original dialer: it reads a row of the queue, checks the user, then updates the row.
 
-    The user is validated in another database. A rebuild deletes all rows and inserts new ones. In
-    the incident, a rebuild deleted a row between the first step and the last.
+    The user is checked in another database, and the update uses the id of the row. A rebuild
+    deletes all rows and inserts new ones. In the incident, a rebuild deleted the row between the
+    first step and the last.
     """
 
     def __init__(
@@ -113,10 +118,10 @@ class Original:
         validation: timedelta,
         randomness: Random,
     ) -> None:
-        """Create the queue in this database and fill it.
+        """Create the dialer queue's table in this database and fill it.
 
-        `validation` is the median time of a simulated read on the other database, where users are
-        validated.
+        `validation` is the median time of the simulated read on another database by which the
+        dialer checks that a user is eligible.
         """
         limits = timedelta(seconds=30)
         self.engine: Engine = connect(
@@ -159,7 +164,7 @@ class Original:
         return HeadRow(row.id, row.user_id, row.updated_at) if row else None
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Assign the row that `find` returned to the agent, by the id of the row.
+        """Assign to the agent the row that `find` returned; the row is updated by its id.
 
         Raises `RecordNotFound` if a rebuild has deleted the row since.
         """
@@ -187,7 +192,10 @@ class Original:
             self.rebuild()
 
     def rebuild(self) -> None:
-        """Delete every row, then insert the best users. Each statement is committed separately."""
+        """Delete all rows of the dialer queue, then insert the best users.
+
+        Each statement is committed on its own, so agents see the half-built queue.
+        """
         self._rebuilds += 1
         self._clear()
         self._fill(self._candidates())
@@ -200,7 +208,7 @@ class Original:
         """Do nothing: holds of the original dialer have no lease, so none of them can expire."""
 
     def stuck(self) -> int:
-        """Return the number of users whose row says 'assigned'."""
+        """Return the number of users whose row in the dialer queue has the status 'assigned'."""
         return len({row.user_id for row in self._run(HELD)})
 
     def holders(self, user: int) -> list[int]:
@@ -324,9 +332,10 @@ class Optimistic(Original):
     """
 
     def ask(self, agent: int) -> Given | None:
-        """Find and assign a row; after a conflict start again, up to `RETRIES` times.
+        """Find and assign a row; start again if the row has changed in the meantime.
 
-        After that `RecordNotFound` is raised, and the agent is shown an empty queue.
+        After three such repetitions a further conflict raises `RecordNotFound`. The agent is then
+        shown an empty queue.
         """
         for _ in range(RETRIES):
             try:

@@ -152,7 +152,7 @@ class Ours:
             self.runner.run(lambda transaction: expire(transaction, settings=self.settings))
 
     def stuck(self) -> int:
-        """Return the number of users whom the tables show as held, by active assignments.
+        """Return the number of active assignments in the tables, each of which holds a user.
 
         After all agents have left, these users are lost.
         """

@@ -1,6 +1,7 @@
-"""The same load on every way to hand out users, each on its own copy of the same data.
+"""Runs the same load on each way to hand out users, and counts what goes wrong with each.
 
-The ways are the original dialer, each remedy that was proposed for it, and this project.
+The ways are the original dialer, each remedy that was proposed for it, and this project. Each way
+has its own copy of the same data.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class ReplayResult(BaseModel):
 
     @property
     def is_clean(self) -> bool:
-        """True if every count of something that went wrong is zero."""
+        """True if nothing went wrong: no failed request, no lost user, no double hold and so on."""
         wrong = (self.not_found, self.failed, self.held_twice, self.destroyed)
         return not any((*wrong, self.told_empty, self.lost, self.errors))
 
