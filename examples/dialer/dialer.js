@@ -178,6 +178,10 @@ document.addEventListener("keydown", (event) => {
 function show(answer) {
   switch (answer.outcome) {
     case "assigned":
+      if (answer.assignment.state !== "active") {
+        tell("Ask again", "The first answer was lost, and the user is no longer yours.");
+        break;
+      }
       hold(answer.assignment, answer.replayed ? "You had this user already." : "");
       break;
     case "empty":

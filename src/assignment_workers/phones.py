@@ -304,9 +304,12 @@ def plain(text: str) -> str:
 
 
 def tails(text: str) -> list[str]:
-    """Return the last 7 digits (`REACH`) of each part of a text, even if it is not a phone number.
+    """Return the last 7 digits (`REACH`) of each part of a text that may not be a phone number.
 
-    A part with fewer digits is left out.
+    The parts are the whole text, the pieces between separators (such as commas, slashes, line
+    breaks, and the word `or`), and each group of digits with the spaces, dots, dashes and brackets
+    in it. A part with fewer than 7 digits is left out. The result is compared with the last digits
+    of phone numbers, because the text may mean a number that ends with the same digits.
     """
     return sorted(set(_tails(_clean(text))))
 
@@ -377,9 +380,10 @@ def _read(text: str, region: str) -> tuple[PhoneNumber | None, bool]:
 
 
 def _is_possible(number: PhoneNumber) -> bool:
-    """Return True if a complete number, with its area code, can have the length of this number.
+    """Return True if the number is as long as a complete number, with its area code, can be.
 
-    A local number without its area code is not possible, because it identifies nobody.
+    False for a length that only a local number without its area code can have, because such a
+    number does not identify a subscriber.
     """
     found = phonenumbers.is_possible_number_with_reason(number)
     return bool(found == phonenumbers.ValidationResult.IS_POSSIBLE)

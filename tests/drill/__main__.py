@@ -42,7 +42,7 @@ def main() -> int:
     options.add_argument("--only", nargs="+", choices=EVERY, default=EVERY, metavar="LOSS")
     options.add_argument("--agents", type=int, default=200)
     options.add_argument("--users", type=int, default=20_000, help="users of each pool")
-    options.add_argument("--speed", type=float, default=20.0, help="times as fast as a real day")
+    options.add_argument("--speed", type=float, default=5.0, help="times as fast as a real day")
     options.add_argument("--seed", type=int, default=27)
     options.add_argument("--out", type=Path, default=RESULTS)
     options.add_argument("--keep", type=Path, help="folder for the logs; else they are removed")

@@ -115,7 +115,12 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
 
 
 def remaining(connection: Connection) -> int:
-    """Return the number of recorded changes that are not applied yet, counted up to `FEW`."""
+    """Return the number of the dialer's changes that are not applied yet; 2,000 (`FEW`) at most.
+
+    While the dialer's queue tables are copied into generations (builds), triggers record each user
+    whose rows the dialer changes in these tables. Each such record is a change. `carry_over`
+    applies the changes to the generations, and deletes their records.
+    """
     return int(connection.execute(_REMAINING).scalar_one())
 
 

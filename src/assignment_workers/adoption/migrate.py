@@ -367,9 +367,12 @@ def renewal(connection: Connection) -> Iterator[str]:
 
 
 def show_call_queue(engine: Engine) -> bool:
-    """Create the view `call_queue` after a takeover if the dialer had no such table.
+    """Create the view `call_queue` after a takeover, if there is no table or view of that name.
 
-    Returns True if the view was created by this call.
+    A takeover replaces the dialer's two queue tables by views. `call_queue` was the dialer's queue
+    table before those two. The view of that name is for old programs that still read the table: it
+    shows the users of both dialer queues, and cannot be written. An existing table stays, because
+    the dialer's call sessions refer to its rows. Returns True if this call created the view.
     """
     with engine.begin() as connection:
         if not connection.execute(_CALL_QUEUE_MISSING, {"comment": OUR_VIEW}).scalar_one():

@@ -35,9 +35,11 @@ def agent_expression(columns: Iterable[str], alias: str) -> str:
 
 
 def narrowed(number: str) -> str:
-    """Return SQL that brings the value of the expression `number` into the range of `integer`.
+    """Return SQL that converts the value of the SQL expression `number` to the type `integer`.
 
-    A number of the dialer's table may have a wider type, such as `bigint`.
+    The dialer's column may have a wider type, such as `bigint`. A value above the range of
+    `integer` becomes the greatest integer, and a value below the range the least. Null becomes the
+    greatest integer too.
     """
     return f"greatest(least({number}, 2147483647), -2147483648)::integer"
 

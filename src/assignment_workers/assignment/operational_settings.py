@@ -54,7 +54,10 @@ class OperationalSetting:
     names_queue: bool = False
     """True if the environment variable has values by dialer queue: `queue_a=3, queue_b=5`."""
     is_of_queues: bool = False
-    """True if `read` returns names of dialer queues, which still have to be checked."""
+    """True if a value is a list of dialer queues, as for `queue_priority`.
+
+    `read` parses the names without checking that the dialer has such queues; `misfit` checks it.
+    """
 
     @property
     def variable(self) -> str:

@@ -202,9 +202,11 @@ def is_held(connection: Connection, user_id: int) -> int | None:
 
 
 def _hash_numbers(connection: Connection, person: Person, reader: Reader) -> dict[str, int]:
-    """Replace each suppressed phone number of the person by a hash with the key of `reader`.
+    """Replace each suppressed phone number of the person, who is being erased, by a keyed hash.
 
-    Returns the number of changed rows, by table.
+    With the hash, the number stays suppressed although it is no longer stored. `reader` parses
+    phone numbers and has the secret key of the hashes. Returns the number of changed rows, by
+    table.
     """
     numbers = sorted(person.e164)
     parameters: dict[str, Any] = {

@@ -44,8 +44,11 @@ class OutcomeRecorder:
     """A callable that notes the outcome of an operator's action, for the record of the action.
 
     Call the object with the answer to the action; it returns that answer. `position` is the number
-    of the action in the order of all operators' commands, taken before the action begins. Each
-    command of the action must be sent with this number.
+    of the action in the order of all operators' actions, taken before the action begins. Send each
+    command of the action that sets a state, such as the pause of a dialer queue, with this number
+    (`CommandCall.at`). A command is refused if a command with a higher number has set the same
+    state already. All commands of an action share one number, because the time of the operator's
+    decision counts, not the time at which each command is sent.
     """
 
     def __init__(self, position: int) -> None:

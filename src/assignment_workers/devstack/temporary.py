@@ -34,7 +34,11 @@ is reported at once.
 """
 STOP_SECONDS = 60.0
 DISK = "assignment-workers-disk"
-"""The name of the file system in memory that a stack's PostgreSQL may have."""
+"""The name of a tmpfs (a file system in memory) with the data of a stack's PostgreSQL.
+
+The tmpfs is mounted under this name, and `disk_of` finds it by this name in the list of mounts. The
+function `stack` mounts it only if asked to, with `own_disk`.
+"""
 DISK_SIZE = "6g"
 RESIZES = 50
 MEMORY_BYTES = 8_000_000_000
@@ -66,7 +70,11 @@ def database() -> Iterator[str]:
 
 @dataclass
 class Broker:
-    """A RabbitMQ node for one stack, which is not one of the stack's processes."""
+    """A RabbitMQ node that one stack uses as its message broker.
+
+    This process starts and ends the node. The stack does neither, so the node can be killed and
+    restarted while the stack runs.
+    """
 
     url: str
     _server: Server

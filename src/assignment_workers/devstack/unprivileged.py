@@ -1,17 +1,21 @@
 """Runs a program that refuses to run as root, under another account.
 
-Our directories are private to root, and so may be every directory above them and above the programs
-(`/root` on most machines). Instead of opening them to everybody, the program is run in one of two
-ways, whichever works on the machine:
+The program, such as `postgres`, needs our directories. They are private to root, and so may be
+every directory above them and above the program (`/root` on most machines). This module does not
+open them to everybody. It runs the program in one of two ways:
 
-First, as another account that keeps one capability, CAP_DAC_OVERRIDE, which lets it pass the
-permissions of files. `access(2)`, with which `initdb` and `postgres` test their own rights, ignores
-a capability of a process that is not root's, unless the secure bit SECBIT_NO_SETUID_FIXUP is set.
+1. The program runs as another account, and keeps one capability of root: CAP_DAC_OVERRIDE, which
+   permits access to every file. The module also sets the secure bit SECBIT_NO_SETUID_FIXUP, because
+   `initdb` and `postgres` test their rights with `access(2)`. Without that bit, `access(2)` ignores
+   the capabilities of any account but root.
 
-Second, where a container lacks the capabilities for that, in a user namespace in which root has the
-uid of another account. For file permissions the program is root; it sees itself as that account.
+2. Some containers lack the capabilities for the first way. There the program runs in a user
+   namespace that has only one uid. Inside the namespace, this is the uid of another account, so the
+   program does not refuse to run. Outside, it is root's uid, by which the kernel checks the
+   permissions of files.
 
-Run by its path, this file changes its own process in one of these ways and becomes the program.
+If this file is run as a script, it changes its own process in one of these ways, and then executes
+the program in that process.
 """
 
 from __future__ import annotations
@@ -34,7 +38,11 @@ the same account name.
 """
 FALLBACK = "nobody"
 TEST_ONLY = "?"
-"""The value of `PROGRAM` on the command line of `main` that only tests the account."""
+"""The value of `PROGRAM`, in the arguments of `main`, with which `main` executes no program.
+
+Instead, `main` tests whether the account may execute a program and write in a directory. The two
+arguments after `PROGRAM` name them.
+"""
 PROBE_SECONDS = 10
 
 # From linux/prctl.h, linux/securebits.h, linux/capability.h and linux/sched.h.

@@ -17,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assignment_workers.assignment.answer_counts import AnswerTally, CountedHour, store
+from assignment_workers.gateway.background import repeat
 from assignment_workers.gateway.command_dispatcher import CLIENT_CLOSED_REQUEST
 from assignment_workers.gateway.problems import ASKED_AT
 from assignment_workers.schema.tables import AnswerKind
@@ -43,18 +44,13 @@ class AnswerLog:
 
     def start(self) -> None:
         """Start to write the counts of answers to the database periodically, until `close`."""
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(repeat(EVERY_SECONDS, self.write))
 
     async def close(self) -> None:
         """End the periodic writes, and write all remaining counts of answers."""
         if self._task is not None:
             self._task.cancel()
         await self.write()
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY_SECONDS)
-            await self.write()
 
     async def write(self) -> None:
         """Write the counts of answers to the database.
@@ -66,8 +62,10 @@ class AnswerLog:
             return
         try:
             await asyncio.to_thread(self._store, hours)
-        except (DBAPIError, PoolTimeout) as error:
+        except Exception as error:
             self.counts.put_back(hours)
+            if not isinstance(error, DBAPIError | PoolTimeout):
+                raise
             log.warning("answers_not_counted", sums=len(hours), why=type(error).__name__)
 
     def _store(self, hours: list[CountedHour]) -> None:

@@ -281,9 +281,10 @@ def _identified(error: Problem, request_id: str | None) -> JSONResponse:
 
 
 async def _request_id(request: Request) -> str | None:
-    """Return the id of a request for a user: the one that the client sent, or the generated one.
+    """Return the request id, if this HTTP request asks for a user to call.
 
-    None for any other call, and if the client's id is invalid.
+    It is the id that the client sent or, without one, the id that the gateway made. None for other
+    HTTP requests, and for an invalid id.
     """
     made: str | None = getattr(request.state, "request_id", None)
     if made is not None or request.url.path != ASKED_AT:

@@ -138,8 +138,8 @@ def conninfo(url: URL, **parameters: str) -> str:
 def connect_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return connection parameters that limit the connection attempt and detect a vanished host.
 
-    They take precedence over `given`, the parameters of the database's address. If these have a
-    smaller limit for the attempt, that limit is kept.
+    The caller sets them over `given`, the parameters of the database's address. A shorter limit
+    for the connection attempt in `given` is kept.
     """
     said = str(given.get("connect_timeout", ""))
     seconds = min(int(said), CONNECT_SECONDS) if said.isdecimal() and int(said) else CONNECT_SECONDS

@@ -49,6 +49,8 @@ class AnswerKind(StrEnum):
     sent.
     """
     DROPPED = "dropped"
-    """Answers of any kind whose counts were dropped, because the database was unavailable for too
-    long.
+    """Answers that are no longer counted by their own kind, because the counts became too old.
+
+    While the database is unavailable, gateways and clients keep their counts in memory, for 48
+    hours at most. Of older counts, only the number of answers is kept, and is counted as this kind.
     """

@@ -224,10 +224,10 @@ class Consumer(consumer.Consumer):
                 message.ack()
 
     def _give_back(self, message: Any) -> None:
-        """Move an assignment task that arrived on another queue to the assignment queue, unchanged.
+        """Send a message, unchanged, to the default lane's assignment queue; then acknowledge it.
 
-        Then acknowledge the message on the queue where it arrived. Raises the errors of the
-        broker's client; the message then stays on that queue.
+        The message is for a task of the assignment queue, but arrived on another Celery queue.
+        Raises the errors of the broker's client; the message then stays on that other queue.
         """
         body = message.body  # RabbitMQ's client has decoded a body that names its encoding
         if isinstance(body, str):

@@ -1,8 +1,12 @@
-"""A worker boot step: consume only while leading, put back taken messages, leave in time.
+"""A Celery boot step: a worker consumes its lane's assignment queue only while it leads the lane.
 
-A new leader takes the lock, begins its term, and puts back the messages that earlier terms had
-taken. Only then does it take a message. A leader that gets a new connection to Redis also puts
-messages back before it takes one.
+A worker that does not lead stands by. To lead, it takes the lane's advisory lock in PostgreSQL and
+begins a term. With Redis, it then puts back into the assignment queue the messages that earlier
+leaders took and did not acknowledge. Only after that does it consume messages. A leader whose
+connection to Redis was replaced also puts messages back before it consumes any.
+
+A thread watches the leader. If the leader has lost the lock, or no longer runs transactions, the
+thread ends the process, and the process's supervisor starts it again as a standby.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Measure the database's clock: its difference to Redis's clock, and sudden changes.
 
 A request's deadline is compared with the database's clock alone. A client cannot read that clock,
-and the clock of its own host may be wrong.
+and the clock of its own host may be wrong. So a client reads Redis's clock and adds the difference
+that is measured here.
 """
 
 from __future__ import annotations

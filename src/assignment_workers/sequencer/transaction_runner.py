@@ -63,11 +63,12 @@ LONGEST_PATIENCE = timedelta(seconds=60)
 SIGN_SECONDS = 1.0
 """The minimum interval, in seconds, at which the lane's transactions record a sign of life."""
 SEEN_SECONDS = 3.0
-"""The minimum interval, in seconds, between updates of `seen_at`, a sign of life for release 0.1.
+"""The minimum interval, in seconds, between two updates of the column `sequencer.seen_at`.
 
-A standby of that release considers a leader dead if `seen_at` is older than 8 s. Each update makes
-a new version of the term's row, and PostgreSQL keeps all versions while an old snapshot is in use,
-so updates must be few.
+The updates are for standbys of release 0.1, which consider the leader dead if the time in this
+column is more than 8 seconds old. They must be few, because each makes a new version of the row
+that every transaction locks to prove its term. While a reader of an old snapshot is active, such as
+a backup, PostgreSQL keeps all these versions, and each proof has to scan them.
 """
 
 # PostgreSQL reads the locked row again if it was changed meanwhile, so the settings are those of

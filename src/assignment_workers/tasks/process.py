@@ -1,4 +1,16 @@
-"""The processes of a stack. Each runs in the foreground until a signal ends it."""
+"""Runs one process of this system in the foreground, until a signal ends it.
+
+The function `run` prepares logs, metrics and traces, and then calls the function of the process in
+`PROCESSES`. These are the processes:
+
+* `sequencer`: the Celery worker on the assignment queue of a lane, which leads or stands by;
+* `maintenance`: the Celery worker for jobs, such as builds of dialer queues, and for heartbeats,
+  the agents' signs of presence;
+* `heartbeats`: an additional Celery worker for heartbeats alone;
+* `beat`: Celery beat, which sends the messages that start the jobs;
+* `flower`: Flower, which shows the workers and their tasks in a browser;
+* `gateway`: the HTTP server for agents and operators.
+"""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def of_processes(stack: Stack, flower: int) -> dict[str, set[str]]:
     return {name: each for name, each in found.items() if each}
 
 
-def forget(stack: Stack, user: int, folder: Path) -> subprocess.Popen[str]:
+def forget(stack: Stack, user: int | str, folder: Path) -> subprocess.Popen[str]:
     """Begin the command that erases this person, with a folder to run in."""
     return subprocess.Popen(
         [sys.executable, "-m", "assignment_workers", "person", "forget", str(user)],

@@ -14,7 +14,12 @@ from prometheus_client import Metric
 from ruamel.yaml import YAML
 
 from assignment_workers.assignment.reports import details, figures
-from assignment_workers.assignment.reports.figures import Broken, Figures, JobFigures, QueueFigures
+from assignment_workers.assignment.reports.figures import (
+    Figures,
+    JobFigures,
+    QueueFigures,
+    StoredCheck,
+)
 from assignment_workers.assignment.reports.figures import RecentTimeToAssign as Times
 from assignment_workers.assignment.reports.status import (
     COUNTED_AT_MOST,
@@ -92,7 +97,9 @@ NOW = Figures(
     dead_letters_new=0,
     audit_lag_seconds=0.0,
     unpublished=0,
-    findings=[Broken(check="one", guarantee=1, ok=True, count=0, examples=[], repairable=False)],
+    findings=[
+        StoredCheck(check="one", guarantee=1, ok=True, count=0, examples=[], repairable=False)
+    ],
     examined_at=AT,
     crm=CrmStatus(elsewhere=True, trouble=None, mirror_age_seconds=12.0),
 )

@@ -34,10 +34,11 @@ from assignment_workers.schema.tables import (
 LONGEST_TRANSACTION = timedelta(minutes=10)
 """Assumed maximum duration of a sequencer's transaction.
 
-The build of a generation does not see that an assignment ended if the end was committed after the
-build began. The publication has to find these assignments. It searches those that ended less than
-this duration before the build began, or later. All earlier ends were committed before the build
-began.
+If the end of an assignment is committed after the build of a generation began, the build does not
+see the end. The publication has to find each such assignment, by its time of the end (`ended_at`).
+That time is set when the transaction begins, so it may be earlier than the commit, by at most this
+duration. Therefore the publication reads the assignments that ended less than this duration before
+the build began, or later.
 """
 
 

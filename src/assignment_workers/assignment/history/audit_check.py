@@ -29,10 +29,12 @@ from assignment_workers.schema.tables import AuditAnchor
 FORM = 1
 """Version of the format of a file to which the hash chains of events are exported."""
 COMPARED_AT_MOST = 1_000
-"""Maximum number of a lane's events with a wrong digest that are tested for a changed order.
+"""Maximum number of events of one hash chain that are tested for a move to another place.
 
-The test compares these events with one another. Further events with a wrong digest are reported as
-changed without this test.
+A wrong digest means that an event was changed, or only moved to another place in the chain. To
+distinguish the two cases, the digests of these events are compared with the contents of the others.
+If the chain has more events with a wrong digest, the rest are reported as changed without the test,
+because the time for the test grows with the square of their number.
 """
 
 

@@ -107,7 +107,11 @@ class _Found:
 class _Finish:
     transaction: FencedTransaction
     found: dict[UUID, _Found]
-    """The assignments that the moves name, by id, as changed by the moves carried out so far."""
+    """The assignments that the moves (commands of agents) are about, by id.
+
+    Each move that is carried out also changes the assignment here. So a later move about the same
+    assignment is checked against the changed assignment.
+    """
     outcomes: Mapping[str, Outcome]
     changed: dict[UUID, dict[str, Any]] = field(default_factory=dict)
     """The new column values of each changed assignment, by the assignment's id."""

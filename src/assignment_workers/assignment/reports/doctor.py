@@ -23,7 +23,7 @@ from assignment_workers.assignment.answers import Done
 from assignment_workers.assignment.audit import REACHED
 from assignment_workers.assignment.generations.entries import HELD, PUBLISHED, READY, WAITING
 from assignment_workers.assignment.history.records import was_set_back
-from assignment_workers.assignment.reports.figures import JOB_NAMES, RUNS, Broken
+from assignment_workers.assignment.reports.figures import JOB_NAMES, RUNS, StoredCheck
 from assignment_workers.assignment.transaction import FencedTransaction
 from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.outcomes import Outcome
@@ -131,7 +131,7 @@ def store(connection: Connection, findings: Sequence[CheckResult]) -> None:
     )
 
 
-def interleavings(findings: Iterable[CheckResult | Broken]) -> int:
+def interleavings(findings: Iterable[CheckResult | StoredCheck]) -> int:
     """Return the number of breaches of guarantees 2 and 9 in these results of checks.
 
     Such a breach shows that two writers interleaved. Guarantee 2: a rebuild disturbs no assignment.

@@ -91,10 +91,12 @@ class RecentTimeToAssign(BaseModel):
     p99: float | None
 
 
-class Broken(BaseModel):
-    """The result of one check of a guarantee in the last scheduled run of all checks.
+class StoredCheck(BaseModel):
+    """The stored result of one check of a guarantee, from the last scheduled run of all checks.
 
-    `ok` is True if the check passed. `count` is the number of breaches.
+    It has the same fields as `doctor.CheckResult`, which is the result of a check that has just
+    been run; a stored result is as old as that run (`Figures.examined_at`). `ok` is True if the
+    check passed. `count` is the number of breaches, up to a hundred; `examples` are some of them.
     """
 
     check: str
@@ -134,7 +136,7 @@ class Figures(BaseModel):
     unpublished: int
     audit_lag_seconds: float
     """Age of the oldest event that is in no hash chain yet; 0 if every event is in one."""
-    findings: list[Broken]
+    findings: list[StoredCheck]
     examined_at: datetime | None
     crm: CrmStatus
 
@@ -195,7 +197,7 @@ def figures(
         dead_letters_new=letters[1],
         unpublished=connection.execute(text(_UNPUBLISHED)).scalar_one(),
         audit_lag_seconds=lag_seconds(connection),
-        findings=[Broken(**row) for row in findings],
+        findings=[StoredCheck(**row) for row in findings],
         examined_at=min((row["examined_at"] for row in findings), default=None),
         crm=crm_now,
     )

@@ -44,10 +44,10 @@ _EXPLAINED = (
 )
 """The kinds of recorded answers, in the order in which they are assumed to have come too late.
 
-A caller that waits no longer counts its request as unanswered, but the database may record an
-answer afterwards. So that the request does not count twice, it is paired with one recorded answer
-that matches no counted answer. Answers of the first of these kinds are paired first, because they
-are the likeliest to be late.
+A caller that stops waiting counts its request as unanswered, but the database may still record an
+answer to the request afterwards. So that the request does not count twice, it is paired with one
+recorded answer that matches no counted answer. Answers of the first of these kinds are paired
+first, because they are the likeliest to be late.
 """
 
 
@@ -214,10 +214,11 @@ def combined(
 def _explained(surplus: Mapping[AnswerKind, int], lost: int) -> dict[AnswerKind, int]:
     """Return, by kind, the number of recorded answers assumed to have come too late for the caller.
 
-    A caller that waits no longer counts its request as unanswered, but the database may record an
-    answer afterwards. So one recorded answer, if any is left, is paired with each such request.
-    `surplus`: for each kind, the number of recorded answers that match no counted answer. `lost`:
-    the number of requests that callers counted as unanswered.
+    A caller that stops waiting counts its request as unanswered, but the database may still record
+    an answer to the request afterwards. Therefore each unanswered request is paired with one
+    recorded answer, as long as there are such answers. `surplus`: for each kind, the number of
+    recorded answers that match no counted answer. `lost`: the number of requests that callers
+    counted as unanswered.
     """
     explained = {}
     for kind in _EXPLAINED:

@@ -144,9 +144,10 @@ class Batch:
 
     @property
     def senders(self) -> list[str | None]:
-        """The name of the token that sent each call on behalf of its agent, in order of the calls.
+        """The name of the API token with which a caller other than the agent sent each call.
 
-        None: the agent's own token, or no token.
+        The names, such as `token 0a12`, are in the order of the calls. None: the call was sent with
+        the agent's own token, or with none.
         """
         return [call.command.sender for call in self.calls]
 

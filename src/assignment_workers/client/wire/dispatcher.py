@@ -50,6 +50,11 @@ FAILED = "the workers failed on it; their log and the dead letters tell how"
 out, because it may contain personal data.
 """
 
+CLIENT_FAILED = "the client failed; its log has the error"
+"""The reason that a caller is given if the call's message could not be made or sent, because of an
+error that is not an unavailable server.
+"""
+
 TICK_SECONDS = 0.25
 """Seconds between checks for lost messages, and between removals of used results from Redis."""
 RECONNECT_SECONDS = 0.1
@@ -250,17 +255,6 @@ class Dispatcher:
             asyncio.create_task(self._carry(), context=Context()),
             asyncio.create_task(self._hear(), context=Context()),
         ]
-        for task in self._tasks:
-            task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """Answer all calls with `Unavailable` if the background task `task` ended with an error.
-
-        Otherwise the callers would wait in vain until their timeouts.
-        """
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the client failed", exc_info=error)
-            self._give_up("the client failed; its log tells how")
 
     def _give_up(self, reason: str) -> None:
         for call in self._batcher.calls():
@@ -276,8 +270,10 @@ class Dispatcher:
             for batch in self._batcher.take(self.now):
                 await self._push(batch)
             if self._handled and self.now >= self._unlinked_at + TICK_SECONDS:
-                with contextlib.suppress(RedisError, OSError):
+                try:
                     await self._unlink()
+                except Exception as error:  # noqa: BLE001 - results that are left expire
+                    _log_unforeseen(error)
 
     async def _push(self, batch: Batch) -> None:
         command = batch.calls[0].command
@@ -301,12 +297,16 @@ class Dispatcher:
                 )
                 sent = await self._broker.send(command.celery_queue, data)
                 self._waiting[command.celery_queue] = sent
-        except (BrokerUnavailable, RedisError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - no error may end the task that sends
+            _log_unforeseen(error)
             if batch.tries > 1:
                 return  # an earlier try may still be answered, and this one is sent again too
-            if not isinstance(error, BrokerUnavailable):
-                error = unreachable("Redis", error)
-            self._answer(batch.id, down(error))
+            if isinstance(error, BrokerUnavailable):
+                self._answer(batch.id, down(error))
+            elif isinstance(error, RedisError | OSError):
+                self._answer(batch.id, down(unreachable("Redis", error)))
+            else:
+                self._answer(batch.id, Unavailable(retry_after=1.0, reason=CLIENT_FAILED))
 
     async def _until_listening(self) -> None:
         """Wait until this client is subscribed to the channel of its results in Redis.
@@ -341,8 +341,9 @@ class Dispatcher:
                 finally:
                     await connection.disconnect()
                     await pool.release(connection)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - no error may end the task that listens
                 # Calls made now are answered `Unavailable`; the next attempt may reach Redis again.
+                _log_unforeseen(error)
                 self._deaf = unreachable("Redis", error)
                 self._listening.set()
                 await asyncio.sleep(RECONNECT_SECONDS)
@@ -395,6 +396,12 @@ class Dispatcher:
                 self._database.reached(late)
             if not _settle(call, answer) and call.future.cancelled() and self._orphaned:
                 self._orphaned(call, answer)
+
+
+def _log_unforeseen(error: Exception) -> None:
+    """Log an error of a background task with its traceback, unless a server was unavailable."""
+    if not isinstance(error, BrokerUnavailable | RedisError | OSError):
+        log.error("the client failed, and goes on", exc_info=error)
 
 
 def _settle(call: Call, answer: object) -> bool:

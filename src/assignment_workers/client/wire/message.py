@@ -43,9 +43,11 @@ SIGNATURE = "signature"
 It proves that one of these programs verified the operator or the senders named in the message.
 """
 SENDERS = "senders"
-"""Header: for each request of the message, the name of the token that sent it for its agent.
+"""Header: the name of the API token with which a caller other than the agent sent each call.
 
-Null: the agent's own token, or no token.
+The header is a list with one name, such as `token 0a12`, for each request or command of the
+message. Null in place of a name: the call was sent with the agent's own token, or with none. The
+whole header is null if there is no name.
 """
 
 
@@ -94,9 +96,8 @@ def message(
     requests in the message, for a person who inspects the queue in Redis; no program reads it.
     `traced` has the headers that continue a trace. `command_id` is the id of the first message with
     this command, if this message repeats the command. `position` is the command's number in the
-    order of all operators' commands. `senders` has, for each request of the message, the name of
-    the token that sent it for its agent. `key` signs a message that names an operator or a sender
-    (see `SIGNATURE`).
+    order of all operators' commands. `senders` has the value of the header `SENDERS`. `key` signs a
+    message that names an operator or a sender (see `SIGNATURE`).
     """
     body = json.dumps(
         [args, kwargs, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]

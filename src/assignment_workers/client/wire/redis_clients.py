@@ -60,6 +60,12 @@ class _Moving(_Sync):
 
 
 class _AsyncMoving(_Async):
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - redis-py's
+        try:
+            await super().send_packed_command(*args, **options)
+        except RuntimeError as error:  # uvloop's, if the socket has been closed meanwhile
+            raise exceptions.ConnectionError("the connection is closed") from error
+
     async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - redis-py's
         try:
             return await super().read_response(*args, **options)
@@ -280,7 +286,10 @@ def async_redis_client(url: str, **options: Any) -> aio.Redis:  # noqa: ANN401 -
     managed = _AsyncSentinelSSLConnection if at.tls else _AsyncSentinelConnection
     asked: Any = aio_sentinel.Sentinel
     once = {**sentinel_options(at), "retry": AsyncRetry(NoBackoff(), 0)}
-    made: aio.Redis = asked(at.sentinels, sentinel_kwargs=once).master_for(
+    manager = asked(at.sentinels, sentinel_kwargs=once)
+    for each in manager.sentinels:
+        each.connection_pool.connection_class = _AsyncSSLConnection if at.tls else _AsyncConnection
+    made: aio.Redis = manager.master_for(
         at.master_name,
         connection_pool_class=_AsyncPool,
         connection_class=managed,

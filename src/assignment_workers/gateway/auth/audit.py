@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, bindparam, func, insert, or_, select,
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from assignment_workers.gateway.background import repeat
 from assignment_workers.schema.tables import AccessKind, AccessRecord, ApiToken
 
 log = structlog.get_logger()
@@ -138,18 +139,13 @@ class AccessLog:
 
     def start(self) -> None:
         """Start to write the counts in memory to the access log periodically, until `close`."""
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(repeat(EVERY_SECONDS, self.write))
 
     async def close(self) -> None:
         """Write all counts and end the periodic writes."""
         if self._task is not None:
             self._task.cancel()
         await self.write(whole=False)
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY_SECONDS)
-            await self.write()
 
     async def write(self, *, whole: bool = True) -> None:
         """Store the last uses of tokens, the commands sent for agents, and the counts of refusals.
@@ -172,9 +168,11 @@ class AccessLog:
             del self._sums[each]
         try:
             await asyncio.to_thread(self._store, sums, used)
-        except (DBAPIError, PoolTimeout) as error:
+        except Exception as error:
             self._used |= used
             self._sums.update(sums)
+            if not isinstance(error, DBAPIError | PoolTimeout):
+                raise
             log.warning("access_not_recorded", sums=len(sums), why=type(error).__name__)
 
     def _store(self, sums: dict[_Sum, int], used: set[str]) -> None:

@@ -25,6 +25,7 @@ from assignment_workers.assignment.answers import (
 from assignment_workers.client.assignment_client import AsyncAssignmentClient
 from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder
+from assignment_workers.schema.states import AssignmentState
 
 Answer = TypeVar("Answer", RequestAnswer, FinishAnswer)
 
@@ -93,6 +94,9 @@ class SimulatedAgent:
         while not self.over.is_set():
             answer = await self._ask()
             match answer:
+                case Assigned(assignment=held) if held.state != AssignmentState.ACTIVE:
+                    # The answer to the first attempt was lost, and the assignment has ended since.
+                    self.recorder.counts["ended before it was told"] += 1
                 case Assigned(assignment=held, replayed=replayed):
                     if replayed:  # back after the tab was closed: the lease may be nearly over
                         await self._renew(held)
@@ -124,7 +128,7 @@ class SimulatedAgent:
         began = time.monotonic()
         answer = await self._until_told(once)
         self.recorder.answered(answer.outcome, time.monotonic() - began)
-        if isinstance(answer, Assigned):
+        if isinstance(answer, Assigned) and answer.assignment.state == AssignmentState.ACTIVE:
             self.recorder.record(answer.assignment)
         return answer
 

@@ -74,12 +74,16 @@ class KnownAssignment:
     claimed_at: datetime
     lease_until: datetime
     ended: str | None = None
-    """The outcome of the call, if an answer has confirmed that the assignment was completed.
+    """The outcome of the call, such as `no_answer`, once an answer has confirmed the completion.
 
-    None in all other cases: `state` is then None for an assignment that has not ended, and for
-    example `skipped` for an assignment that ended without a call.
+    None before that, and if the assignment ended without a call. The field `state` distinguishes
+    these two cases.
     """
     state: str | None = None
+    """The state in which the assignment ended, such as `completed` or `skipped`.
+
+    None as long as no answer has confirmed that the assignment ended.
+    """
     at: float = 0.0
     """The second of the run at which the agent got the assignment."""
 

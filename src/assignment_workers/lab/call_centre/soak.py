@@ -11,6 +11,7 @@ import asyncio
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -199,18 +200,22 @@ class Meter:
     async def watch(self, recorder: Recorder, over: asyncio.Event) -> None:
         """Take samples until the run is over; meanwhile delete rows older than their retention.
 
-        Rows are deleted at intervals, about ten times in the run (`PRUNINGS`).
+        Rows are deleted at intervals, about ten times in the run (`PRUNINGS`). A deletion that
+        fails, because a server is down, is tried again after the next sample.
         """
         every = max(self.plan.seconds / SAMPLES, NEAREST)
         pruned = 0.0
+        of_faults = SQLAlchemyError, redis.RedisError, OSError, psutil.Error
         while not over.is_set():
             try:
                 await asyncio.to_thread(self.sample, recorder.now)
+            except of_faults:
+                self.missed += 1
+            else:
                 if recorder.now - pruned > self.plan.seconds / PRUNINGS:
-                    await asyncio.to_thread(self.prune)
-                    pruned = recorder.now
-            except (SQLAlchemyError, redis.RedisError, OSError, psutil.Error):
-                self.missed += 1  # a fault is under way
+                    with suppress(*of_faults):
+                        await asyncio.to_thread(self.prune)
+                        pruned = recorder.now
             try:
                 await asyncio.wait_for(over.wait(), every)
             except TimeoutError:

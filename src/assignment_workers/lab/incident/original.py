@@ -201,7 +201,7 @@ class Original:
         self._fill(self._candidates())
 
     def rebuilds(self) -> int:
-        """Return the number of rebuilds."""
+        """Return how many times this dialer has rebuilt its dialer queue since the run began."""
         return self._rebuilds
 
     def settle(self) -> None:

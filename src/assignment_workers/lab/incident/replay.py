@@ -28,14 +28,17 @@ from assignment_workers.schema.engine import connect, conninfo, driver_url
 from assignment_workers.schema.migrate import upgrade
 
 OURS = "ours"
-OUR_WAY = "judge and hand out in one turn, publish in another"
+OUR_WAY = "judge and hand out in one transaction, publish in another"
 NAMES = (*WAYS, OURS)
 
 
 class ReplayResult(BaseModel):
-    """The result of one way to hand out users (the original, a remedy, or ours) under the load.
+    """The counts and times of one way to hand out users to agents, measured in the replay.
 
-    Times are in milliseconds.
+    A way is the original dialer, whose rebuilds deleted rows while they were being assigned, or a
+    remedy that was proposed for the original dialer, or this project. Every way is measured under
+    the same load: simulated agents ask for users and call them, while jobs rebuild the dialer
+    queue. Times are in milliseconds.
     """
 
     name: str

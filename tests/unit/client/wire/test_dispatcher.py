@@ -90,6 +90,54 @@ def played(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(run())
 
 
+STEPS: dict[str, Callable[[Dispatcher], tuple[object, str]]] = {
+    "connecting": lambda made: (made._results.connection_pool, "get_connection"),
+    "subscribing": lambda made: (made, "_subscribe"),
+    "listening": lambda made: (made, "_listen"),
+    "reading the clock": lambda made: (made._database, "read"),
+    "writing the message": lambda _made: (couriers, "message"),
+    "sending": lambda made: (made._broker, "send"),
+    "reading a result": lambda _made: (couriers, "result"),
+    "erasing results": lambda made: (made, "_unlink"),
+}
+
+
+@pytest.mark.parametrize("wrong", [RuntimeError("the handler is closed"), KeyError("0"), OSError()])
+@pytest.mark.parametrize("step", STEPS)
+def test_no_error_of_one_step_is_the_end_of_a_client(
+    monkeypatch: pytest.MonkeyPatch, step: str, wrong: Exception
+) -> None:
+    """Seen with uvloop: a write to a socket that was closed meanwhile raises RuntimeError."""
+
+    async def play(stage: Stage) -> None:
+        stage.dispatcher._start()
+        of, name = STEPS[step](stage.dispatcher)
+        works, failed = getattr(of, name), asyncio.Event()
+
+        def fails_once(*given: Any, **named: Any) -> Any:
+            if not failed.is_set():
+                failed.set()
+                raise wrong
+            return works(*given, **named)
+
+        monkeypatch.setattr(of, name, fails_once)
+        answering = asyncio.create_task(answer_all(stage))
+        try:
+            async with asyncio.timeout(10):
+                had = None
+                while not (failed.is_set() and had == "a"):
+                    had = await stage.ask(seconds=1.0)
+                    await asyncio.sleep(couriers.TICK_SECONDS)  # for results to be erased
+        finally:
+            answering.cancel()
+
+    async def answer_all(stage: Stage) -> None:
+        while True:
+            stage.answer(await stage.taken(), result="a")
+
+    played(play, monkeypatch)
+
+
 def test_calls_that_wait_together_share_a_message_and_each_gets_its_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
