@@ -149,6 +149,11 @@ class Channel(redis.Channel):
         self.consumption = connection.consumption
         super().__init__(connection, **options)
 
+    def _get_pool(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
+        if self.connection is None:  # kombu fails with AttributeError, which nobody tries again
+            raise ConnectionError("the connection to the broker was closed")
+        return super()._get_pool(asynchronous)  # type: ignore[misc] # kombu's types lack it
+
     def _brpop_read(self, **options: Any) -> bool:
         try:
             queue, item = self._received(**options)

@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 import redis
-from kombu import Connection, Consumer, Queue
+from kombu import Connection, Consumer, Producer, Queue
 
 from assignment_workers.client.wire.message import message
-from assignment_workers.sequencer.transport import OrderedChannel, OrderedTransport, taken_key
+from assignment_workers.sequencer.transport import (
+    OrderedChannel,
+    OrderedTransport,
+    Transport,
+    taken_key,
+)
 
 QUEUE = "assignment"
 
@@ -167,3 +172,20 @@ def test_the_last_leader_is_known_from_redis_and_what_it_takes_later_is_found_at
     assert line.server.get(f"{QUEUE}.term") == MINE.encode()
     took(line, OLDER, "late")
     assert line.channel.put_back(QUEUE) == 1
+
+
+@pytest.mark.parametrize("transport", [Transport, OrderedTransport])
+def test_a_channel_whose_connection_was_closed_is_mended_like_a_lost_connection(
+    redis_url: str, transport: type[Transport]
+) -> None:
+    """Seen in the drill: another thread's lost connection had closed the channel of a job's message."""
+    with (
+        Connection(redis_url, transport=transport) as connection,
+        redis.Redis.from_url(redis_url) as server,
+    ):
+        producer: Any = Producer(connection)
+        producer.channel.close()
+        with pytest.raises(connection.recoverable_connection_errors):
+            producer.publish("lost", routing_key=QUEUE)
+        producer.publish("kept", routing_key=QUEUE, retry=True, retry_policy={"max_retries": 2})
+        assert server.llen(QUEUE) == 1

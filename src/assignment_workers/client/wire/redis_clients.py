@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from weakref import WeakSet
@@ -34,6 +34,12 @@ LOOK_SECONDS = 1.0
 """Seconds between two queries to the Sentinels for the address of the primary."""
 SENTINEL_SECONDS = 1.0
 """The most seconds to wait for one Sentinel before the next Sentinel is asked."""
+CONNECT_SECONDS = 2.0
+"""The most seconds for an attempt to connect to the primary that the Sentinels name.
+
+During a failover the Sentinels go on naming the lost primary for a moment. After this time they are
+asked again.
+"""
 REPLICA = "the server is a replica now"
 
 if TYPE_CHECKING:
@@ -271,8 +277,7 @@ def redis_client(url: str, **options: Any) -> Redis:  # noqa: ANN401 - redis-py'
         at.master_name,
         connection_pool_class=_Pool,
         connection_class=managed,
-        **_of_primary(at),
-        **options,
+        **_of_primary(at, options),
     )
     return made
 
@@ -293,8 +298,7 @@ def async_redis_client(url: str, **options: Any) -> aio.Redis:  # noqa: ANN401 -
         at.master_name,
         connection_pool_class=_AsyncPool,
         connection_class=managed,
-        **_of_primary(at),
-        **options,
+        **_of_primary(at, options),
     )
     return made
 
@@ -320,8 +324,10 @@ def tls_options(at: SentinelAddress) -> dict[str, str]:
     return {name: _requirement(name, value) for name, value in at.tls.items()}
 
 
-def _of_primary(at: SentinelAddress) -> dict[str, Any]:
-    return {"username": at.username, "password": at.password, "db": at.db, **tls_options(at)}
+def _of_primary(at: SentinelAddress, options: Mapping[str, Any]) -> dict[str, Any]:
+    own = {"username": at.username, "password": at.password, "db": at.db, **tls_options(at)}
+    limit = min(options.get("socket_connect_timeout") or CONNECT_SECONDS, CONNECT_SECONDS)
+    return {**own, **options, "socket_connect_timeout": limit}
 
 
 def _for_redis(url: str) -> str:
