@@ -132,11 +132,12 @@ def _is_of(shape: Shape, difference: Difference) -> bool:
 
 
 def _dialer_table(table: Table, found: Found | None) -> Inspected:
-    """Compare a table that this system and the dialer both use with the known schemas.
+    """Inspect one of the dialer's tables that this system uses too, such as `callbacks`.
 
-    `table`: the table as this release needs it. `found`: the table in the database; None: it does
-    not exist. Returns the verdict and the differences. Columns that this system does not use are
-    ignored.
+    The queue tables are not among them. `table`: the table as this release needs it. `found`: the
+    table in the database; None: it does not exist. The result has a verdict, which says to which
+    schema the table in the database belongs (see `TableVerdict`), and the differences between
+    `found` and `table`. Anything that only `found` has, such as a further column, is ignored.
     """
     if found is None:
         return Inspected(table.name, TableVerdict.ABSENT, needed=True)

@@ -121,10 +121,11 @@ def take_name(table: str) -> str:
 
 
 def create_call_queue() -> Sequence[str]:
-    """Return the statements that create the view `call_queue`, which shows both dialer queues.
+    """Return the statements that create the view `call_queue`, for readers of that old table.
 
-    Run them only in a database that has no table of that name. Such a table has to stay, because
-    the dialer's call sessions refer to it.
+    The view shows the users of both queues of the existing dialer, `unsigned_users` and
+    `outstanding_requests`. Run the statements only in a database that has no table `call_queue`.
+    Such a table has to stay, because the rows of the dialer's table `call_sessions` refer to it.
     """
     shown = []
     for name, column in LEGACY_CALL_QUEUE.columns.items():

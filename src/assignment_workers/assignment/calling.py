@@ -98,10 +98,14 @@ def _column(settings: Settings, name: str, column: str) -> ColumnElement[str | N
 
 
 def calling_rules(settings: Settings, queues: Collection[str] | None) -> CallingRules:
-    """Return the calling rules of `settings`.
+    """Return the rules in `settings` that limit when and how often a user is called or offered.
 
-    `queues`: the names of the dialer's queues; None: the names in the settings are not checked.
-    Raises `UsageError` for an unusable value, such as one for an unknown dialer queue.
+    The rules are the calling hours with the public holidays, the number of calls to a user in 24
+    hours, the cool-down (the shortest time between two calls to a user), the number of calls to a
+    user in all, and the shortest time between two offers of a user. A rule whose setting is unset
+    does not apply; holidays apply only together with calling hours. `queues`: the names of the
+    dialer's queues; None: the queue names in the settings are not checked. Raises `UsageError` for
+    an unusable value, such as one for an unknown dialer queue.
     """
     default, _ = _read("calling_zones", settings.calling_zones, read_zones)
     calendars: tuple[str | None, ...] = (None,)

@@ -260,8 +260,9 @@ class FencedTransaction:
 def sent_by(sender: str | None) -> dict[str, str]:
     """Return the detail `sent_by` for the event of a command that was sent on behalf of an agent.
 
-    `sender`: the token that sent the command, such as `token 0a12`. None: the agent's own token, or
-    no token; then the result is empty.
+    `sender`: the name of the API token with which a caller other than the agent sent the command,
+    such as `token 0a12`. None: the command was sent with the agent's own token, or with none; then
+    the result is empty.
     """
     return {} if sender is None else {"sent_by": sender}
 

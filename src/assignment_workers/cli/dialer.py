@@ -224,7 +224,12 @@ def types(
         described.Language, typer.Argument(help="The language of the types.")
     ] = "typescript",
 ) -> int:
-    """Print types that accept only the names of this dialer, so that a misspelt one is found."""
+    """Print TypeScript or Python types for the names of dialer queues, outcomes and actions.
+
+    The types accept only the names in the dialer's definition. A program that calls this system,
+    such as the frontend of the agents, can use them; its compiler or type checker then reports a
+    misspelt name.
+    """
     settings()
     typer.echo(described.types(loaded(), language), nl=False)
     return 0

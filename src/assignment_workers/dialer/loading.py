@@ -17,7 +17,11 @@ from assignment_workers.settings import Settings
 NAME = "dialerconfig.py"
 VARIABLE = "ASSIGNMENT_WORKERS_DIALER_CONFIG"
 PACKAGED = "assignment_workers.dialers.claims"
-"""The module whose dialer is used if no file is configured."""
+"""The name of the module that defines the packaged dialer, which is installed with this project.
+
+The packaged dialer is used if the setting names no file and the working directory has no
+`dialerconfig.py`.
+"""
 
 _made: dict[Path, Dialer] = {}
 

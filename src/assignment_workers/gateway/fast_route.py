@@ -1,10 +1,12 @@
-"""Routes that pass well-formed calls directly to their functions.
+"""Routes that pass well-formed HTTP calls directly to their functions.
 
-Their answers are not redacted: they are for agents, have only the types in `assignment.answers`,
-and contain no free text.
+A call is here an HTTP request to the gateway, not a phone call. Agents' programs call these routes
+for every user who is handed out. For each HTTP call, FastAPI resolves all arguments of the route's
+function. That costs as much as all other work of the gateway for a claim, so these routes parse
+well-formed HTTP calls themselves.
 
-FastAPI resolves the arguments of the function again for each call, which costs as much as all other
-work of the gateway for a claim. These routes are called for every user who is handed out.
+The answers are not redacted: they are for agents, have only the types in `assignment.answers`, and
+contain no free text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""The reading of a server in a thread, with a time limit, and the facts that readings return."""
+"""The facts from which the system's health is judged, and a class that reads one server.
+
+The facts are read from PostgreSQL, from the broker (Redis or RabbitMQ), from the Redis that has
+task results, from the CRM if it is external, and from TLS certificates, which are in files or are
+presented by servers. `InputReader` reads one of these in a thread, so that a server that hangs
+delays a reading only until its time limit. `Readings` has the result for each. This module opens no
+connection: `InputReader` gets the function that reads, such as those of `health.database` and
+`health.servers`.
+"""
 
 from __future__ import annotations
 

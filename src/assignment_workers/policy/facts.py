@@ -126,7 +126,11 @@ class FactSource:
     """
 
     def named(self, names: Names | None) -> FactSource:
-        """Return this table with the CRM's names from `names`; unchanged if `names` is None."""
+        """Return a copy of this declaration for a CRM that has other names of table and columns.
+
+        `names`: the names in that CRM. A column that `names` leaves out keeps its present name in
+        the CRM. None: the declaration itself is returned.
+        """
         if names is None:
             return self
         columns = {ours: names.names.get(ours, theirs) for ours, theirs in self.columns.items()}

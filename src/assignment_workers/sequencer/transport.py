@@ -101,8 +101,10 @@ def packed(*words: str | bytes) -> bytes:
 class Consumption:
     """The state that all Redis channels of one worker process share.
 
-    It has the function that handles malformed messages. In a sequencer's process it also has this
-    lane's terms: the messages that their sequencers took and did not finish are put back.
+    It has the function that handles malformed messages. In a sequencer's process it also has marks,
+    each of which is the number and id of a term of this lane. The mark of a term leads to the Redis
+    list of the messages that the term's sequencer has taken and not finished. The next sequencer
+    puts these messages back into the assignment queue.
     """
 
     on_malformed: Callable[[str, bytes, Malformed], None] | None = None

@@ -83,8 +83,8 @@ def finish_many(run: TaskRun, requests: Annotated[list[Any], Field(max_length=MA
 def _read(said: object, settings: Settings, sender: str | None) -> Move | Refused:
     """Return `said`, one move (such as a completion) of a batch message, as an object.
 
-    If it is invalid, return the answer `refused`. `sender`: the token that sent this move on behalf
-    of its agent.
+    If it is invalid, return the answer `refused`. `sender`: the name of the API token with which a
+    caller other than the agent sent this move, if any.
     """
     if not isinstance(said, dict):
         return Refused(code=Code.MALFORMED, reason="a move is an object with `move` and arguments")
@@ -105,9 +105,10 @@ def _read(said: object, settings: Settings, sender: str | None) -> Move | Refuse
 
 
 def _sent(move: Move, sender: str | None) -> Move:
-    """Return a copy of the move that names `sender`, the token that sent it on the agent's behalf.
+    """Return a copy of the move, an agent's command, with `sender` in its field `owner.sent_by`.
 
-    `sender` None: the move itself is returned.
+    `sender`: the name of the API token with which a caller other than the agent sent the move.
+    None: the move was sent with the agent's own token, or with none; it is returned unchanged.
     """
     return move if sender is None else replace(move, owner=replace(move.owner, sent_by=sender))
 

@@ -47,7 +47,8 @@ class AskBody(BaseModel):
     def asked(self, sent_by: str | None) -> ClaimRequest:
         """Return this request as a `ClaimRequest`.
 
-        `sent_by`: the name of the token that sent the request on behalf of its agent, if any.
+        `sent_by`: the name of the API token with which a caller other than the agent sent the
+        request, if any.
         """
         return ClaimRequest(
             agent_id=self.agent_id,

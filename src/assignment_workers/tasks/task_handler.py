@@ -316,12 +316,14 @@ class HandledTask(Task[..., Any]):
         return hmac.compare_digest(given.encode(), expected.encode())
 
     def _read_senders(self, *, is_signed: bool) -> list[str | None]:
-        """Return the name of the token that sent each request; None for an invalid name.
+        """Return the names of API tokens in the message's header `SENDERS`.
 
-        The message's headers list these names. Any program with the broker's password can write any
-        name there, so the names in an unsigned message get the prefix `UNAUTHENTICATED`. A name
-        that does not have the form of a token's name is invalid, because valid names are recorded
-        in events, which cannot be changed afterwards.
+        The header has a name for each request or command of the message: that of the API token with
+        which a caller other than the agent sent it, if any. Any program with the broker's password
+        can write any name there, so the names in an unsigned message get the prefix
+        `UNAUTHENTICATED`. A name without the form of a token's name is invalid and becomes None,
+        because valid names are recorded in events, which cannot be changed afterwards. The result
+        is empty if the header is missing or not a list, or if the list is too long.
         """
         said = getattr(self.request, SENDERS, None)
         if not isinstance(said, list) or len(said) > MANY:
@@ -409,9 +411,10 @@ class TaskRun:
 
     task: HandledTask
     senders: Sequence[str | None] = ()
-    """For each request of the message, the name of the token that sent it on behalf of its agent.
+    """The names of the API tokens with which callers other than the agents sent the requests.
 
-    None: the agent's own token, no token, or an invalid name.
+    The names are in the order of the requests or commands of the message. None: the request was
+    sent with the agent's own token or with none, or the name is invalid.
     """
     part: int | None = None
     """The index of the one request of a batch message that this run carries out; None for the whole
@@ -472,10 +475,11 @@ class TaskRun:
         return self.runner.run(operation, command=command)
 
     def sender(self, part: int = 0) -> str | None:
-        """Return the token that sent request `part` of this run on behalf of its agent.
+        """Return the name of the API token with which another caller sent an agent's request.
 
-        None: the agent's own token, or no token. The name begins with `UNAUTHENTICATED` if the
-        message has no valid signature.
+        The request has the index `part` among the requests or commands of this run. None: it was
+        sent with the agent's own token or with none, or the name is invalid. The name begins with
+        `UNAUTHENTICATED` if the message has no valid signature.
         """
         place = part + (self.part or 0)
         return self.senders[place] if place < len(self.senders) else None

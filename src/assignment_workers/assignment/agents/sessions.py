@@ -242,7 +242,8 @@ def state_event(
     """Return the event that records an agent's new state.
 
     `by`: the agent, another person or the job that set the state. `why`: the reason, if any.
-    `sender`: the token that sent the command for the agent; None: the agent's own token.
+    `sender`: the name of the API token with which a caller other than the agent sent the command
+    for the agent, if any.
     """
     details = {"state": str(state), "by": by, "why": why, **sent_by(sender)}
     return {"kind": EventKind.AGENT_STATE, "agent_id": agent, "details": details}

@@ -14,8 +14,8 @@ class ClaimRequest:
     `queue_priority` for the agent's team, and then in the order of the dialer's queues.
 
     `deadline`: from this instant of the database's clock on, no user is assigned; None: no limit.
-    `sent_at`: the time of sending. `sent_by`: the token that sent the request for the agent; None:
-    the agent's own token. Both are only recorded.
+    `sent_at`: the time of sending. `sent_by`: the name of the API token with which a caller other
+    than the agent sent the request for the agent, if any. Both are only recorded.
     """
 
     agent_id: int

@@ -61,7 +61,10 @@ class RowReader:
         return read
 
     def persons(self, rows: Iterable[tuple[Any, ...]]) -> set[UserId]:
-        """Return the CRM's ids of the persons that occur in converted rows."""
+        """Return the CRM's ids of all persons to whom the rows refer.
+
+        `rows`: results of the method `read`, so their values are converted.
+        """
         return {row[place] for row in rows for place in self._persons if row[place] is not None}
 
     def with_numbers(

@@ -96,11 +96,11 @@ def state(
     """Set the agent's state to `becomes`; repeating the command changes nothing.
 
     `by`: another person or job that sets the state; None: the agent. `why`: the reason. `sent_by`:
-    the token that sent the command for the agent, which is recorded with the events. A session
-    begins with the first state other than offline, and ends with offline. Break and offline release
-    an offer that is not accepted. If the agent has accepted an assignment, `available` and
-    `wrap_up` are stored as `on_call`. `available` resets the count of lapsed offers. Refused: an
-    unknown agent.
+    the name of the API token with which a caller other than the agent sent the command for the
+    agent, if any; it is recorded with the events. A session begins with the first state other than
+    offline, and ends with offline. Break and offline release an offer that is not accepted. If the
+    agent has accepted an assignment, `available` and `wrap_up` are stored as `on_call`. `available`
+    resets the count of lapsed offers. Refused: an unknown agent.
     """
     # otherwise another lane could offer a user to an agent who goes on break
     transaction.require_all_lanes()
@@ -185,8 +185,8 @@ def _become(
     """Store the new state of these agents and release their offers if the state requires it.
 
     Returns the ids of released offers. `found`: the agents' rows as read in this transaction. `by`:
-    the person or job that sets the state; `why`: the reason, if any; `sender`: the token that sent
-    the command for the agent.
+    the person or job that sets the state; `why`: the reason, if any; `sender`: the name of the API
+    token with which a caller other than the agent sent the command for the agent, if any.
     """
     rows = [
         {

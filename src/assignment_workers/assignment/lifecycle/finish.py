@@ -119,16 +119,22 @@ class _Finish:
     scores: list[dict[str, Any]] = field(default_factory=list)
     promises: list[dict[str, Any]] = field(default_factory=list)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
-    """The new state of each callback for which one of the assignments was made."""
+    """The new states of callbacks, which are calls that agents promised to users.
+
+    The rows are arguments of `callbacks.settle`. There is one for each assignment that was made for
+    a callback and that an agent completed, skipped or deferred.
+    """
     followed_up: list[int] = field(default_factory=list)
     """Ids of users who answered a call, and whose missed calls are thereby followed up."""
     called_back: list[UUID] = field(default_factory=list)
     skipped_calls: list[dict[str, Any]] = field(default_factory=list)
     """Missed calls whose user was skipped or deferred."""
     perhaps_converted: dict[str, list[int]] = field(default_factory=dict)
-    """Users whose calls may have converted them, by dialer queue.
+    """Ids of users who may have reached the goal of a dialer queue, by the queue's name.
 
-    Once their assignments have ended, users who reached the queue's goal are removed from it.
+    An example of a goal is a signed contract. The outcome of the user's call says that the user may
+    have reached it. Once the assignments have ended, the CRM facts of these users are checked, and
+    users who have reached the goal are removed from the queue.
     """
     unwilling: list[int] = field(default_factory=list)
     """Ids of users whose call had a terminal outcome: they are never offered again."""
@@ -137,7 +143,11 @@ class _Finish:
     agents: sessions.Moves = field(default_factory=sessions.Moves.none)
     events: list[dict[str, Any]] = field(default_factory=list)
     senders: dict[int, str] = field(default_factory=dict)
-    """Maps a user whose assignment a command changes to the token that sent the command."""
+    """The names of API tokens with which callers other than the agents sent commands.
+
+    The key is the id of the user whose assignment the command changes. A command that was sent with
+    the agent's own token, or with none, has no item.
+    """
 
     def carry_out(self, move: Move) -> Finished | Refused:
         """Check one move (an agent's command about an assignment), and return its answer.
@@ -215,7 +225,11 @@ class _Finish:
             convert.remove_converted(self.transaction, policies[queue], users, policies=policies)
 
     def _attributed(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Return the event; its details name the token that sent the agent's command, if any."""
+        """Return the event, with the detail `sent_by` if another caller sent the agent's command.
+
+        The detail is the name of the API token with which a caller other than the agent sent the
+        command. The event of a refused command has its detail already, and is returned unchanged.
+        """
         sender = self.senders.get(event.get("user_id", 0))
         if sender is None or event["kind"] == EventKind.RACE:  # a refused command has its own
             return event

@@ -32,8 +32,9 @@ class Owner:
     """The assignment that an agent's command is about, and the agent.
 
     `version`: the assignment's version as the agent knows it; None: any version. `sent_by`: the
-    token that sent the command for the agent; None: the agent's own token. `sent_by` is recorded
-    with the events.
+    name of the API token with which a caller other than the agent sent the command, such as
+    `token 0a12`. The name is recorded with the events. None: the command was sent with the agent's
+    own token, or with none.
     """
 
     assignment_id: UUID

@@ -29,9 +29,12 @@ class Commits(StrEnum):
 
 
 class Durability(BaseModel):
-    """The database servers that have a commit on disk when the agent gets the answer.
+    """The durability of commits: the database servers that have one before its answer is sent.
 
-    `commits` is the code for programs; `meaning` is a sentence for people.
+    An agent gets the answer to a request or command after PostgreSQL has confirmed the commit. The
+    confirmation may be of the primary alone, or of a standby too; a failover to a standby loses the
+    commits that the standby does not have. `commits`: the case that applies to this installation.
+    `meaning`: the same case as a sentence for operators, with its risk or its remedy.
     """
 
     commits: Commits

@@ -186,10 +186,14 @@ class Batcher:
         self._waiting.setdefault(kind, deque()).append(call)
 
     def take(self, now: float) -> Iterator[Batch]:
-        """Yield the messages to send now: first those that repeat lost messages.
+        """Yield the messages to send now: first repeats of lost messages, then waiting calls.
 
-        `now` is a time of the event loop's clock. A message counts as sent once it is yielded.
-        Calls may be added and answered between two messages.
+        A lost message is one that was not answered in time. Its repeat contains the calls whose
+        callers still wait. Waiting calls of a kind stay here while too many messages of that kind
+        are unanswered (`under_way`). `now` is a time of the event loop's clock.
+
+        A message counts as sent as soon as it is yielded. While it is being sent, and before the
+        next one is yielded, the methods `add` and `answered` may be called.
         """
         self._forget(now)
         for batch in [each for each in self._batches.values() if self._is_lost(each, now)]:

@@ -73,7 +73,12 @@ class Environment:
     _to_sign: list[int] = field(default_factory=list)
 
     def signs(self, user: int) -> None:
-        """Note that this user signs; within a second, `users` stores the signature in the CRM."""
+        """Simulate a signature by this user: the method `users` soon stores it in the CRM.
+
+        Simulated agents call this method after a call with the outcome `completed_form`. The method
+        `users` stores the signatures once a second. A signature may be lost if the database is
+        unavailable at that time.
+        """
         self._to_sign.append(user)
 
     async def users(self) -> None:

@@ -243,9 +243,11 @@ class Meter:
         self.taken += 1
 
     def prune(self) -> None:
-        """Add new events to the audit's hash chain, then delete rows older than their retention.
+        """Delete rows older than their retention, such as old events and job runs.
 
-        The daily job of the stack does the same, but a run is too short for that job.
+        First, new events are added to the audit's hash chain, because an event outside the chain is
+        never deleted. In production the job `queue.clean_daily` does the same once a day. A soak
+        may end before that job runs, so it calls this method at intervals.
         """
         with self.engine.connect() as connection:
             audit.extend(connection)
