@@ -282,12 +282,12 @@ def switch(
 def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
     """Have PostgreSQL end the transaction if the statements of the block exceed `limit` in total.
 
-    The timeouts of a statement, and of a pause before the next one, are set to the time that is
-    left, with an error of at most 50 ms (`LIMIT_RENEWED_AFTER`). So the locks of the transaction
-    are released in time, however many statements there are. Raises SQLAlchemy's `OperationalError`,
-    which `patiently` retries.
+    PostgreSQL is told the time that is left for a statement, and for a pause before the next one.
+    It is told again before a statement that begins 50 ms (`LIMIT_RENEWED_AFTER`) later, so these
+    are taken off the limit. So the locks of the transaction are released in time, however many
+    statements there are. Raises SQLAlchemy's `OperationalError`, which `patiently` retries.
     """
-    ends = monotonic() + limit.total_seconds()
+    ends = monotonic() + (limit - LIMIT_RENEWED_AFTER).total_seconds()
     given_last = inf
 
     def shorten(*given: Any) -> None:  # noqa: ANN401 - SQLAlchemy's arguments

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from assignment_workers.assignment.answer_counts import AnswerTally, CountedHour, store
-from assignment_workers.gateway.background import repeat
+from assignment_workers.gateway.background import attempt, repeat
 from assignment_workers.gateway.command_dispatcher import CLIENT_CLOSED_REQUEST
 from assignment_workers.gateway.problems import ASKED_AT
 from assignment_workers.schema.tables import AnswerKind
@@ -50,7 +50,7 @@ class AnswerLog:
         """End the periodic writes, and write all remaining counts of answers."""
         if self._task is not None:
             self._task.cancel()
-        await self.write()
+        await attempt(self.write)
 
     async def write(self) -> None:
         """Write the counts of answers to the database.

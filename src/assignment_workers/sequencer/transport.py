@@ -13,7 +13,8 @@ first, which restores the order.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from queue import Empty
@@ -152,9 +153,27 @@ class Channel(redis.Channel):
         super().__init__(connection, **options)
 
     def _get_pool(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
-        if self.connection is None:  # kombu fails with AttributeError, which nobody tries again
-            raise ConnectionError("the connection to the broker was closed")
-        return super()._get_pool(asynchronous)  # type: ignore[misc] # kombu's types lack it
+        with self._open():
+            return super()._get_pool(asynchronous)  # type: ignore[misc] # kombu's types lack it
+
+    @property
+    def state(self) -> Any:
+        """The exchanges and bindings that the transport knows."""
+        with self._open():
+            return super().state
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Raise a connection error, which is tried again, if this channel was closed meanwhile.
+
+        Kombu fails with AttributeError then.
+        """
+        try:
+            yield
+        except AttributeError as error:
+            if self.connection is None:
+                raise ConnectionError("the connection to the broker was closed") from error
+            raise
 
     def _brpop_read(self, **options: Any) -> bool:
         try:

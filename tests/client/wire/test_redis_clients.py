@@ -11,6 +11,7 @@ import uvloop
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from assignment_workers.client.wire import redis_clients
 from assignment_workers.client.wire.redis_clients import async_redis_client
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
@@ -42,11 +43,12 @@ def test_a_write_to_a_closed_socket_is_a_lost_connection(
         runner.run(run())
 
 
-def test_the_sentinels_are_asked_over_such_connections_too() -> None:
-    client = async_redis_client("sentinel://one:26379/0;sentinel://two:26379/0")
-    plain = async_redis_client("redis://one:6379/0")
+@pytest.mark.parametrize(("scheme", "options"), [("redis", ""), ("rediss", "?ssl_cert_reqs=none")])
+def test_the_sentinels_are_asked_over_such_connections_too(scheme: str, options: str) -> None:
+    client = async_redis_client(f"sentinel://one:26379/0;sentinel://two:26379/0{options}")
+    plain = async_redis_client(f"{scheme}://one:6379/0{options}")
     pool: Any = client.connection_pool
     asked = pool.sentinel_manager.sentinels
-    assert {each.connection_pool.connection_class for each in asked} == {
-        plain.connection_pool.connection_class
-    }
+    own = plain.connection_pool.connection_class
+    assert own.__module__ == redis_clients.__name__, "it follows a primary that moves"
+    assert {each.connection_pool.connection_class for each in asked} == {own}

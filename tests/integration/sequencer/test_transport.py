@@ -185,7 +185,8 @@ def test_a_channel_whose_connection_was_closed_is_mended_like_a_lost_connection(
     ):
         producer: Any = Producer(connection)
         producer.channel.close()
-        with pytest.raises(connection.recoverable_connection_errors):
-            producer.publish("lost", routing_key=QUEUE)
+        for exchange in ("", "celeryev"):
+            with pytest.raises(connection.recoverable_connection_errors):
+                producer.publish("lost", exchange=exchange, routing_key=QUEUE)
         producer.publish("kept", routing_key=QUEUE, retry=True, retry_policy={"max_retries": 2})
         assert server.llen(QUEUE) == 1

@@ -211,7 +211,8 @@ class Dispatcher:
         counts = commands.count_answers([each.model_dump(mode="json") for each in hours])
         try:
             await self.send(counts.task, counts.args, counts.arguments, counts.celery_queue)
-        except BrokerUnavailable:
+        except Exception as error:  # noqa: BLE001 - the counts are sent with the next ones
+            _log_unforeseen(error)
             self._counts.put_back(hours)
 
     async def close(self) -> None:
@@ -235,8 +236,10 @@ class Dispatcher:
             return
         self._tasks = []
         self._give_up("the client was closed")
-        with contextlib.suppress(RedisError, OSError):
+        try:
             await self._unlink()
+        except Exception as error:  # noqa: BLE001 - results that are left expire
+            _log_unforeseen(error)
         await self._broker.close()
         await self._results.aclose()
 
@@ -267,13 +270,13 @@ class Dispatcher:
                 async with asyncio.timeout(None if idle else TICK_SECONDS):
                     await self._wake.wait()
             self._wake.clear()
-            for batch in self._batcher.take(self.now):
-                await self._push(batch)
-            if self._handled and self.now >= self._unlinked_at + TICK_SECONDS:
-                try:
+            try:
+                for batch in self._batcher.take(self.now):
+                    await self._push(batch)
+                if self._handled and self.now >= self._unlinked_at + TICK_SECONDS:
                     await self._unlink()
-                except Exception as error:  # noqa: BLE001 - results that are left expire
-                    _log_unforeseen(error)
+            except Exception as error:  # noqa: BLE001 - no error may end the task that sends
+                _log_unforeseen(error)
 
     async def _push(self, batch: Batch) -> None:
         command = batch.calls[0].command
@@ -344,7 +347,10 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - no error may end the task that listens
                 # Calls made now are answered `Unavailable`; the next attempt may reach Redis again.
                 _log_unforeseen(error)
-                self._deaf = unreachable("Redis", error)
+                if isinstance(error, RedisError | OSError):
+                    self._deaf = unreachable("Redis", error)
+                else:
+                    self._deaf = BrokerUnavailable(CLIENT_FAILED)
                 self._listening.set()
                 await asyncio.sleep(RECONNECT_SECONDS)
 
@@ -377,25 +383,32 @@ class Dispatcher:
                 self._heard(said[2].decode()[prefix:], said[3])
 
     def _heard(self, name: str, data: bytes | str) -> None:
-        found = result(data)
-        if found is None:
-            return
+        try:
+            found = result(data)
+            if found is None:
+                return
+            answer = found.value
+            if found.failure is not None:
+                answer = Unavailable(retry_after=1.0, reason=FAILED)
+        except Exception as error:  # noqa: BLE001 - one result is not the end of the others
+            _log_unforeseen(error)
+            answer = Unavailable(retry_after=1.0, reason=CLIENT_FAILED)
         self._handled.append(f"{RESULT_PREFIX}{name}")
-        if found.failure is None:
-            self._answer(name, found.value)
-        else:
-            self._answer(name, Unavailable(retry_after=1.0, reason=FAILED))
+        self._answer(name, answer)
 
     def _answer(self, name: str, value: object) -> None:
         answered = self._batcher.answered(name, value)
         if self._batcher.has_waiting():
             self._wake.set()
         for call, answer in answered:
+            if not _settle(call, answer) and call.future.cancelled() and self._orphaned:
+                try:
+                    self._orphaned(call, answer)
+                except Exception as error:  # noqa: BLE001 - the other calls get their answers
+                    _log_unforeseen(error)
             self._routes.heard(answer)
             if late := database_time(answer):
                 self._database.reached(late)
-            if not _settle(call, answer) and call.future.cancelled() and self._orphaned:
-                self._orphaned(call, answer)
 
 
 def _log_unforeseen(error: Exception) -> None:

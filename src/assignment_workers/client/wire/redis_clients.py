@@ -35,10 +35,10 @@ LOOK_SECONDS = 1.0
 SENTINEL_SECONDS = 1.0
 """The most seconds to wait for one Sentinel before the next Sentinel is asked."""
 CONNECT_SECONDS = 2.0
-"""The most seconds for an attempt to connect to the primary that the Sentinels name.
+"""The most seconds for the TCP connection to the primary that the Sentinels name.
 
-During a failover the Sentinels go on naming the lost primary for a moment. After this time they are
-asked again.
+During a failover the Sentinels go on naming the lost primary for a moment. The next attempt to
+connect asks them again.
 """
 REPLICA = "the server is a replica now"
 
@@ -70,7 +70,7 @@ class _AsyncMoving(_Async):
         try:
             await super().send_packed_command(*args, **options)
         except RuntimeError as error:  # uvloop's, if the socket has been closed meanwhile
-            raise exceptions.ConnectionError("the connection is closed") from error
+            raise exceptions.ConnectionError(str(error)) from error
 
     async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - redis-py's
         try:
@@ -285,8 +285,12 @@ def redis_client(url: str, **options: Any) -> Redis:  # noqa: ANN401 - redis-py'
 def async_redis_client(url: str, **options: Any) -> aio.Redis:  # noqa: ANN401 - redis-py's
     """Return an asyncio client of the Redis or Redis Sentinel at `url`, without contacting it."""
     if not url.startswith(SENTINEL):
-        plain = _AsyncSSLConnection if url.startswith("rediss") else _AsyncConnection
-        return aio.Redis.from_url(_for_redis(url), connection_class=plain, **options)
+        plain = aio.Redis.from_url(_for_redis(url), **options)
+        # Set here, because redis-py's asyncio `from_url` overrides a given class for TLS.
+        plain.connection_pool.connection_class = (
+            _AsyncSSLConnection if url.startswith("rediss") else _AsyncConnection
+        )
+        return plain
     at = SentinelAddress.read(url)
     managed = _AsyncSentinelSSLConnection if at.tls else _AsyncSentinelConnection
     asked: Any = aio_sentinel.Sentinel

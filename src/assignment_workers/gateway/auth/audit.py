@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -20,7 +21,7 @@ from sqlalchemy import Connection, Engine, bindparam, func, insert, or_, select,
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from assignment_workers.gateway.background import repeat
+from assignment_workers.gateway.background import attempt, repeat
 from assignment_workers.schema.tables import AccessKind, AccessRecord, ApiToken
 
 log = structlog.get_logger()
@@ -145,7 +146,7 @@ class AccessLog:
         """Write all counts and end the periodic writes."""
         if self._task is not None:
             self._task.cancel()
-        await self.write(whole=False)
+        await attempt(partial(self.write, whole=False))
 
     async def write(self, *, whole: bool = True) -> None:
         """Store the last uses of tokens, the commands sent for agents, and the counts of refusals.

@@ -94,13 +94,8 @@ class SimulatedAgent:
         while not self.over.is_set():
             answer = await self._ask()
             match answer:
-                case Assigned(assignment=held) if held.state != AssignmentState.ACTIVE:
-                    # The answer to the first attempt was lost, and the assignment has ended since.
-                    self.recorder.counts["ended before it was told"] += 1
-                case Assigned(assignment=held, replayed=replayed):
-                    if replayed:  # back after the tab was closed: the lease may be nearly over
-                        await self._renew(held)
-                    await self._call(held)
+                case Assigned():
+                    await self._assigned(answer)
                 case Empty(retry_after=seconds):
                     self.recorder.is_in(self.number, AgentActivity.IDLE)
                     await self._sleep(min(seconds, 5.0))
@@ -128,9 +123,20 @@ class SimulatedAgent:
         began = time.monotonic()
         answer = await self._until_told(once)
         self.recorder.answered(answer.outcome, time.monotonic() - began)
-        if isinstance(answer, Assigned) and answer.assignment.state == AssignmentState.ACTIVE:
+        if isinstance(answer, Assigned) and not _has_ended(answer.assignment):
             self.recorder.record(answer.assignment)
         return answer
+
+    async def _assigned(self, answer: Assigned) -> None:
+        held = answer.assignment
+        if not _has_ended(held):
+            if answer.replayed:  # back after the tab was closed: the lease may be nearly over
+                await self._renew(held)
+            await self._call(held)
+        elif answer.replayed:  # the first answer was lost, and the assignment has ended since
+            self.recorder.counts["ended before it was told"] += 1
+        else:
+            self._surprise(f"asked and was told first of {held.state} {held.id}")
 
     async def _call(self, held: Held) -> None:
         if self.chance.random() < SKIPS:
@@ -281,6 +287,10 @@ class SimulatedAgent:
             await asyncio.wait_for(self.over.wait(), seconds)
         except TimeoutError:
             return
+
+
+def _has_ended(held: Held) -> bool:
+    return held.state != AssignmentState.ACTIVE
 
 
 def _of(held: Held) -> tuple[UUID, int]:

@@ -124,9 +124,10 @@ def test_no_error_of_one_step_is_the_end_of_a_client(
         answering = asyncio.create_task(answer_all(stage))
         try:
             async with asyncio.timeout(10):
-                had = None
-                while not (failed.is_set() and had == "a"):
-                    had = await stage.ask(seconds=1.0)
+                while True:
+                    is_after = failed.is_set()
+                    if await stage.ask(seconds=1.0) == "a" and is_after:
+                        break
                     await asyncio.sleep(couriers.TICK_SECONDS)  # for results to be erased
         finally:
             answering.cancel()
