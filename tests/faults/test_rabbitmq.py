@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def went_on(agents: Agents, count: int) -> bool:
 def test_before_a_worker_made_the_queue_callers_are_told_and_nothing_is_dropped(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = stack.client().request_next(26)
+    answer = stack.client().request_next(26, timeout=timedelta(seconds=60))
     assert isinstance(answer, Unavailable)
     assert answer.reason == "RabbitMQ cannot be reached"
     assert "no queue 'assignment'" in caplog.text, "the detail is for who operates it"

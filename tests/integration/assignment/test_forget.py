@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -172,7 +173,8 @@ def test_nothing_of_who_is_forgotten_is_left_of_messages_that_waited_on_any_lane
         )
         connection.rollback()
     output, _ = forgetting.communicate(timeout=60)
-    if "no answer within" in output:  # a busy machine: no answer within the command's time
+    ends = time.monotonic() + 90
+    while "no answer within" in output and time.monotonic() < ends:  # a busy machine
         forgetting = forget(stack, held.user_id, tmp_path)
         output, _ = forgetting.communicate(timeout=60)
     assert forgetting.returncode == 0, output
