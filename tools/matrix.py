@@ -284,10 +284,13 @@ def _accepts(port: int) -> bool:
 
 
 def _printed(program: Path) -> str:
-    """Return the version that a program prints."""
-    said = subprocess.run(
-        [program, "--version"], check=True, capture_output=True, text=True, timeout=30
-    ).stdout
+    """Return the version that a program prints. Raises `NotHere` if it cannot be run."""
+    done = subprocess.run(
+        [program, "--version"], check=False, capture_output=True, text=True, timeout=30
+    )
+    if done.returncode:  # a shim of a version manager, without its program
+        raise NotHere
+    said = done.stdout
     found = re.search(r"\d+\.\d+(\.\d+)?", said)
     return found[0] if found else said.strip()
 
