@@ -70,7 +70,17 @@ def _deciding(path: Path) -> bytes:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             body[:] = [each for each in body if not _is_text(each)]
-    return ast.dump(tree).encode()
+    return repr(_plain(tree)).encode()
+
+
+def _plain(node: object) -> object:
+    """Return a syntax tree without its empty fields, which differ from one Python to the next."""
+    if isinstance(node, list):
+        return [_plain(each) for each in node]
+    if not isinstance(node, ast.AST):
+        return node
+    fields = [(name, _plain(value)) for name, value in ast.iter_fields(node)]
+    return type(node).__name__, [(name, value) for name, value in fields if value not in (None, [])]
 
 
 def _is_text(node: ast.AST) -> bool:

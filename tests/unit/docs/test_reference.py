@@ -6,7 +6,6 @@ import ast
 import inspect
 import json
 import re
-import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -198,10 +197,6 @@ def test_every_picture_is_shown_and_none_is_heavy() -> None:
     assert [each.name for each in pictures if each.stat().st_size > 300_000] == []
 
 
-@pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11),
-    reason="the digests of Python files are of Python 3.11's syntax trees, which others' differ from",
-)
 @pytest.mark.parametrize("picture", SHOWS)
 def test_no_picture_is_older_than_what_it_shows(picture: str) -> None:
     changed = older_than(picture)

@@ -111,12 +111,17 @@ def healthy(world: World) -> World:
     world.regenerate()
     world.held(1)
     world.build()
-    world.execute(
-        "UPDATE assignment.generations SET built_at = now() - interval '200 seconds'"
-        " WHERE state = 'building'"
-    )
+    keep_waiting(world)
     assert world.unhealthy() == []
     return world
+
+
+def keep_waiting(world: World) -> None:
+    """Set the wait of the generation that waits to nearly as long as one may wait."""
+    world.execute(
+        "UPDATE assignment.generations SET built_at = now() - interval '290 seconds'"
+        " WHERE state = 'building'"
+    )
 
 
 def mend(world: World) -> dict[str, int]:
@@ -237,6 +242,7 @@ def fill(world: World, size: int) -> None:
         size=size,
     )
     world.execute("ANALYZE")
+    keep_waiting(world)
     assert world.unhealthy() == []
 
 
