@@ -20,7 +20,7 @@ from assignment_workers.health.model import HealthState
 from assignment_workers.health.monitor import read_once
 from assignment_workers.settings import Settings
 from tests.support.processes import Agents, Keeper, Stack, running, wait_until
-from tests.support.servers import Rabbit
+from tests.support.servers import Rabbit, wire
 
 pytestmark = pytest.mark.skipif(
     not rabbitmq.PROGRAM.exists(),
@@ -165,6 +165,29 @@ def test_rabbitmq_is_killed_and_comes_back(stack: Stack, rabbit: Rabbit) -> None
             seen = len(agents.answered)
             wait_until(partial(went_on, agents, seen + 16), "work to go on", seconds=40)
     assert all(isinstance(each, Unavailable) for each in agents.unanswered)
+    stack.assert_healthy()
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_returns_to_its_first_node_and_the_others_may_be_lost(
+    stack: Stack, rabbit: Rabbit
+) -> None:
+    with wire(rabbit.url) as first, wire(rabbit.url) as other:
+        first.cut()
+        stack.broker_url = f"{first.url};{other.url}"
+        sequencer = stack.start("sequencer")
+        stack.broker_url = rabbit.url
+        stack.built()
+        with Agents(stack, 4) as agents:
+            wait_until(partial(went_on, agents, 8), "work over the other node")
+            first.mend()
+            wait_until(lambda: "returns_to_first_node" in sequencer.said(), "the return")
+            wait_until(partial(went_on, agents, len(agents.answered) + 8), "work to go on")
+            other.cut()
+            began, seen = time.monotonic(), len(agents.answered)
+            wait_until(partial(went_on, agents, seen + 8), "work to go on")
+            assert agents.answered[seen + 7][0] - began < 3, "the lost node was not in use"
+        assert agents.unanswered == []
     stack.assert_healthy()
 
 

@@ -46,6 +46,7 @@ from assignment_workers.schema import migrate
 from assignment_workers.schema.engine import connect, direct_url
 from assignment_workers.schema.tables import DEFAULT_LANE
 from assignment_workers.sequencer.event_buffer import EventBuffer
+from assignment_workers.sequencer.first_node import FirstNode
 from assignment_workers.sequencer.leadership import Leadership
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
@@ -210,6 +211,7 @@ def _work(
     install(app.consumption, ordered=tasks == app.assignment_tasks)
     signals.setup_logging.connect(lambda **_: None, weak=False)
     warnings.filterwarnings("ignore", category=SecurityWarning)  # only JSON is read, root or not
+    app.steps["consumer"].add(FirstNode)
     worker = app.Worker(
         hostname=f"{name}-{os.getpid()}@{socket.gethostname()}",
         queues=list(queues),
@@ -288,7 +290,10 @@ def _gateway(settings: Settings, tracing: Tracing) -> int:
 
 
 def _check_redis(settings: Settings) -> None:
-    """Raise `UsageError` for a Redis that could lose or reorder messages."""
+    """Raise `UsageError` for a Redis that could lose or reorder messages, or accepts none.
+
+    A Redis that cannot be reached is not checked; a warning is logged.
+    """
     for setting, url in (("REDIS_URL", settings.redis), ("BROKER_URL", settings.broker_url)):
         if url is None or not url.startswith(REDIS):
             continue

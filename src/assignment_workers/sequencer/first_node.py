@@ -1,0 +1,79 @@
+"""A worker boot step: a worker returns to the first RabbitMQ node of its address.
+
+A worker whose first node does not answer connects to another one. If it stayed there, the loss of
+that other node would interrupt this worker too, although its own host still runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import structlog
+from celery import bootsteps
+from kombu.utils.url import parse_url
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 3.0
+"""Seconds between two attempts to reach the first node, while the worker uses another one."""
+ANSWER_SECONDS = 2.0
+"""The most seconds that the first node may take to accept a connection."""
+
+
+class FirstNode(bootsteps.StartStopStep):
+    """Reconnects a worker to the first RabbitMQ node of BROKER_URL, once that node answers again.
+
+    While the worker uses another node, a thread tries to connect to the first one. As soon as that
+    succeeds, the worker drops its connection between two messages and connects anew, which takes a
+    fraction of a second. A message that waited unacknowledged is delivered again. The step does
+    nothing with Redis, or with an address of one node.
+    """
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+        self._attempt: threading.Thread | None = None
+        self._answers = threading.Event()
+
+    def start(self, consumer: Any) -> None:
+        """Start the attempts if the new connection is not to the first node."""
+        connection = consumer.connection
+        nodes = connection.alt
+        if connection.transport.driver_type != "amqp" or not nodes:
+            return
+        first = nodes[0]
+        named = parse_url(first)
+        port = named["port"] or connection.transport.default_port
+        if (named["hostname"], port) == (connection.hostname, connection.port or port):
+            return
+        self._answers.clear()
+        every = consumer.timer.call_repeatedly
+        self._timer = every(LOOK_SECONDS, self._look, (consumer.app, first))
+
+    def stop(self, consumer: Any) -> None:
+        """Stop the attempts when the broker connection or the worker ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, app: Any, first: str) -> None:
+        if self._answers.is_set():
+            log.info("returns_to_first_node")
+            # Celery connects again after such an error, and begins with the first node.
+            raise ConnectionResetError("the first node of BROKER_URL answers again")
+        if self._attempt is None or not self._attempt.is_alive():
+            self._attempt = threading.Thread(
+                target=self._try, args=(app, first), name="first-node", daemon=True
+            )
+            self._attempt.start()
+
+    def _try(self, app: Any, first: str) -> None:
+        with app.connection_for_read(first, connect_timeout=ANSWER_SECONDS) as connection:
+            try:
+                connection.connect()
+            except connection.connection_errors + connection.channel_errors:
+                return  # the next attempt may succeed
+        self._answers.set()
