@@ -85,6 +85,29 @@ def test_the_first_by_position_costs_the_same_whatever_waits_behind_or_was_befor
             assert sum(read) < 50, (table, read)
 
 
+def test_a_score_that_an_altered_column_lacks_or_cannot_hold_is_the_default_or_the_bound(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    scores = {1: None, 2: 7, 3: 2**40, 4: -(2**40), 5: 0}
+    with connected(url) as connection:
+        dialers.without_call_queue(connection)
+        connection.execute(
+            f"ALTER TABLE {UNSIGNED} ALTER priority_score TYPE bigint,"
+            " ALTER priority_score DROP NOT NULL"
+        )
+        for user, score in scores.items():
+            connection.execute(
+                f"INSERT INTO {UNSIGNED} (id, user_id, queue_position, priority_score, updated_at)"
+                " VALUES (gen_random_uuid(), %s, %s, %s, now())",
+                (user, user, score),
+            )
+    moved(url)
+    with connected(url) as connection:
+        shown = connection.execute("SELECT user_id, score FROM assignment.entries").fetchall()
+    assert dict(shown) == {1: 0, 2: 7, 3: 2**31 - 1, 4: -(2**31), 5: 0}
+
+
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A node of a query's plan, and all below it."""
     yield plan

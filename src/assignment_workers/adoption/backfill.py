@@ -8,7 +8,7 @@ from sqlalchemy import Engine, insert, text
 
 from assignment_workers.adoption import changes
 from assignment_workers.adoption.shapes import QUEUE_TABLES
-from assignment_workers.adoption.sources import SourceTable, narrowed
+from assignment_workers.adoption.sources import SourceTable, narrowed, score
 from assignment_workers.assignment.generations.regenerate import partition
 from assignment_workers.schema.retry import patiently
 from assignment_workers.schema.tables import Generation
@@ -135,7 +135,7 @@ def copy_statement(source: SourceTable, number: int, table: str, *, first: bool 
         ), copied AS (
             INSERT INTO {table} AS e (generation_id, user_id, rank, score)
             SELECT DISTINCT ON (user_id) {number}, user_id,
-                   {narrowed("coalesce(queue_position, 2147483647)")}, {narrowed("priority_score")}
+                   {narrowed("coalesce(queue_position, 2147483647)")}, {score("batch")}
             FROM batch WHERE status IN ('pending', 'assigned')
             ORDER BY user_id, queue_position NULLS LAST, created_at, id
             ON CONFLICT (generation_id, user_id) DO UPDATE

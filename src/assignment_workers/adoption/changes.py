@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
-from assignment_workers.adoption.sources import SourceTable, narrowed
+from assignment_workers.adoption.sources import SourceTable, score
 from assignment_workers.assignment.generations.regenerate import partition
 
 FEW = 2_000
@@ -92,7 +92,7 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
                 RETURNING c.user_id
             ), users AS MATERIALIZED (SELECT DISTINCT user_id FROM changed),
             waiting AS MATERIALIZED (
-                SELECT DISTINCT ON (q.user_id) q.user_id, {narrowed("q.priority_score")} AS score,
+                SELECT DISTINCT ON (q.user_id) q.user_id, {score("q")} AS score,
                        q.queue_position AS place
                 FROM public.{source.table} q JOIN users ON users.user_id = q.user_id
                 WHERE q.status IN ('pending', 'assigned') {placed}

@@ -70,7 +70,7 @@ class Compared:
 def compare(connection: Connection, crm: Crm | None, *, now: datetime) -> list[Compared]:
     """Count the users whom only this system, or only the dialer, would offer at `now`.
 
-    A user is offered by the dialer if a row of its queue table is pending or assigned. From an
+    The dialer offers a user if its queue table has a pending or assigned row of the user. From an
     external CRM, the facts of `USERS_AT_A_TIME` users are read at a time. Raises `UsageError` if no
     queue table of the dialer exists, if a table that our rules read does not exist, or if this
     process has no policy for one of the queue tables. Raises `CrmUnavailable`, `SchemaMismatch` or

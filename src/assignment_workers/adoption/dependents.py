@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 
 def notes(connection: Connection, tables: Sequence[str]) -> Iterator[str]:
-    """Yield notes for the operator on the views, triggers and publications that depend on `tables`.
+    """Yield notes for the operator on the views, rules, triggers and publications of `tables`.
 
     `tables` are the queue tables, which the migration replaces by views.
     """

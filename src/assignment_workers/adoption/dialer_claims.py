@@ -7,8 +7,8 @@ agent already has an assignment, the trigger skips the row: the UPDATE changes n
 dialer's code continues as if another agent had been quicker. The UPDATE waits at most 200 ms for
 another transaction about the same user or agent.
 
-These triggers are the one exception to the rule that every change of the users who may be handed
-out goes through the assignment queue.
+Every other operation that changes which users may be assigned is carried out for a message of the
+assignment queue. These triggers are the one exception.
 """
 
 from __future__ import annotations

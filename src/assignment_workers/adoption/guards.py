@@ -39,8 +39,9 @@ def missing(connection: Connection) -> Iterator[str]:
     """Yield the statements that create our missing triggers and unique indexes.
 
     Before a unique index is created, pending rows that it would reject are cancelled (`UNIQUE`).
-    Run each statement separately, outside of a transaction. The functions of the triggers are
-    always replaced. The database must be at the revision of this release.
+    Run each statement separately, outside of a transaction. The functions in
+    `dialer_claims.FUNCTIONS`, which some of the triggers call, are always replaced. The database
+    must be at the revision of this release.
     """
     yield from FUNCTIONS
     for (table, name), words in {**_OF_OUR_MIGRATIONS, **TRIGGERS}.items():
@@ -61,7 +62,8 @@ def missing(connection: Connection) -> Iterator[str]:
 def remove(connection: Connection) -> None:
     """Remove all our triggers and unique indexes from the dialer's tables.
 
-    Without the triggers, the indexes would reject rows that the dialer writes.
+    The indexes are removed too, because without the triggers they would reject rows that the dialer
+    writes.
     """
     for row in connection.execute(_OURS).all():
         connection.execute(text(f"DROP TRIGGER {row.name} ON {row.table}"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from assignment_workers.adoption.sources import SourceTable, narrowed
+from assignment_workers.adoption.sources import SourceTable, score
 from assignment_workers.assignment.active_assignments import held
 from assignment_workers.assignment.answers import Assigned, RequestAnswer
 from assignment_workers.assignment.claims import idempotency
@@ -116,7 +116,7 @@ def _holds(sources: Iterable[SourceTable]) -> Iterator[str]:
         yield (
             f"SELECT '{each.queue}' AS queue, '{each.table}' AS found_in, q.id AS row_id,"
             f" q.user_id, {each.agent} AS agent_id, q.assigned_at,"
-            f" {narrowed('q.priority_score')} AS score, q.queue_reason AS reason,"
+            f" {score('q')} AS score, q.queue_reason AS reason,"
             " NULL::text AS rule"
             f" FROM public.{each.table} q WHERE q.status = 'assigned'"
         )

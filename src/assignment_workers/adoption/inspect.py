@@ -105,8 +105,8 @@ def _distinguishing(differences: Iterable[Difference], other: Shape) -> list[Dif
     A dialer's database has one of two schemas, here called A and B. `differences`: those between
     the table as it was found and its form in A. `other`: the table's form in B. A column of A that
     the table lacks is a proof. So is a column, type or key that the table has in common with B. One
-    that neither A nor B has proves nothing, because somebody has changed the table. An index proves
-    nothing either.
+    that neither A nor B has only shows that somebody has changed the table, so it proves nothing.
+    An index proves nothing either.
     """
     return [
         each

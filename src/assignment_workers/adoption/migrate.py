@@ -282,10 +282,12 @@ def switch(
 def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
     """Have PostgreSQL end the transaction if the statements of the block exceed `limit` in total.
 
-    PostgreSQL is told the time that is left for a statement, and for a pause before the next one.
-    It is told again before a statement that begins 50 ms (`LIMIT_RENEWED_AFTER`) later, so these
-    are taken off the limit. So the locks of the transaction are released in time, however many
-    statements there are. Raises SQLAlchemy's `OperationalError`, which `patiently` retries.
+    Before the first statement, PostgreSQL's timeouts for a statement and for a pause between
+    statements are set to the time that is left. They are set again only after more than 50 ms
+    (`LIMIT_RENEWED_AFTER`). Because a statement may therefore end up to 50 ms late, the timeouts
+    are computed from a limit that is 50 ms shorter. So the locks of the transaction are released in
+    time, however many statements there are. Raises SQLAlchemy's `OperationalError`, which
+    `patiently` retries.
     """
     ends = monotonic() + (limit - LIMIT_RENEWED_AFTER).total_seconds()
     given_last = inf

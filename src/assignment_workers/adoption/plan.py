@@ -33,9 +33,9 @@ from assignment_workers.schema.dialer_schema import in_schema, schema_of
 def plan(connection: Connection, crm: Crm | None, database_url: str) -> str:
     """Return the steps of a migration as SQL with comments. Empty if there is nothing to do.
 
-    Nothing is changed. Rows are counted by reading the queue tables once. The plan assumes the next
-    free number for a generation (build). Raises `SchemaMismatch` for a needed table of unknown
-    form.
+    Nothing is changed. To count rows, each queue table is read twice, besides the reads of
+    `inspect`. The plan assumes the next free number for a generation (build). Raises
+    `SchemaMismatch` for a needed table of unknown form.
     """
     report = inspect(connection, crm)
     if any(each.needed and each.verdict is TableVerdict.UNKNOWN for each in report.tables):

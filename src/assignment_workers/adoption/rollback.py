@@ -28,10 +28,10 @@ from assignment_workers.schema.tables import LaneTerm
 def rollback(database_url: str) -> list[str]:
     """Put the dialer's queue tables back in one transaction; return their full names.
 
-    Users who were completed or skipped since the migration have that status in the tables. Active
-    assignments become assigned rows of the dialer and are released in our tables. The schema
-    `assignment` and its records stay. Raises `UsageError` while a sequencer runs, or if no dialer
-    was taken over.
+    Users whose assignment was completed or skipped since the migration get that status in the
+    tables. Active assignments become assigned rows of the dialer and are released in our tables.
+    The schema `assignment` and its records stay. Raises `UsageError` while a sequencer runs, or if
+    no dialer was taken over.
     """
     with opened(database_url) as engine:
         return patiently(lambda: _roll_back(engine), seconds=TRY_SECONDS)
@@ -72,8 +72,9 @@ def _roll_back(engine: Engine) -> list[str]:
 def _statements(source: SourceTable) -> list[str]:
     """Return the SQL that writes our records back into a dialer's queue table.
 
-    First the outcomes of ended assignments are written, then the active assignments as assigned
-    rows. If a user has several rows, only the row with the best position is changed.
+    First the outcomes of ended assignments are written to the pending and assigned rows of their
+    users. Then the active assignments are written as assigned rows: of several rows of a user, only
+    the row with the best position becomes assigned, and a user without a row gets a new one.
     """
     agents = [name for name in AGENT_COLUMNS if name in source.types]
     cleared = ", ".join(f"{name} = NULL" for name in agents)

@@ -204,7 +204,8 @@ LEGACY_CALL_QUEUE = Shape(
 """The structure of the dialer's old table `call_queue`.
 
 It is the same in the schema in production and in the later schema that the dialer's authors drafted
-and never deployed completely. Foreign keys are left out, because a script of the dialer drops one.
+and never deployed completely. Foreign keys are left out, because a script of the dialer drops one
+of them.
 """
 
 LEASES = frozenset(
@@ -289,7 +290,8 @@ def is_readable(found: str, wanted: str) -> bool:
     """Return True if a column of type `found` can be used where type `wanted` is expected.
 
     True for equal types, and for types of one family: whole numbers, texts, timestamps, or JSON.
-    False for another text type that is too narrow for the longest name that this release writes.
+    But if the types differ, False for a `varchar` that is too narrow (`NARROWEST`) for the longest
+    name that this release writes.
     """
     if found == wanted:
         return True

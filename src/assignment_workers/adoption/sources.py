@@ -25,6 +25,14 @@ class SourceTable:
         return agent_expression(self.types, "q")
 
 
+def score(alias: str) -> str:
+    """Return the SQL expression for a row's score, in a query that gives the table this `alias`.
+
+    A null score, which only an altered column can have, counts as 0, the dialer's default.
+    """
+    return narrowed(f"coalesce({alias}.priority_score, 0)")
+
+
 def agent_expression(columns: Iterable[str], alias: str) -> str:
     """Return the SQL expression for a row's agent, in a query that gives the table this `alias`.
 
@@ -38,8 +46,8 @@ def narrowed(number: str) -> str:
     """Return SQL that converts the value of the SQL expression `number` to the type `integer`.
 
     The dialer's column may have a wider type, such as `bigint`. A value above the range of
-    `integer` becomes the greatest integer, and a value below the range the least. Null becomes the
-    greatest integer too.
+    `integer` becomes the greatest integer, and a value below the range the least. `number` must not
+    be null, because null would become the greatest integer.
     """
     return f"greatest(least({number}, 2147483647), -2147483648)::integer"
 
