@@ -6,7 +6,7 @@ function. That costs as much as all other work of the gateway for a claim, so th
 well-formed HTTP calls themselves.
 
 The answers are not redacted: they are for agents, have only the types in `assignment.answers`, and
-contain no free text.
+contain no text that a person typed.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_who_goes_on_break_loses_an_offer_and_is_handed_nobody(client: Assignmen
     refused = client.request_next(83)
     assert isinstance(refused, Refused)
     assert refused.code == "on_break"
-    assert "lunch" in refused.reason
+    assert refused.reason == "agent 83 is on break; state available to go on"
     back = client.state(83, "available")
     assert isinstance(back, Stated)
     assert not back.replayed

@@ -2,8 +2,8 @@
 
 When the lease of an accepted assignment has ended, the agent's last heartbeat is read and may
 extend the lease (`expire`). Heartbeats have a separate table. Therefore, a heartbeat cannot
-overwrite an agent's state (hazard E2), and heartbeats and fenced transactions (those of the
-sequencer) never wait for each other.
+overwrite an agent's state (hazard E2 in docs/hazards.md), and heartbeats and fenced transactions
+(those of the sequencer) never wait for each other.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def beat(
 ) -> dict[int, HeartbeatAnswer]:
     """Store a heartbeat for each agent; return each agent's state and assignment, by agent id.
 
-    `beats`: by agent id, the time of the heartbeat; None: now. An earlier heartbeat never replaces
-    a later one, and a time in the future counts as now. The answer for an unknown agent is
-    `Refused`. The caller commits; the commit does not wait for the disk, because heartbeats that a
-    crash loses are sent again. `dialer`, `settings`: those of this process. Cost: three statements
-    for any number of agents, by primary keys.
+    `beats`: the time of each agent's heartbeat, by agent id; None means now. An earlier heartbeat
+    never replaces a later one, and a time in the future counts as now. The answer for an unknown
+    agent is `Refused`. The caller commits; the commit does not wait for the disk, because the
+    agent's next heartbeat replaces one that a crash loses. `dialer`, `settings`: those of this
+    process. Cost: three statements for any number of agents, by primary keys.
     """
     connection.execute(text("SET LOCAL synchronous_commit TO off"))
     given = [{"agent_id": agent, "seen_at": at} for agent, at in sorted(beats.items())]

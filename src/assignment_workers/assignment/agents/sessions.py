@@ -25,6 +25,7 @@ from sqlalchemy import (
     func,
     literal,
     null,
+    or_,
     select,
     update,
 )
@@ -44,14 +45,17 @@ AT_WORK = (AgentStatus.AVAILABLE, AgentStatus.ON_CALL, AgentStatus.WRAP_UP)
 An agent who is on break or offline stays so.
 """
 
+EXPIRE, TEND = "expire", "agent.tend"
+"""The writers of `AgentSession.by` that are not people: lapsed offers, and the end of sessions."""
+
 
 @dataclass(frozen=True)
 class Session:
     """Data about an agent, by which `turned_away` decides if the agent may be assigned a user.
 
-    `why`: the reason of the agent's state, if any. `calls`: the number of calls completed in the
-    present session. `working_since`: the beginning of the work since the last break. `team`: the
-    agent's team, which may have limits of its own.
+    `why`: the reason of the agent's state, unless a person typed the reason. `calls`: the number of
+    calls completed in the present session. `working_since`: the beginning of the work since the
+    last break. `team`: the agent's team, which may have limits of its own.
     """
 
     agent_id: int
@@ -62,6 +66,15 @@ class Session:
     working_since: datetime | None
     last_call_ended_at: datetime | None
     team: str | None
+
+
+def untyped_reason() -> ColumnElement[str | None]:
+    """Return a SQL expression: the reason of an agent's state; null if a person typed the reason.
+
+    A refused request has this reason, and is answered to callers who may not read typed texts.
+    """
+    ours = or_(*(AgentSession.by == literal(each, Text()) for each in (EXPIRE, TEND)))
+    return case((ours, AgentSession.why))
 
 
 def lease_of(queue: ColumnElement[str]) -> ColumnElement[timedelta]:
@@ -146,7 +159,7 @@ class Moves:
 
     @classmethod
     def none(cls) -> Moves:
-        """Return a collection without changes."""
+        """Return an empty collection of changes."""
         return cls({})
 
     def took_up(self, agent: int) -> None:
@@ -266,7 +279,7 @@ def _lapsing() -> ReturningInsert[*tuple[Any, ...]]:
         _lapsed.c.agent_id,
         case((too_many, sql_text(AgentStatus.BREAK))).label("state"),
         *(case((too_many, _NOW)).label(name) for name in ("since", "session_began")),
-        case((too_many, sql_text("expire"))).label("by"),
+        case((too_many, sql_text(EXPIRE))).label("by"),
         case((too_many, _why(literal(1, Integer())))).label("why"),
         literal(1, Integer()).label("offers_lapsed"),
     )
@@ -280,7 +293,7 @@ def _lapsing() -> ReturningInsert[*tuple[Any, ...]]:
     becomes = {
         "state": sql_text(AgentStatus.BREAK),
         "since": _NOW,
-        "by": sql_text("expire"),
+        "by": sql_text(EXPIRE),
         "why": _why(count),
         "session_began": func.coalesce(AgentSession.session_began, _NOW),
     }

@@ -2,7 +2,8 @@
 
 Answers to requests are rows of the table `requests`. Every other message of the assignment queue is
 a row of `commands`, stored in the transaction that carries out the command, and looked up in the
-round trip that proves the term, the sequencer's fencing token.
+round trip that proves the term, the sequencer's fencing token. docs/how-it-works.md has the list of
+guarantees.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from assignment_workers.assignment.active_assignments import ACTIVE, HELD_COLUMNS, held_by
-from assignment_workers.assignment.agents.sessions import Session
+from assignment_workers.assignment.agents.sessions import Session, untyped_reason
 from assignment_workers.assignment.answers import (
     Assigned,
     Code,
@@ -189,7 +190,7 @@ _STORE_COMMAND = insert(tables.Command).values(
 class Requester:
     """The agent of a request, as read in this transaction.
 
-    `known`: the agent exists. `hold`: the agent's active assignment, if any.
+    `known`: True if the agent exists. `hold`: the agent's active assignment, if any.
     """
 
     known: bool
@@ -399,7 +400,7 @@ def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
             hold.label("hold"),
             func.array(skips.scalar_subquery(), type_=ARRAY(Integer)).label("skipped"),
             AgentSession.state.label("stated"),
-            AgentSession.why,
+            untyped_reason().label("why"),
             AgentSession.calls_in_session,
             AgentSession.working_since,
             AgentSession.last_call_ended_at,

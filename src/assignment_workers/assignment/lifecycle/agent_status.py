@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from assignment_workers.assignment.active_assignments import ACTIVE
-from assignment_workers.assignment.agents.sessions import state_event
+from assignment_workers.assignment.agents.sessions import TEND, state_event
 from assignment_workers.assignment.answers import Code, Done, Refused, Stated
 from assignment_workers.assignment.lifecycle.finish import finish
 from assignment_workers.assignment.lifecycle.moves import Owner, Release
@@ -54,7 +54,7 @@ session and holds no user can be stale.
 SESSION_ENDS = timedelta(hours=2)
 """Time without a sign of life of an agent, such as a heartbeat, after which the session ends.
 
-The function `silent` names all signs of life. Source: original-dialer section 6.
+The function `silent` names all signs of life. Source: original-dialer section 5 in docs/.
 """
 ENDED_AT_ONCE = 500
 """Maximum number of agents' sessions that one transaction ends."""
@@ -139,7 +139,7 @@ def end_sessions(
     )
     found = transaction.connection.execute(_AS_IT_WAS, {"agents": still}).all()
     why = f"no sign of life for {SESSION_ENDS}"
-    _become(transaction, found, AgentStatus.OFFLINE, by="agent.tend", why=why)
+    _become(transaction, found, AgentStatus.OFFLINE, by=TEND, why=why)
     return Done(counts={"ended": len(found)})
 
 
