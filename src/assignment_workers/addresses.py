@@ -81,7 +81,7 @@ class SentinelAddress:
     sentinel_username: str | None = None
     sentinel_password: str | None = None
     tls: Mapping[str, str] = field(default_factory=dict)
-    """Options for TLS, such as `ssl_ca_certs`; empty: no TLS."""
+    """Options for TLS, such as `ssl_ca_certs`. If there are none, TLS is not used."""
 
     @classmethod
     def read(cls, value: str) -> SentinelAddress:
@@ -183,7 +183,8 @@ def hosts_of(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return `host`, `hostaddr` and `port` of each server that libpq's parameters name, in order.
 
     Returns an empty list if the parameters name no server; libpq then uses its defaults. Raises
-    ValueError if the numbers of hosts and ports differ.
+    ValueError if the numbers of hosts, host addresses and ports differ. A single port is allowed:
+    it applies to all hosts.
     """
     lists = {
         name: str(parameters[name]).split(",") for name in HOST_PARAMETERS if parameters.get(name)
@@ -205,7 +206,8 @@ def with_service(parameters: Mapping[str, str], environment: Mapping[str, str]) 
     The parameter `service`, or else PGSERVICE in `environment`, names a service in that file. A
     value in `parameters` takes precedence over the file's. If no service is named, or the file or
     the service is not found, `parameters` are returned unchanged. libpq then reports a missing
-    file or service. Raises ValueError if the numbers of hosts and ports differ.
+    file or service. Raises ValueError if the file's values lead to an invalid host or port, or to
+    different numbers of hosts and ports.
     """
     name = parameters.get("service") or environment.get("PGSERVICE")
     if not name:

@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose.
+"""Errors that this package raises on purpose.
 
 The message is a sentence for the person who can act on it.
 """

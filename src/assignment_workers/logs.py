@@ -20,7 +20,7 @@ def set_up(form: Form = "logfmt", level: str = "info") -> None:
     """Configure logging: lines of this package and of libraries go to standard error.
 
     `form` is the format of the lines. `level` is the lowest level that is logged: debug, info,
-    warning or error. Lines of libraries below info are never logged.
+    warning or error. Library lines with a level below info are never logged.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -10,9 +10,10 @@ from types import ModuleType
 def run(path: Path, name: str) -> ModuleType:
     """Run the file as it is now, and return it as the module `name`.
 
-    Unlike an import, it neither reads nor writes Python's cache of compiled files: the cache knows
-    a file by its size and the whole second in which it was saved, so it would hide the later of two
-    saves within one second. Raises what the file raises, and `OSError` if it cannot be read.
+    Unlike an import, this function neither reads nor writes Python's cache of compiled files. The
+    cache detects a change only by the file's size and by the second in which the file was saved, so
+    it can miss the later of two saves within a second. Raises what the file raises, and `OSError`
+    if the file cannot be read.
     """
     code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     module = ModuleType(name)

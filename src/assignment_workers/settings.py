@@ -158,7 +158,8 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class Settings(BaseModel):
     """All settings.
 
-    Each field's alias is the environment variable that sets it; durations are seconds.
+    Each field's alias is the environment variable that sets it. Durations in environment variables
+    are in seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -351,7 +352,10 @@ class Settings(BaseModel):
     calling_hours: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOURS")
     """Calling hours, such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
     calling_zones: str = Field("Europe/London", alias="ASSIGNMENT_WORKERS_CALLING_ZONES")
-    """The users' time zone, and others by phone number: `Europe/London, +1212=America/New_York`."""
+    """The default time zone of users, and time zones by the first digits of phone numbers.
+
+    Example: `Europe/London, +1212=America/New_York`. The default is for users without a known zone.
+    """
     calling_holidays: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOLIDAYS")
     """A country, or a part of one such as `GB-ENG`, on whose public holidays no user is called.
 
@@ -372,7 +376,7 @@ class Settings(BaseModel):
     message_maximum: Annotated[int, Field(ge=1_000_000, le=100_000_000)] = Field(
         1_000_000, alias="ASSIGNMENT_WORKERS_MESSAGE_MAXIMUM_BYTES"
     )
-    """The largest message that is read; a larger one becomes a dead letter unread.
+    """The largest message that is read, in bytes; a larger one becomes a dead letter unread.
 
     Reading a message delays all messages behind it.
     """
@@ -451,9 +455,10 @@ class Settings(BaseModel):
     gateway_proxies: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PROXIES")
     """Addresses or networks of proxies whose `X-Forwarded-For` is trusted; unset: none."""
     metrics_port: Port | None = Field(None, alias="ASSIGNMENT_WORKERS_METRICS_PORT")
-    """The port of the metrics of a sequencer, a maintenance worker or beat; unset: no metrics.
+    """The port of the metrics of a sequencer, maintenance or heartbeats worker, or beat.
 
-    Each process needs a port of its own. `up` assigns consecutive ports, from this one on.
+    Unset: these processes serve no metrics. Each process needs a port of its own. `up` assigns
+    consecutive ports, from this one on.
     """
     metrics_host: str = Field("127.0.0.1", alias="ASSIGNMENT_WORKERS_METRICS_HOST")
     """The address that a process with a metrics port listens on."""
@@ -522,9 +527,9 @@ class Settings(BaseModel):
         return {}
 
     def served(self, queues: Collection[str], team: str | None) -> list[str]:
-        """Return the dialer queues in the order in which agents of `team` are served.
+        """Return `queues`, the dialer queues, in the order in which they serve agents of `team`.
 
-        `team` None: agents without a team.
+        If `team` is None, the order is that for agents without a team.
         """
         first = priorities(self.queue_priority) if self.queue_priority else {}
         order = first.get(team, first.get(None, ()))

@@ -55,7 +55,7 @@ export interface paths {
         put?: never;
         /**
          * Skip
-         * @description Skip this user: by default no offer to any agent for 15 minutes, or to this one for an hour.
+         * @description Skip this user. By default no agent gets the user for 15 minutes, nor this agent for an hour.
          */
         post: operations["skip"];
         delete?: never;
@@ -95,7 +95,7 @@ export interface paths {
         put?: never;
         /**
          * Close
-         * @description Close the user in this dialer queue until an operator lifts the closure.
+         * @description Close this dialer queue for the user, until an operator lifts the closure.
          */
         post: operations["close"];
         delete?: never;
@@ -737,7 +737,7 @@ export interface components {
         };
         /**
          * ActionDescription
-         * @description A task that an outcome requests from another system, such as to send a text message.
+         * @description A task for another system after a call, such as to send a text message.
          *
          *     The event of the completed call names the task.
          */
@@ -787,7 +787,10 @@ export interface components {
         };
         /**
          * AgentStatus
-         * @description An agent's status: set by the agent or an operator, or implied by an agent's command.
+         * @description An agent's status.
+         *
+         *     It is set by the agent, by an operator or by the system, or implied by a command about an
+         *     assignment, such as its completion.
          * @enum {string}
          */
         AgentStatus: "available" | "on_call" | "wrap_up" | "break" | "offline";
@@ -1134,7 +1137,7 @@ export interface components {
         DismissBody: {
             /**
              * Numbers
-             * @description Absent: all neither sent again nor dismissed.
+             * @description Absent: the oldest 10,000 neither sent again nor dismissed.
              * @example [
              *       7,
              *       8
@@ -1730,9 +1733,9 @@ export interface components {
          * @description The verdict of one dialer queue on the user.
          *
          *     `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
-         *     `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at` is the time at which the
-         *     obstacle ends without intervention, if known. `in_force` describes the calling rules that apply,
-         *     such as calling hours.
+         *     `never_built`, `waiting`, `drained`, `taken_out` or `not_in_generation`. `free_at` is the time
+         *     at which the obstacle ends without intervention, if known. `in_force` describes the calling
+         *     rules that apply, such as calling hours.
          */
         QueueVerdict: {
             /** Queue */
@@ -2181,7 +2184,8 @@ export interface components {
          * TimeToAssign
          * @description Seconds from the sending of a request to the commit of its assignment.
          *
-         *     The time of sending is by the requester's clock; requests without this time are left out.
+         *     The time of sending is the client's estimate of the database's clock; requests without this time
+         *     are left out.
          *     `measured` is the number of assignments, at most the latest 200,000 of the period
          *     (`MEASURED_AT_MOST`). If it is 0, the other fields are None.
          */

@@ -166,7 +166,7 @@ def heads(connection: Connection) -> dict[str, ChainHead]:
 
 
 def lag_seconds(connection: Connection) -> float:
-    """Return the age in seconds of the oldest event that is in no hash chain yet; 0: none.
+    """Return the age in seconds of the oldest event that is in no hash chain; 0 if there is none.
 
     Cost: two index look-ups.
     """

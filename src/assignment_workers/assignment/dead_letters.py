@@ -72,11 +72,11 @@ def store_dead_letter(
 ) -> int:
     r"""Store a message in a transaction of its own; return the number of the dead letter.
 
-    A byte that is not text is stored as `\xNN`, a null as `\x00`, because PostgreSQL's text can
-    hold neither. `error`: the reason for storing it. `replayable`: True if the message may succeed
-    when it is sent again. `again`: the number of an earlier dead letter, if an operator sent its
-    message again. If that dead letter has the same task and body, it is reopened, and no second one
-    is stored.
+    A byte that is not text is stored as `\xNN`, a null character as `\x00`, because PostgreSQL's
+    text can hold neither. `error`: the reason for storing the message. `replayable`: True if the
+    message may succeed when it is sent again. `again`: the number of an earlier dead letter, if an
+    operator sent its message again. If that dead letter has the same task and body, it is reopened,
+    and no second one is stored.
     """
     whole = body if isinstance(body, str) else body.decode("utf-8", "backslashreplace")
     values = {

@@ -48,10 +48,10 @@ def between(
     agent_id: int | None = None,
     kinds: Collection[str] | None = None,
 ) -> Sequence[StoredEvent]:
-    """Return at most `limit` events with an id above `after` and up to `until`, in their order.
+    """Return at most `limit` events with an id above `after` and up to `until`, ordered by id.
 
-    `agent_id`, `kinds`: only events of this agent, and of these kinds; None: no restriction. Cost:
-    a read by the primary key.
+    `until` None: no upper limit. `agent_id`, `kinds`: only events of this agent, and of these
+    kinds; None: no restriction. Cost: a read by the primary key.
     """
     wanted = BEYOND
     parameters: dict[str, object] = {"after": after}
@@ -79,8 +79,8 @@ def writers(connection: Connection) -> frozenset[str]:
     These are the transactions that hold a lock on the table of events. A transaction takes this
     lock before its first event gets an id, and holds the lock until it ends. Event ids are assigned
     in order, but transactions may commit in another order. So a reader may see an event before one
-    with a smaller id. Once all returned transactions have ended, an event that is still missing,
-    with an id below one seen before this call, will never appear.
+    with a smaller id. Once all returned transactions have ended, no further event can appear with
+    an id below that of an event that was seen before this call.
     """
     return frozenset(connection.execute(_WRITERS).scalars())
 

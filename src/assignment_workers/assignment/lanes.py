@@ -37,8 +37,8 @@ def name_prefix(application: str, lane: str) -> str:
 def connection_name(application: str, lane: str, host: str | None, pid: int | None) -> str:
     """Return the PostgreSQL application name of a sequencer's connection for the lane's lock.
 
-    The name has the lane and the process (`host`, `pid`), and is cut to 63 bytes, PostgreSQL's
-    limit.
+    The name has the lane, unless it is the default lane, and the process (`host`, `pid`). It is cut
+    to 63 bytes, PostgreSQL's limit.
     """
     return f"{name_prefix(application, lane)}{host}:{pid}"[:63]
 

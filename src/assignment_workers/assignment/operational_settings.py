@@ -1,8 +1,9 @@
 """Operational settings: those that operators change while the system runs.
 
-Each is a field of `Settings`. The values in force are in the table `settings`
-(`settings_versions`); the environment gives the first values only. A value is a text, written as in
-the environment: for all, for one dialer queue, or for one team of agents.
+Each operational setting is a field of `Settings`. The values in force are in the table `settings`,
+which the module `settings_versions` reads. The environment and the dialer's file give only the
+first values. A value is a text, written as in the environment. It is for all, for one dialer queue,
+or for one team of agents.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class OperationalSetting:
 
     @property
     def default(self) -> Any:  # noqa: ANN401 - of any type
-        """The value that applies if no version of the settings has one."""
+        """The value that applies if the version of the settings in force has none."""
         return Settings.model_fields[self.name].default
 
     @property
@@ -187,8 +188,8 @@ OF_QUEUES = {
 }
 """Maps an operational setting to the field of `Queue` that has the setting's first value.
 
-A `Queue` is a dialer queue as the dialer's file declares it. Once an operator has changed the
-setting, the field is ignored.
+A `Queue` is a dialer queue as the dialer's file declares it. Once any version of the settings has
+had a value of the setting for the dialer queue, the field is ignored.
 """
 
 
@@ -222,7 +223,7 @@ def unknown_queues(dialer: Dialer, given: Settings) -> list[str]:
 
 
 def default_of(setting: OperationalSetting) -> str:
-    """Return, as text, the value that a setting has if no version of the settings has one."""
+    """Return the default of a setting as text: it applies if the version in force has no value."""
     value = setting.default
     if value is None:
         return NONE

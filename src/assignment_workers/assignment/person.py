@@ -161,11 +161,11 @@ def forget(
 
     Before the call, the caller ensures that no agent holds the user and that the user is
     suppressed; afterwards the caller commits. The suppression and a row in the table `forgotten`
-    remain, so that the user is never called again. A phone number of the user that is suppressed,
-    alone or in an imported list, is replaced by a hash with the secret key of `reader`. Raises
-    `UsageError`, with nothing changed, if there is such a number and `reader` has no key. Cost:
-    reads by the indexes on `user_id`, and one pass each over dead letters, commands and phone
-    numbers.
+    remain, so that the user is never called again. If a phone number of the user is
+    suppressed, alone or in an imported list, it is replaced by a hash with the secret key of
+    `reader`. Raises `UsageError`, with nothing changed, if there is such a number and `reader` has
+    no key. Cost: reads by the indexes on `user_id`, and one pass each over dead letters, commands
+    and phone numbers.
     """
     person = find(connection, dialer, user_id, reader)
     parameters = {"user": user_id, "mark": FORGOTTEN, "name": str(person.own)}
@@ -253,10 +253,10 @@ def _scrub_letters(connection: Connection, person: Person) -> int:
 
 
 def _scrub_commands(connection: Connection, person: Person) -> int:
-    """Erase the reasons and subjects that name the person in stored commands; return their number.
+    """Erase, in stored commands, the reasons and subjects that name the person.
 
-    A refusal's reason repeats the refused value, which may be a phone number. The subject of a
-    suppression's command has the phone number.
+    Returns the number of changed commands. A refusal's reason repeats the refused value, which may
+    be a phone number. The subject of a suppression's command has the phone number.
     """
     found = connection.execute(
         text(

@@ -80,7 +80,7 @@ def current(connection: Connection, dialer: Dialer, given: Settings) -> Settings
     """Return the settings in force, read in the caller's transaction.
 
     `given`: the settings of the environment, which supply all settings that are not operational.
-    Cost: one read of the last row of the table.
+    Cost: a read of the id of the newest version, and of its row if the process has not cached it.
     """
     found = connection.execute(_LATEST_ID).scalar_one_or_none()
     if found is None:
@@ -89,7 +89,7 @@ def current(connection: Connection, dialer: Dialer, given: Settings) -> Settings
 
 
 def version_of(settings: Settings) -> int | None:
-    """Return the number of these settings' version; None if they are those of the environment."""
+    """Return the number of these settings' version; None if they are of no stored version."""
     return settings.version if isinstance(settings, SettingsInForce) else None
 
 
@@ -121,7 +121,7 @@ def _known(connection: Connection, id_: UUID, dialer: Dialer, given: Settings) -
 
 
 def latest(connection: Connection) -> StoredVersion | None:
-    """Return the version in force; None if no sequencer has led yet, so that none is stored."""
+    """Return the version in force; None if none is stored, because no sequencer has led yet."""
     row = connection.execute(_HISTORY.limit(1)).one_or_none()
     return None if row is None else _version(row)
 

@@ -143,10 +143,10 @@ def lines_of(stream: Iterable[str], column: str | None = None) -> Iterator[Line]
     """Yield the lines of a file of phone numbers: one number a line, or CSV.
 
     Each line has its number in the file, counted from 1, the text of the phone number, and an
-    expiry, if any. In CSV the phone number is in `column`; None: in the first column with a usual
-    name such as `phone`, otherwise in the first column. Empty lines and lines that begin with # are
-    ignored. Raises `UsageError` for a column that does not exist and for an expiry that is not a
-    date.
+    expiry, if any. In CSV the phone number is in `column`. If `column` is None, it is in a column
+    with a usual name such as `phone`, otherwise in the first column. Empty lines and lines that
+    begin with # are ignored. Raises `UsageError` for a column that does not exist and for an expiry
+    that is not a date.
     """
     number = 0
 
@@ -293,7 +293,8 @@ def _affected(connection: Connection) -> tuple[int, dict[str, int], int, dict[st
 
     The numbers are in the temporary table `incoming`. The first two values count users who have one
     of the numbers. The last two count users whose own number is unclear and has the same last
-    digits; once the list is in force, they are not offered until an operator decides.
+    digits as one of them; once the list is in force, these users are not offered until an operator
+    decides.
     """
     connection.execute(_MATCHED_BY_INCOMING)
     connection.execute(_WAITING_BY_INCOMING, {"reach": REACH})
@@ -545,15 +546,19 @@ def _in_queues(connection: Connection, users: list[int]) -> tuple[int, dict[str,
 
 
 def standing_lists(connection: Connection) -> list[dict[str, Any]]:
-    """Return the lists of suppressed phone numbers that are in force, ordered by name."""
+    """Return the lists of suppressed phone numbers that are in force, ordered by name.
+
+    A list that has expired is included until it is retired.
+    """
     return [dict(row) for row in connection.execute(_STAND).mappings()]
 
 
 def exported(connection: Connection, dialer: Dialer) -> Iterator[tuple[object, ...]]:
     """Yield a row for every do-not-contact suppression in force; `EXPORTED` names the columns.
 
-    Suppressions of single users and numbers come first, then the phone numbers of imported lists.
-    The rows are streamed. Numbers of erased persons, of which only a hash is stored, are left out.
+    Suppressions of single users and numbers come first, then the phone numbers of imported lists,
+    including expired ones of lists that are not retired. The rows are streamed. Numbers of erased
+    persons, of which only a hash is stored, are left out.
     """
     streamed = connection.execution_options(stream_results=True, yield_per=10_000)
     for rows in streamed.execute(_EXPORT).partitions():

@@ -26,19 +26,20 @@ class Suspicion:
     digest: str
     ends: int
     parts: tuple[int, ...] = ()
-    """The positions, in a batch message, of the requests during whose handling a process ended."""
+    """Positions, in a batch message, of the requests or commands during which a process ended."""
     buried: int = 0
-    """Number of requests of a batch message that are stored as dead letters.
+    """Number of requests or commands of a batch message that are stored as dead letters.
 
-    These are the requests during whose handling a process ended. Their positions are the first
-    elements of `parts`.
+    A process ended during the handling of each of these. Their positions are the first elements of
+    `parts`.
     """
 
     @property
     def of_the_whole(self) -> int:
-        """The number of processes that ended while no single request of the batch was handled.
+        """The number of processes that ended while no request or command was handled by itself.
 
-        Such an end cannot be attributed to one request, but only to the whole message.
+        Such an end cannot be attributed to one request or command of a batch message, but only to
+        the whole message.
         """
         return self.ends - len(self.parts)
 

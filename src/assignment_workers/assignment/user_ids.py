@@ -58,7 +58,7 @@ _FITS = (
 _NUMBERING = 0x75736572
 """Key of the advisory lock of a transaction that gives internal integer ids to several users.
 
-With the lock, two such transactions cannot wait for each other.
+The lock prevents a deadlock of two such transactions that insert the same ids in different orders.
 """
 _NAMED = re.compile(r"\b(user )(\d{1,19})\b")
 
@@ -223,8 +223,9 @@ def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict
 def _memory(engine: Engine) -> dict[int, str]:
     """Return the cache that maps internal integer ids of users to the CRM's ids, for one database.
 
-    `engine`: the engine of that database. Each new connection clears the cache. After a failover to
-    a standby without the latest rows, the same internal ids may belong to other users.
+    `engine`: the engine of that database. Each new connection clears the cache, because it may be
+    the first after a failover to a standby without the latest rows. There the same internal ids may
+    belong to other users.
     """
     if engine not in _remembered:
         memory: dict[int, str] = {}

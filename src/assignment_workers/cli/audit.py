@@ -70,10 +70,10 @@ def verify(
 
     The digest of an event covers the event and the digest of the event before it.
 
-    A finding is an event that was changed, deleted, moved to another position or added; a
-    beginning that is missing, although no purge of old events deleted it; or an end that is
-    missing. Only `--since` finds a past that was rewritten together with all its digests, so store
-    exports on another machine.
+    A finding is an event that was changed, deleted, moved to another position or added; the missing
+    beginning of a chain, although no purge of old events deleted it; or the missing end of a chain.
+    Only `--since` finds a past that was rewritten together with all its digests, so store exports
+    on another machine.
     """
     if file is not None:
         if since is not None:

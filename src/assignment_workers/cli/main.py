@@ -105,7 +105,7 @@ class Commands(MutableMapping[str, "Command"]):
 
 
 class LazyGroup(TyperGroup):
-    """The group of all commands, with a help that needs no module of a command.
+    """The group of all commands, which prints its help without importing the commands' modules.
 
     To import all these modules would take two seconds.
     """

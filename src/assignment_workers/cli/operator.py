@@ -244,7 +244,7 @@ def status(
 def _watch(readings: Iterator[Health]) -> int:
     """Show each health reading until Ctrl-C: on the whole terminal, or as lines without a terminal.
 
-    Returns the exit code by the last reading.
+    Returns the exit code: 0 if agents are served according to the last reading, otherwise 1.
     """
     console = Console(highlight=False)
     show = _redraw if console.is_terminal else _print_changes

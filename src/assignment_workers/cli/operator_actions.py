@@ -58,8 +58,9 @@ class OutcomeRecorder:
     def __call__(self, answer: T, *, done: str = "done") -> T:
         """Set the outcome of the action, and return `answer`.
 
-        The outcome is the text in `done`, unless `answer` is a refusal or `Unavailable`. At the end
-        of its block, the context manager `recorded` stores the outcome in the database.
+        If `answer` is a refusal or `Unavailable`, the outcome says so, with the reason. Otherwise,
+        the outcome is the text in `done`. At the end of its block, the context manager `recorded`
+        stores the outcome in the database.
         """
         self.outcome = _line(answer, done)
         return answer

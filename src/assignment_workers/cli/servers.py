@@ -43,7 +43,8 @@ CRM_FIRST = (
 def settings() -> Settings:
     """Return the settings from the environment, and load the dialer's file.
 
-    Raises `UsageError` if they are invalid. Addresses of a running stack are not filled in.
+    Raises `UsageError` if the settings or the file cannot be used. Addresses of a running stack are
+    not filled in.
     """
     given = Settings.from_environment(os.environ)
     dialer = load(given)
@@ -174,9 +175,11 @@ def database_and_crm(
 
     No statement on the connection lasts longer than `patience`. `at`: the settings with the
     database's address; None: those of the environment or of the running stack.
-    Raises `DatabaseUnavailable`. If `checked`, raises `SchemaMismatch` for a schema of another
-    release, and for tables of the CRM that do not exist. If both `checked` and `views`, the views
-    of the CRM's tables are created or replaced as the dialer needs them.
+
+    Raises `DatabaseUnavailable` if the database does not answer in time, or denies a right. If
+    `checked`, raises `SchemaMismatch` for a schema of another release, and for tables of the CRM
+    that do not exist. If both `checked` and `views`, the views of the CRM's tables are created or
+    replaced as the dialer needs them.
     """
     at = at or with_database()
     made = connect(

@@ -75,7 +75,7 @@ def add(
         bool, typer.Option("--raw", help="Keep a text that is no phone number.")
     ] = False,
 ) -> int:
-    """Suppress a user, or every user with a phone number; an assignment under way goes on."""
+    """Suppress a user, or every user with this phone number; an assignment under way goes on."""
     command = commands.do_not_contact(
         _id(user),
         phone,

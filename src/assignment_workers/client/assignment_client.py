@@ -241,7 +241,10 @@ class Hold:
         )
 
     def close_user(self, why: str) -> FinishAnswer:
-        """Close the user: this dialer queue offers them to nobody until an operator allows it."""
+        """Close the user: the assignment's dialer queue offers the user to no agent any more.
+
+        An operator can lift the closure.
+        """
         held = self.assignment
         return self._end(
             self._client.close_user(

@@ -173,9 +173,9 @@ def do_not_contact(
 ) -> CommandCall:
     """Build the command that forbids calls to a user or a phone number.
 
-    `queue`: the one dialer queue for which this holds; None: all. `source`: the origin of the
-    entry, such as a public register. `raw`: True to accept a `phone` that cannot be read as a phone
-    number; it is stored as text.
+    `queue`: the one dialer queue in which calls are forbidden; None if they are forbidden in all.
+    `source`: the origin of the entry, such as a public register. `raw`: True to accept a `phone`
+    that cannot be read as a phone number; the `phone` is then stored as text.
     """
     arguments = {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
     more = {
@@ -210,7 +210,7 @@ def lift(
 ) -> CommandCall:
     """Build the command that lifts a suppression: `do_not_contact`, `quarantine` or `closed`.
 
-    `queue`: the dialer queue to which the suppression is limited; None for a suppression in all.
+    `queue`: the dialer queue to which the suppression is limited; None if it is in force in all.
     """
     arguments = {"kind": kind, "user_id": user_id, "phone": phone, "why": why, "by": by}
     return CommandCall(

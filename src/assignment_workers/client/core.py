@@ -211,9 +211,9 @@ class Core(ABC):
     ) -> Steps[StateAnswer]:
         """Set the agent's state to `becomes`: available, on_call, wrap_up, break or offline.
 
-        On break or offline, an offer that is not accepted is released. Accepted work is kept. `by`
-        and `why`: the operator who sets the state, and the reason. Over HTTP `by` is not sent,
-        because the token identifies the caller.
+        On break or offline, an offer that is not accepted is released; an accepted assignment stays
+        active. `by` and `why`: the operator who sets the state, and the reason. Over HTTP `by` is
+        not sent, because the token identifies the caller.
         """
 
     @abstractmethod

@@ -26,10 +26,10 @@ The wait doubles with each failed attempt, and is longer if the gateway asks for
 
 
 class StreamedEvent(BaseModel):
-    """An event of the gateway: an assignment, its end, a generation, a pause.
+    """An event that the gateway streams, such as an assignment, its end, a generation or a pause.
 
-    Kind `reset`: missed events cannot be sent any more; read the current state again. Values that
-    the reader must not see, or that the event does not have, are None.
+    An event of kind `reset` means that missed events cannot be sent any more; read the current
+    state again. Values that the reader must not see, or that the event does not have, are None.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -4,12 +4,12 @@ Run by its path, this file is a small process in a session of its own. The super
 running processes to it over a pipe. The pipe closes when the supervisor ends, for whatever reason.
 Then every worker (a process that is no server) is sent SIGTERM, and SIGKILL after `WORKER_SECONDS`.
 After the workers the servers are stopped, the last started first, each with its own signal and
-time, so that no data are lost. After each of these processes, the rest of its process group is
-killed.
+time, so that no data are lost. When a process has ended or its time is over, its whole process
+group is killed.
 
-Its limits: a process that left its group (none of ours does) is not reached. If the guardian was
-killed too, nothing ends the rest until the next start on the same home, which ends the servers and
-workers left over there (`orphans`).
+The guardian has two limits. It does not reach a process that left its group (none of ours does). If
+the guardian was killed too, nothing ends the processes until the next start on the same home (the
+stack's directory), which ends the servers and workers left over there (`orphans`).
 """
 
 from __future__ import annotations

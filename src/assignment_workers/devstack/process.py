@@ -80,9 +80,10 @@ class Child:
         *,
         ended: Callable[[Child], None] | None = None,
     ) -> None:
-        """Start the process. `ended` is called once when it has ended, from another thread.
+        """Start the process.
 
-        Raises OSError if the process cannot be started.
+        `ended` is called once, from another thread, when the process has ended. Raises OSError if
+        the process cannot be started.
         """
         self.spec = spec
         self._log = log

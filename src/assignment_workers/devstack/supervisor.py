@@ -248,8 +248,8 @@ class Supervisor:
     def _restart_due(self) -> None:
         """Start the processes whose restart is due.
 
-        Processes other than servers wait until all servers are ready, because they would fail
-        without them.
+        Processes other than servers wait until all servers are ready, because without the servers
+        they would fail.
         """
         for service in self._services.values():
             due = service.restart_at is not None and service.restart_at <= time.monotonic()

@@ -197,9 +197,10 @@ def stack(folder: Path, variables: Mapping[str, str], *, own_disk: bool = False)
     """Run a whole stack in `folder`, with a demo CRM and a standby sequencer.
 
     `own_disk`: give PostgreSQL a file system in memory, which `disk_of` finds, if this account may
-    mount one and there is enough memory. A separate process runs `up` with only the settings in
-    `variables`; those of the environment are ignored. Its output goes to `stack.log` in `folder`.
-    Raises `StackFailed` if the stack does not start.
+    mount one and there is enough memory. A separate process runs `up` with the settings in
+    `variables`, a home in `folder` and free ports for the gateway and Flower. Settings in the
+    environment of this process are ignored. The output goes to `stack.log` in `folder`. Raises
+    `StackFailed` if the stack does not start.
     """
     home, log = folder / "home", folder / "stack.log"
     ours = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "CRM_DATABASE_URL")

@@ -1,4 +1,4 @@
-"""Runs a program that refuses to run as root, under another account.
+"""The start of a program under another account, if the program refuses to run as root.
 
 The program, such as `postgres`, needs our directories. They are private to root, and so may be
 every directory above them and above the program (`/root` on most machines). This module does not

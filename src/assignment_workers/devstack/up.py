@@ -42,7 +42,7 @@ class Steps:
     migrate: Callable[[str], object]
     """A function that migrates the database at this address to the current schema."""
     seed: Callable[[Settings], object] | None
-    """A function that fills a new database with the demo CRM; None: no demo."""
+    """A function that fills a new database with the demo CRM; None for a stack without a demo."""
     missing: Callable[[Settings], str | None]
     """A function that returns, in a few words, why the processes do not work yet; None once they
     do.

@@ -49,7 +49,7 @@ def prepare(directory: Path, *, fsync: bool = True) -> Server:
     A server that an earlier stack left running there is ended, a port is chosen, and the
     configuration is written. `directory` is in a home (a stack's directory) that the caller has
     locked. The data, the port (unless it is in use) and the password stay the same at each start.
-    If the server is killed, nothing that it has answered is lost. A crash of the machine loses at
+    If the server is killed, no write that it has confirmed is lost. A crash of the machine loses at
     most a second of writes, or more without `fsync`. Raises `StackFailed` if the program is
     missing, the server that was left running cannot be ended, or no port is free.
     """

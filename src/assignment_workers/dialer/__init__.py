@@ -1,9 +1,10 @@
 """The names of which a `dialerconfig.py` is made.
 
 The file is Python. It defines one object, `dialer`, a `Dialer` of dialer queues and outcomes. A
-rule is a SQLAlchemy expression over the facts: `Person`, the CRM's row of a person; `Score`, the
-person's score row; and the tables that belong to a person, inside of `exists`. Each expression is
-true or false, never null, and reads the time from the parameter `NOW`.
+rule is a SQLAlchemy expression over facts of a person. It may read `Person`, the CRM's row of the
+person, and `Score`, the person's score row. It may read other tables about persons only inside of
+`exists`, because a person may have several rows there. A rule is true or false, never null, and
+reads the time from the parameter `NOW`.
 """
 
 from __future__ import annotations

@@ -42,7 +42,10 @@ DELAY_AT_MOST = timedelta(days=10 * 365)
 
 
 def problems(dialer: Dialer) -> Iterator[str]:
-    """Yield each error in a dialer's definition as a line, with the dialer queue and the rule."""
+    """Yield each error in a dialer's definition as a line of text.
+
+    The line names the wrong part, such as the dialer queue and the rule.
+    """
     yield from _of_the_whole(dialer)
     for queue in _of_type(dialer.queues, Queue):
         for problem in _of_queue(queue):

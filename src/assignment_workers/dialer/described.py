@@ -49,7 +49,7 @@ class OutcomeDescription(BaseModel):
 
 
 class ActionDescription(BaseModel):
-    """A task that an outcome requests from another system, such as to send a text message.
+    """A task for another system after a call, such as to send a text message.
 
     The event of the completed call names the task.
     """

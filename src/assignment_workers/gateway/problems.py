@@ -219,7 +219,7 @@ EXAMPLES: dict[HTTPStatus, dict[str, Any]] = {
 
 
 def _methods(request: Request) -> list[str]:
-    """Return the HTTP methods that the path of the request accepts, of all its routes."""
+    """Return the HTTP methods of all routes that match the path of the request."""
     found: set[str] = set()
     for route in request.app.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:

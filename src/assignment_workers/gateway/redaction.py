@@ -178,7 +178,7 @@ def _passes(name: str, text: str, beside: Mapping[str, Any]) -> bool:
 class RedactedRoute(APIRoute):
     """A route whose JSON response is redacted according to the role of the caller.
 
-    Problem details are not redacted, because they contain only what the caller sent.
+    Problem details are not redacted, because the only free text in them is what the caller sent.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

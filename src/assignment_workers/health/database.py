@@ -65,7 +65,8 @@ def reader(
 def trouble_of(error: DBAPIError) -> str:
     """Return a text for a database error, such as `refuses our login`.
 
-    The text is the predicate of a sentence about the server. It does not have the address.
+    The text is the predicate of a sentence about the server. It does not contain the server's
+    address.
     """
     code = getattr(error.orig, "sqlstate", None) or ""
     said = str(error.orig)

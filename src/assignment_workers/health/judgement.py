@@ -60,7 +60,7 @@ JOBS_WAITED = timedelta(minutes=2)
 may wait there for minutes, behind a long job.
 """
 UNSENT = timedelta(seconds=20)
-"""The time after a job's due time from which it counts as overdue if beat has not sent it."""
+"""A job counts as overdue if beat has not sent the job this long after its due time."""
 ASKED = timedelta(minutes=1)
 """The time within which a job must begin after beat sent it."""
 RUNS_AT_MOST = timedelta(hours=1)
@@ -512,7 +512,7 @@ class _Judge:
         return _wrong(kind, "certificates", title, DEGRADED, told)
 
     def _of_certificate(self, facts: CertificateFacts) -> str | None:
-        """Return what is wrong with a certificate, as text; None if nothing is."""
+        """Return what is wrong with a certificate, as text; None if nothing is wrong."""
         if facts.begins_at is None or facts.expires_at is None:
             return f"{facts.title} {facts.trouble}"
         if facts.expires_at <= self.at:

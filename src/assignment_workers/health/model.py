@@ -73,7 +73,7 @@ class Component(BaseModel):
     kind: ComponentKind
     state: HealthState
     since: datetime | None = None
-    """The time at which the state began; None: not known."""
+    """The time at which the state began; None if it is not known."""
     finding: str = ""
     """One line: the observation behind the state."""
     meaning: str = ""
@@ -277,9 +277,11 @@ class Health(BaseModel):
 
     @property
     def wrong(self) -> Sequence[Component]:
-        """The components that are not good: those that stop agents first, then by badness.
+        """The components that are not good.
 
-        Components of equal badness stay in their order, in which causes come before consequences.
+        First come those that are down and on which agents depend (`serving`), then the others. Each
+        of these two groups is sorted by badness, the worst first. Components of equal badness stay
+        in their order, in which causes come before consequences.
         """
         found = [each for each in self.components if each.state is not HealthState.GOOD]
         return sorted(

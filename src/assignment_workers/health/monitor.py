@@ -28,8 +28,8 @@ same limit, so that a server on a busy machine is not taken for a frozen one.
 class HealthMonitor:
     """A background thread that reads the health of the system again and again.
 
-    `latest` has the last result, which is at most three seconds old, so that callers need not wait
-    for a server. `since` of a component is the earliest known start of its present state. This
+    `latest` has the last result, which is at most three seconds old. So callers do not wait for a
+    server. `since` of a component is the earliest known start of its present state. This
     start is known from the servers, from earlier readings of this process, or from gateways, which
     store it in their signs of life.
     """

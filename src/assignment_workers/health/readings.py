@@ -103,8 +103,8 @@ class CertificateFacts:
 class QueueFacts:
     """A dialer queue, the time of its pause, and the time at which its generation was published.
 
-    The generation is the one from which users are assigned now. A time is None if the dialer queue
-    is not paused, or has no generation.
+    The generation is the one from which users are assigned now. `paused_at` is None if the dialer
+    queue is not paused, `published_at` if the dialer queue has no such generation.
     """
 
     queue: str

@@ -210,7 +210,10 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def read_holidays(said: str) -> tuple[str, ...]:
-    """Parse names of holiday calendars such as `GB-ENG, US`. `ValueError` for an unknown name."""
+    """Parse names of holiday calendars such as `GB-ENG, US`.
+
+    Raises `ValueError` for an unknown name.
+    """
     names = tuple(dict.fromkeys(each.strip() for each in said.split(",")))
     for name in names:
         try:

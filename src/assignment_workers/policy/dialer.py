@@ -55,8 +55,9 @@ class Queue:
     conversion_needs: Sequence[Rule] = ()
     """Rules of this dialer queue that must hold for a user to be counted as converted."""
     order: Sequence[Ordering] = ()
-    """The order of the users, best first. Among equal users the higher id comes first. Empty: by
-    score.
+    """The order of the users, best first. Among equal users the higher id comes first.
+
+    If this is empty, the users are ordered by score (`queues.ORDER`).
     """
     ages: bool = False
     """True if users of this dialer queue age: each week their score is raised by 5.
@@ -109,7 +110,7 @@ class Dialer:
 
     @property
     def actions(self) -> dict[str, Action]:
-        """The actions by name: those that outcomes request from other systems, and `review`."""
+        """The actions by name: those that belong to outcomes of this dialer, and `review`."""
         asked = (action for outcome in self.outcomes for action in outcome.actions)
         return {action.name: action for action in (*asked, REVIEW)}
 

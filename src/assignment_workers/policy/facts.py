@@ -114,7 +114,10 @@ class FactSource:
     columns: Mapping[str, str]
     """Maps our name of each column that is read to the CRM's name."""
     types: Mapping[str, TypeEngine[Any]]
-    """Maps our name of a column to its type. A column that the CRM lacks is null."""
+    """Maps our name of each column to its type.
+
+    A column that is here but not in `columns` does not exist in the CRM; its value is null.
+    """
     person_columns: frozenset[str]
     """The columns, by our names, that contain a person's id."""
     key: tuple[str, ...]

@@ -24,9 +24,10 @@ may have left rows with this value.
 
 @dataclass(frozen=True)
 class Action:
-    """A task that an outcome requests from another system, such as to send a text message.
+    """A task for another system after a call, such as to send a text message.
 
-    The event of the completed call names the action.
+    The field `actions` of an outcome lists its actions. The event of the completed call names the
+    actions that follow the call.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Action:
 
 
 REVIEW = Action("review", "Have an operator look at the user.")
-"""The action by which an outcome requests that an operator examine the user."""
+"""The action that follows a call if an operator has to examine the user."""
 
 
 @dataclass(frozen=True)

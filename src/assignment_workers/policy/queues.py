@@ -64,8 +64,9 @@ class Policy:
     def at(self, now: datetime, zones: Collection[str] = ()) -> dict[str, Any]:
         """Return the SQL parameters of this policy's rules, for judging users at `now`.
 
-        `zones` are the time zones of the users to judge. A user in any other zone, or in a zone
-        that this host does not know, counts as outside calling hours.
+        `zones` are the time zones of the users to judge; the default zone of the calling hours is
+        added. A user in any other zone, or in a zone that this host does not know, counts as
+        outside calling hours.
         """
         if self.hours is None:
             return {"now": now}
@@ -92,8 +93,8 @@ class Policy:
     def soon(self, now: datetime, zones: Collection[str]) -> dict[str, Any]:
         """Return the SQL parameters of the condition `callable_soon`, for a build at `now`.
 
-        `zones`: the time zones of the users. A user in any other zone counts as one who cannot be
-        called before the next build.
+        `zones`: the time zones of the users; the default zone of the calling hours is added. A user
+        in any other zone counts as one who cannot be called before the next build.
         """
         if self.hours is None:
             return {}
@@ -177,8 +178,9 @@ class Policy:
         """Return a SQL expression for the name of the first rule that forbids a call now.
 
         Use it only for users of this dialer queue who have a due callback or a due missed call. The
-        expression is null if the user may be called. The calling rules, the do-not-contact list and
-        quarantine may forbid the call; the delay after the last outcome is ignored.
+        expression is null if the user may be called. For example, a calling rule, the
+        do-not-contact list, quarantine or a closure in this queue may forbid the call; the delay
+        after the last outcome is ignored.
         """
         facts = {rule.name for rule in self._of_the_facts()}
         others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]

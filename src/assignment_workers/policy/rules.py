@@ -1,8 +1,9 @@
 """Eligibility: each rule is one SQL expression. Here are the rules that every dialer has.
 
 The expressions serve the build of a generation, the check at the claim, and the removal of
-converted users. They refer to the CRM's person and to `user_call_scores`, which the enclosing query
-joins; either row may be missing (outer join). Each expression is true or false, never null. The
+converted users. They refer to the CRM's table of persons, to `user_call_scores`, and to the table
+of parsed phone numbers. The enclosing query joins those of the tables that its expressions use; a
+row of any of them may be missing (outer join). Each expression is true or false, never null. The
 time at which a user is judged is the SQL parameter `now`.
 """
 
@@ -210,7 +211,9 @@ class Numbers:
         """SQL condition: the stored phone numbers of the user are up to date.
 
         That is so if the present version of `reader` parsed them from the phone number that the
-        CRM has now. The user's country and time zone must be the same, too, if they are configured.
+        CRM has now. If `country` or `time_zone` is set, its value in the CRM must not have changed
+        since the parsing either. If all these values are empty, the version of `reader` does not
+        matter.
         """
         written = func.coalesce(CrmUser.phone_number, sql_text(""))
         same = [func.coalesce(Phone.text, sql_text("")) == written]

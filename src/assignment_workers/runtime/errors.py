@@ -8,7 +8,10 @@ from assignment_workers.errors import AssignmentWorkersError, UsageError
 
 
 class HomeUnusable(UsageError):
-    """The home (the directory of a stack) cannot be created or written."""
+    """The home (the directory of a stack) cannot be used.
+
+    It cannot be created or written, or it has files of other programs.
+    """
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(

@@ -62,7 +62,8 @@ def hold(path: Path) -> Iterator[Home]:
 
     The lock is the kernel's (flock) and ends with the process, so there is no stale lock. Raises
     `HomeHeld`, with the process id, host and start time of the holder, if another process has
-    locked the directory, and `HomeUnusable` if it cannot be created or written.
+    locked the directory. Raises `HomeUnusable` if the directory cannot be created or written, or
+    has files of other programs.
     """
     path = path.absolute()
     try:
@@ -86,9 +87,10 @@ def hold(path: Path) -> Iterator[Home]:
 
 
 def holder(path: Path) -> Holder | None:
-    """Return the process that has locked the home (a stack's directory) now; None if none has.
+    """Return the process that has locked the home (a stack's directory) now.
 
-    Raises `HomeUnusable` if the home belongs to another operating system user.
+    None if no process has locked it, or if the lock file does not name that process yet. Raises
+    `HomeUnusable` if the home belongs to another operating system user.
     """
     try:
         descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC)

@@ -15,7 +15,7 @@ from assignment_workers.settings import Settings
 
 FILE = "stack.json"
 WITHOUT_DATABASE = ("flower", "beat")
-"""Processes that use only Redis. They do not get the address of the database."""
+"""Processes that use Redis and the broker only. They do not get the address of the database."""
 
 
 class Stack(BaseModel):
@@ -38,7 +38,10 @@ class Stack(BaseModel):
     started_at: AwareDatetime
 
     def variables(self, *, now: datetime) -> dict[str, str]:
-        """Return the stack's addresses and secrets, by the names of their environment variables."""
+        """Return the stack's addresses and secrets, by the names of their environment variables.
+
+        `number_key` is left out. With a gateway, a new sign-in link to the dashboard is included.
+        """
         addresses = self.model_dump(exclude={"pid", "started_at", "number_key"}, exclude_none=True)
         if dashboard := self.dashboard_link(now=now):
             addresses["dashboard_url"] = dashboard
@@ -75,7 +78,7 @@ def running_stack(settings: Settings) -> Stack | None:
 
 
 def shell_assignments(stack: Stack) -> str:
-    """Return a quoted line `export NAME=value` for each address, for `eval` in a shell."""
+    """Return a quoted line `export NAME=value` per address and secret, for `eval` in a shell."""
     variables = stack.variables(now=datetime.now(UTC))
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 

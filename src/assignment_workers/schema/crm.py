@@ -1,6 +1,6 @@
 """The columns of the CRM's tables that we read, in our database or in an external one.
 
-The tables are those that the replaced dialer read (original-dialer section 2 in docs/). The CRM is
+The tables are those that the replaced dialer read (docs/original-dialer.md, section 2). The CRM is
 never written in production. The dialer's file declares which columns are read, and their names in
 the CRM (`policy.facts`).
 """
@@ -25,8 +25,9 @@ complete read.
 class PersonId(BigInteger):
     """The column type for a person's id in a fact table, which is a table about users.
 
-    A rule compares such a column with `Person.id`. If the CRM's ids are not integers, both columns
-    have the integer that this project has assigned to each id of the CRM.
+    A rule compares such a column with `Person.id`; `Person` is the name of `CrmUser` in the
+    dialer's file. If the CRM's ids are not integers, both columns have the integer that this
+    project has assigned to each id of the CRM.
     """
 
 

@@ -59,7 +59,7 @@ def schema_of(connection: Connection) -> str:
 def is_named(connection: Connection) -> bool:
     """Return True if the database address names the schema of the dialer's tables.
 
-    The search path is not used then.
+    If it does, the schema is not looked up in the search path.
     """
     return bool(getattr(connection.connection.driver_connection, "dialer_schema_named", False))
 

@@ -138,8 +138,9 @@ def conninfo(url: URL, **parameters: str) -> str:
 def connect_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return connection parameters that limit the connection attempt and detect a vanished host.
 
-    The caller sets them over `given`, the parameters of the database's address. A shorter limit
-    for the connection attempt in `given` is kept.
+    The returned parameters are to replace those of the same names in `given`, the parameters of the
+    database's address. If `given` has a shorter limit for the connection attempt, that limit is
+    returned.
     """
     said = str(given.get("connect_timeout", ""))
     seconds = min(int(said), CONNECT_SECONDS) if said.isdecimal() and int(said) else CONNECT_SECONDS
@@ -181,7 +182,7 @@ def connect(
     suitable index must therefore stay small, or its query must itself switch hash and merge joins
     on again (as in `assignment.crm.reader`).
 
-    `gate`: refuses new connections while it is closed; None: none is refused.
+    `gate`: refuses new connections while it is closed. If it is None, no connection is refused.
 
     This process also limits its own wait for each answer (`schema.deadline`). The wait ends
     slightly after the statement timeout. If the timeout is long, the server is asked at intervals
@@ -223,7 +224,8 @@ def locate_dialer(engine: Engine, database_url: str) -> None:
     """Prepare the engine's connections for the schema in which the dialer's tables are.
 
     The schema is the address's parameter `schema`, if it has one, or else is looked up in the
-    database (`dialer_schema.locate`). Raises `UsageError` if the two name different schemas.
+    database (`dialer_schema.locate`). Raises `UsageError` if the parameter's value cannot be used.
+    Opening a connection raises `UsageError` if the database records another schema.
     """
     locate(engine, schema_of_dialer(database_url))
 

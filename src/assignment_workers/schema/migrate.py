@@ -220,7 +220,7 @@ def _refuse_newer(connection: Connection) -> None:
 def _is_newer(at: str | None) -> bool:
     """Return True if this release does not know the revision `at`.
 
-    False for None: never migrated.
+    Returns False if `at` is None, because the database was then never migrated.
     """
     scripts = ScriptDirectory.from_config(_config(None))
     return at is not None and at not in {each.revision for each in scripts.walk_revisions()}

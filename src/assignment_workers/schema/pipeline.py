@@ -54,9 +54,9 @@ def expression_cache(make: F) -> F:
     """Cache the SQL expressions that `make` returns, by the arguments of the call.
 
     It is meant for expressions that depend on the policies (rules of the dialer queues), because
-    each change of the settings makes new policies. At most `EXPRESSIONS_CACHED` are stored. The
-    least recently used one is dropped first, together with its compiled form and its prepared
-    statements.
+    changed settings can make new policies, and the expressions of old policies must be dropped. At
+    most `EXPRESSIONS_CACHED` expressions are stored. The least recently used one is dropped first,
+    together with its compiled form and its prepared statements.
     """
     return cast("F", lru_cache(maxsize=EXPRESSIONS_CACHED)(make))
 

@@ -64,7 +64,11 @@ class EntryState(StrEnum):
 
 
 class AgentStatus(StrEnum):
-    """An agent's status: set by the agent or an operator, or implied by an agent's command."""
+    """An agent's status.
+
+    It is set by the agent, by an operator or by the system, or implied by a command about an
+    assignment, such as its completion.
+    """
 
     AVAILABLE = "available"
     ON_CALL = "on_call"
@@ -225,7 +229,10 @@ class DialerQueue(Base):
 
 
 class Generation(Base):
-    """One complete build of a dialer queue. At most one per queue is published (guarantee 2)."""
+    """One complete build of a dialer queue. At most one per queue is published.
+
+    This is a part of guarantee 2 in docs/how-it-works.md.
+    """
 
     __tablename__ = "generations"
     __table_args__ = (
@@ -308,7 +315,7 @@ class Assignment(Base):
     """The exclusive hold of one agent on one user.
 
     Two partial unique indexes ensure that each user, and each agent, has at most one active
-    assignment (guarantee 1).
+    assignment (guarantee 1 in docs/how-it-works.md).
     """
 
     __tablename__ = "assignments"
@@ -442,7 +449,8 @@ class AgentSeen(Base):
 class Request(Base):
     """An agent's request for a user, and its one answer.
 
-    The primary key ensures that a request id is answered only once (guarantee 5).
+    The primary key ensures that a request id is answered only once (guarantee 5 in
+    docs/how-it-works.md).
     """
 
     __tablename__ = "requests"
@@ -508,9 +516,10 @@ class Command(Base):
 
 
 class Event(Base):
-    """The record of one state change, in the order of commit per lane (guarantee 11).
+    """The record of one state change, stored in the transaction of that change.
 
-    A trigger keeps the table append-only. Free text is stored in `event_texts`.
+    It is a part of guarantee 11 in docs/how-it-works.md. The ids of a lane's events are in the
+    order of commit. A trigger keeps the table append-only. Free text is stored in `event_texts`.
     """
 
     __tablename__ = "events"

@@ -11,8 +11,9 @@ from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 
 EARLIEST = datetime(100, 1, 1, tzinfo=UTC)
 LATEST = datetime(9900, 1, 1, tzinfo=UTC)
-"""The latest time that is loaded, which leaves room for additions. PostgreSQL's range is from 4713
-BC to infinity.
+"""The latest time that is loaded. Code can still add durations to it within Python's range.
+
+PostgreSQL's range is from 4713 BC to infinity.
 """
 
 

@@ -55,13 +55,16 @@ Each of these lines gives the reason for which this process cannot lead now.
 LEAVE_SECONDS = 5.0
 """The most seconds that a running task gets to end after leadership is lost."""
 IDLE_SECONDS = 1.0
-"""The most seconds from the loss of leadership to the end of the process, if no task runs."""
+"""The most seconds that a process without a running task gets to stop after leadership is lost.
+
+Then the process is ended. The write to Redis may add up to `EXCUSE_SECONDS`.
+"""
 
 
 class Leadership(bootsteps.StartStopStep):
     """A Celery boot step by which only one of several workers consumes the assignment queue.
 
-    Needs `app.sequencer`.
+    Needs the attributes `sequencer`, `suspects` and `consumption` of the Celery application.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -197,9 +200,10 @@ class Leadership(bootsteps.StartStopStep):
     def _watch(self) -> None:
         """Check every second that this process still leads and works; if not, end the process.
 
-        The process ends at once if it has lost leadership. It also ends if its last transaction is
-        more than eight seconds old at four checks in a row. The checks run in a thread of their
-        own, because the worker's event loop may hang.
+        The first check that finds the leadership lost ends the process; a running task first gets
+        at most five seconds to end. The process also ends if its last transaction is more than
+        eight seconds old at four checks in a row. The checks run in a thread of their own, because
+        the worker's event loop may hang.
         """
         pause = threading.Event()
         silent_looks = 0

@@ -1,7 +1,8 @@
 """Celery's remote control of a worker: queries are answered, changes are refused.
 
-A broadcast is a message too, and any program with access to the broker can send one. Its form is
-validated like that of any message, and a malformed broadcast changes nothing.
+The only change that is carried out is `revoke` of tasks that wait. A broadcast is a message too,
+and any program with access to the broker can send one. Its form is validated like that of any
+message, and a malformed broadcast changes nothing.
 """
 
 from __future__ import annotations

@@ -204,7 +204,8 @@ class Sequencer:
         """Commit and log the event of a race (conflict) between the processes of two terms.
 
         `kind`: the name of the race. `facts`: the details of the event, by name. The event's column
-        `term` stays empty, because it names the term under which a change was made.
+        `term` stays empty, because that column is for the term under which a change was made, and
+        this event records no change.
         """
         race = raced(kind, host=self.candidacy.host, pid=self.candidacy.pid, **facts)
         with self.engine.begin() as connection:

@@ -79,7 +79,7 @@ class Suspects:
         """
 
     def take(self, celery_queue: str, message: Any) -> Suspicion | None:
-        """Set `message` as the current one; count an ended process if it was delivered before.
+        """Set `message` as the current one; if it was delivered before, count an ended process.
 
         A message that is delivered again has probably ended the process that handled it. Its count
         of ended processes grows by one, unless that process recorded with `excuse` that the message

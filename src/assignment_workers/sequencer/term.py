@@ -2,10 +2,10 @@
 
 States: standing by (no lock) → leading (lock held, term raised) → over (the connection or the signs
 of life are gone; the process ends, and its supervisor starts it as a standby). The lock alone is
-not relied on: a leader that lost it unnoticed has a stale term, and its transactions find no row.
-The number of the term alone is not relied on either: a database that moves back to a restored
-backup or an asynchronous standby gives out a number again. Each term has a random id, which no copy
-of the past has. Each transaction proves both.
+not relied on: once a successor leads, a leader that lost the lock unnoticed has a stale term, and
+its transactions find no row. The number of the term alone is not relied on either: a database that
+moves back to a restored backup or an asynchronous standby gives out a number again. Each term has a
+random id, which no copy of the past has. Each transaction proves the number and the id.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 The proof locks the lane's row in `sequencer`, so transactions are serial whatever the broker does.
 The proof finds no row once the term is over, so a predecessor that resumes commits nothing
-(guarantee 9). The proof writes no new version of the row: a reader of an old snapshot, such as a
-backup, would keep each version, and every later proof would scan them all.
+(guarantee 9 in docs/how-it-works.md). The proof writes no new version of the row, because a reader
+of an old snapshot, such as a backup, would keep each version, and every later proof would scan them
+all.
 """
 
 from __future__ import annotations

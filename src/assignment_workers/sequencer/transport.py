@@ -164,9 +164,9 @@ class Channel(redis.Channel):
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        """Raise a connection error, which is tried again, if this channel was closed meanwhile.
+        """Turn kombu's AttributeError into a connection error if this channel was closed meanwhile.
 
-        Kombu fails with AttributeError then.
+        After a connection error, the failed operation is tried again.
         """
         try:
             yield

@@ -254,9 +254,9 @@ def suppress(
 ) -> CommandAnswer:
     """Suppress a user, or every user with the number `phone`: agents do not get such a user.
 
-    `queue`: the only dialer queue for which this holds; None: all. `expires_at`: the end of the
-    suppression; None: no end. `source`: its origin, such as a public register. `raw`: True to
-    accept a `phone` that cannot be read as a phone number.
+    `queue`: the only dialer queue to which the suppression applies; None: it applies to every one.
+    `expires_at`: the end of the suppression; None: it has no end. `source`: its origin, such as a
+    public register. `raw`: True to accept a `phone` that cannot be read as a phone number.
     """
     entry = SuppressionOptions(queue, expires_at, source, raw)
     reader = numbers_of(run.of.settings).reader
@@ -271,7 +271,7 @@ def suppress(
 
 
 def flip_list(run: TaskRun, list_id: ListId, by: Word, why: Why) -> CommandAnswer:
-    """Put a loaded list of suppressed numbers in force, and retire the list that it replaces."""
+    """Put a loaded list of suppressed numbers in force, and retire any lists that it replaces."""
     return run.once(
         lambda transaction: suppression_lists.flip(transaction, list_id, by=by, why=why)
     )
@@ -308,7 +308,7 @@ def repair_entries(run: TaskRun) -> CommandAnswer:
     """Correct the entries of dialer queues that contradict the assignments (`doctor --repair`).
 
     An entry is a user's row in a generation. Entries of users whom an agent holds are marked as
-    held, and no others. No assignment changes.
+    held; other entries that are marked as held become ready. No assignment changes.
     """
     return run.once(repair)
 

@@ -358,10 +358,11 @@ def extend_audit(run: TaskRun) -> Any:
 
 
 def clean_daily(run: TaskRun) -> Any:
-    """Delete rows older than their retention: answers, job runs, events, dead letters.
+    """Delete rows older than their retention, such as answers, job runs, events and dead letters.
 
-    The job never deactivates a user and never deletes a row that another row refers to
-    (docs/hazards.md, D2 and D3).
+    Typed texts and phone numbers are deleted after a retention of their own. The job never
+    deactivates a user and never deletes a row that another row refers to (docs/hazards.md, D2 and
+    D3).
     """
 
     def work(given: Work) -> Counts:

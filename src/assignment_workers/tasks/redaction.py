@@ -2,8 +2,8 @@
 
 The sender's own rendering of a message (`argsrepr`, `kwargsrepr`, `shadow`) is not used. Flower's
 list shows the beginning of the arguments and of the result, so both begin with a summary, such as
-`agent 12, sales` and `assigned user 3652`. An agent or user in a summary is always
-followed by a comma, so that a search for `"agent 12,"` does not find agent 120.
+`agent 12, sales` and `assigned user 3652`. A comma separates an agent or user in a summary from the
+text after it, so that a search for `"agent 12,"` does not find agent 120.
 """
 
 from __future__ import annotations
@@ -105,9 +105,10 @@ _UNREMARKABLE = frozenset({"checks", "kept"})
 class RedactedRequest(Request):
     """A Celery request that shows only permitted facts in events, the log and `inspect`.
 
-    These are the arguments and the answer's facts named in `SHOWN`; of a failure, only the
-    exception's class. All events of a task that is marked `routine` are sent at its end, and only
-    if the task did something, so that Flower does not list the other runs.
+    The permitted facts are the arguments and the fields of the answer whose names are in `SHOWN`;
+    of a failure, only the exception's class. All events of a task that is marked `routine` are sent
+    at its end, and only if the task did something or failed, so that Flower does not list the other
+    runs.
     """
 
     _argsrepr: str

@@ -32,9 +32,9 @@ class ResultBackend(RedisBackend):
     """Celery's Redis result backend, without the read before each write and without a transaction.
 
     Celery reads first, so that a later failure of the same message does not replace a result. Here
-    a message that is handled again gets its first answer (guarantee 5), so the read is not needed.
-    Leaving it out saves a round trip. A result is still stored before it is announced, because both
-    commands use one connection.
+    a message that is handled again gets its first answer (guarantee 5 in docs/how-it-works.md), so
+    the read is not needed. Leaving it out saves a round trip. A result is still stored before it is
+    announced, because both commands use one connection.
     """
 
     connection_class_ssl: type[SSLConnection] = FailoverSSLConnection

@@ -556,8 +556,8 @@ def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
     """Return the name of the first invalid argument and what is wrong with it, in one line.
 
     `parameters` has the names of the positional arguments. A value that a person has typed is left
-    out: the line is stored in Redis with the result of the task, and nothing there shows which user
-    the typed text is about.
+    out, because the line is stored in Redis with the result of the task. When a user's data is
+    erased (`person forget`), a result is found only by an id or a phone number in it.
     """
     first = error.errors()[0]
     head, *rest = first["loc"]

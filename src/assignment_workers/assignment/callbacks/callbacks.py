@@ -2,7 +2,8 @@
 
 A callback stays pending while its user is held, so an assignment that ends without a call (a
 release, a lapsed lease, a lost sequencer) leaves the callback due without a further step (hazard
-C2). The transaction that completes a call also ends its callback as kept or cancelled.
+C2 in docs/hazards.md). The transaction that completes a call also ends its callback as kept or
+cancelled.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def after_move(
     `callback`: the id of the callback for which the assignment `hold` was made. `outcome`: the
     outcome of the call; None: the user was skipped or deferred. `until`: the time to which the
     callback is postponed, if it stays pending. A call that nobody answered leaves the callback
-    pending (hazard C3).
+    pending (hazard C3 in docs/hazards.md).
     """
     row: dict[str, Any] = {
         "id": callback,

@@ -55,7 +55,7 @@ class DueUser:
     queue: str
     due_at: datetime
     kept_for: int | None
-    """Id of the only agent who may call the user at present; None: any agent."""
+    """Id of the only agent who may call the user at present; None if any agent may."""
     score: int
     rank: int = 0
 
@@ -99,7 +99,7 @@ class DueKind:
     put_aside: Callable[[FencedTransaction, Settings, Sequence[Found]], None]
     """Function that ends or postpones due calls whose users must not be called.
 
-    Later claims therefore do not read these calls again.
+    The next claims therefore do not read these calls again.
     """
 
 

@@ -1,7 +1,8 @@
 """Missed calls: inbound calls that nobody took. Each gets one follow-up, or waits for an operator.
 
 A missed call stays pending while an agent holds its user. If the assignment ends without a call, at
-the latest when its lease ends, the missed call is therefore due again (hazard C12).
+the latest when its lease ends, the missed call is therefore due again (hazard C12 in
+docs/hazards.md).
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def match(work: Work, dialer: Dialer, crm: Crm | None, settings: Settings) -> Co
 
     Numbers are compared in their E.164 form, in whatever form the dialer and the CRM write them;
     changed numbers of users are parsed first. A missed call is left to an operator if its number is
-    invalid or belongs to no user or to several, because nobody is called on a guess (hazards C10,
-    D15). Returns the counts `matched` and `for_operator`. Cost, if there are missed calls to match:
-    that of parsing changed numbers (`phones.read`), and lookups in the index on numbers.
+    invalid or belongs to no user or to several, because nobody is called on a guess (hazards C10
+    and D15 in docs/hazards.md). Returns the counts `matched` and `for_operator`. Cost, if there are
+    missed calls to match: that of parsing changed numbers (`phones.read`), and lookups in the index
+    on numbers.
     """
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
     if not waiting:
@@ -97,9 +99,9 @@ def follow_up(
 ) -> list[dict[str, Any]]:
     """Mark missed calls as followed up; return the events, for the caller to record.
 
-    `answered`: users who answered a call of any kind; all their missed calls are marked (hazard
-    C11). `called`: missed calls whose users were called back. They are marked even if nobody
-    answered, because the user remains in the dialer queue.
+    `answered`: users who answered a call of any kind; all their missed calls are marked (hazard C11
+    in docs/hazards.md). `called`: missed calls whose users were called back. These missed calls are
+    marked even if nobody answered, because the user remains in the dialer queue.
     """
     parameters = {"users": list(answered), "calls": list(called), "now": transaction.now}
     done = transaction.connection.execute(_FOLLOW_UP, parameters)
@@ -230,8 +232,9 @@ def of_user(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
 def _repeated(head: CTE) -> ColumnElement[str | None]:
     """Return a SQL expression: `followed_up` if the call was followed up already, or else null.
 
-    The dialer's webhook may report one call twice; then the call has two rows (hazard C11). The
-    call was followed up already if the other row has the status `followed_up`.
+    The dialer's webhook may report one call twice; then the call has two rows (hazard C11 in
+    docs/hazards.md). The call was followed up already if the other row has the status
+    `followed_up`.
     """
     again = aliased(MissedCall, name="again")
     repeated = exists(

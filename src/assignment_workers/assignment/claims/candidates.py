@@ -207,7 +207,7 @@ def _judged(policy: Policy, size: int) -> Select[*tuple[Any, ...]]:
 
     The column `broken` has the first rule that the user breaks now, or null. The column
     `rests_until` has the end of the time for which a rule excludes the user, or null. The column
-    `held` is true for a user whom an agent of another lane holds.
+    `held` is true for a user who has an active assignment.
 
     Index: ix_entries_ready of the generation's partition, read in order and no further than `size`.
     The limit is inside a MATERIALIZED CTE, because otherwise the planner could join first and read

@@ -2,7 +2,7 @@
 
 Cost: a fixed number of statements for any number of requests; one more for each further batch of
 entries, which is read if the users of the previous batch were ineligible; and one for each batch of
-due callbacks. No cost grows with the size of the dialer queue.
+due callbacks or missed calls. No cost grows with the size of the dialer queue.
 """
 
 from __future__ import annotations
@@ -62,16 +62,17 @@ def claim(
 ) -> list[RequestAnswer | None]:
     """Claim a user for each request; return the answers in order, None where a retry is needed.
 
-    The transaction guarantees the following. No user and no agent has two assignments, because of
-    the unique indexes on active assignments (guarantee 1). Every assigned user meets the dialer
-    queue's rules by facts that this transaction reads (3). Users with due callbacks come first;
-    then the best-ranked eligible user whom no agent holds (4). A request id that was answered
-    before gets the same answer (5).
+    The transaction keeps four of the guarantees that docs/how-it-works.md lists by number.
+    Guarantee 1: no user and no agent has two active assignments; unique indexes enforce this.
+    Guarantee 3: every assigned user meets the dialer queue's rules by facts that this transaction
+    reads. Guarantee 4: users with a due callback or missed call come first; then comes the
+    best-ranked eligible user whom no agent holds. Guarantee 5: a request id that an earlier
+    transaction answered gets the same answer.
 
-    The answer is None for a second request with the same id, and for a request that needs another
-    transaction. The reason is that one transaction removes only a limited number of ineligible
-    users; it has to be committed before the search continues. Errors of the database propagate;
-    then nothing is committed.
+    If several of `requests` have the same id, the first of them gets the answer, and the others get
+    None. A request that needs another transaction gets None, too: one transaction removes, for
+    example, only a limited number of ineligible users, and has to be committed before the search
+    continues. Errors of the database propagate; then nothing is committed.
     """
     first: dict[str, ClaimRequest] = {}
     for request in requests:
@@ -167,8 +168,8 @@ class _Claim:
     def _see_places(self, rows: Rows) -> None:
         """Read the state of each dialer queue from the rows of the query `_PLACES`.
 
-        Assignments whose lease is over are ended, and users whose waiting time is over are made
-        ready.
+        Assignments whose lease is over are ended, unless a heartbeat extends the lease. Users whose
+        waiting time is over are made ready.
         """
         self.due = [
             kind

@@ -60,8 +60,8 @@ class Why:
     ) -> Empty:
         """Return the answer to a request for which no dialer queue in `places` has a user.
 
-        `queue`: the dialer queue that the request named; None: several. `skipped`: True if the
-        agent skipped users lately. The reason of a dialer queue is one of: `paused`;
+        `queue`: the name of the dialer queue if `places` has only one, else None. `skipped`: True
+        if the agent skipped users lately. The reason of a dialer queue is one of: `paused`;
         `skipped_by_agent` (this agent skipped users lately, and no other user is claimable);
         `rebuild_stale` (an eligible user is missing from the published generation; the next build
         includes this user, or, if it has a size limit, users with better ranks); `drained` (an

@@ -42,11 +42,11 @@ def store(
 ) -> None:
     """Store new assignments with their events and answers, and mark the users' entries held.
 
-    An entry is the position of a user in a generation. `new_assignments`: by the request that each
-    one answers. `said`: the answers to requests that got no new assignment; they are stored too.
-    The write is deferred to the commit, so nothing in the rest of the transaction may read these
-    rows. Cost: one statement, with some index lookups for each assignment, whatever the size of the
-    dialer queue.
+    An entry is the position of a user in a generation. `new_assignments`: each new assignment, by
+    the request that gets it. `said`: the answers to requests that got no new assignment; they are
+    stored too. The write is deferred to the commit, so nothing in the rest of the transaction may
+    read these rows. Cost: one statement, with some index lookups for each assignment, whatever the
+    size of the dialer queue.
     """
     others = idempotency.answered(transaction, said)
     if not new_assignments:

@@ -73,8 +73,9 @@ def reassign(
     so repeating the command gets the same answer. Refused, with nothing changed: an assignment that
     is unknown or not active; an agent who is unknown, inactive, not allowed the dialer queue, on
     break, offline, at a limit of the session, or who holds a user; and a user who may not be called
-    any more by the current facts (guarantee 3). The user's rank, a pause of the dialer queue, and
-    rules that exclude the user only for a time are ignored, because the user is held already.
+    any more by the current facts (guarantee 3 in docs/how-it-works.md). The user's rank, a pause of
+    the dialer queue, and rules that exclude the user only for a time are ignored, because the user
+    is held already.
     """
     request = ClaimRequest(agent_id, f"reassigned-{assignment_id}", None, None, None)
     match idempotency.look_up(transaction, [request], settings)[request.request_id]:

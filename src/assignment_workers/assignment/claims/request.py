@@ -8,9 +8,10 @@ from datetime import datetime
 
 @dataclass(frozen=True)
 class ClaimRequest:
-    """One request of an agent.
+    """One request of an agent for a user.
 
-    `queue` None: any dialer queue that the agent is allowed, in the order of the setting
+    `queue`: the dialer queue that the user has to come from. If None, the user may come from any
+    dialer queue that the agent is allowed. These queues are tried in the order of the setting
     `queue_priority` for the agent's team, and then in the order of the dialer's queues.
 
     `deadline`: from this instant of the database's clock on, no user is assigned; None: no limit.

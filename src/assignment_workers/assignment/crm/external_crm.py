@@ -198,8 +198,8 @@ class Crm:
     def lacking(self) -> dict[str, list[str] | None]:
         """Return the missing columns of each table that is read from the CRM, by table name.
 
-        The list is empty if no column is missing, and None if the table itself is missing. Raises
-        `CrmUnavailable` if the CRM does not answer.
+        The value is an empty list if no column is missing, and None if the table itself is missing.
+        Raises `CrmUnavailable` if the CRM does not answer.
         """
         found: dict[str, list[str] | None] = {}
         for source in self.declared.sources:

@@ -93,8 +93,8 @@ def persons_of(dialer: Dialer, news: News) -> str | None:
     """Return a SQL query for the persons to whom the rows of a CRM table belong.
 
     `news`: the table. The query selects, for each row of the table, the CRM's id of the person as
-    `id`, and the creation time of the row as `created_at`. Returns None if the table lacks the
-    column of one of the two.
+    `id`, and the creation time of the row as `created_at`. Returns None if the table lacks one of
+    these two columns.
     """
     source = next(each for each in dialer.sources() if each.name == news.table)
     person, created_at = news.person.name, news.created_at.name

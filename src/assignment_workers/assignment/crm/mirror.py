@@ -99,7 +99,7 @@ def read_whole(work: Work, dialer: Dialer, crm: Crm) -> Counts:
 
     The CRM is streamed into staging tables that nothing else reads, one batch per transaction. Then
     the job's transaction writes the differences to the mirror and deletes the rows that are gone,
-    so a reader sees the mirror either before or after. Rows that cannot be converted are left out
+    so a reader sees either all of these changes or none. Rows that cannot be converted are left out
     and counted as `unreadable`. Raises `CrmUnavailable` if the CRM cannot be read, or if one of its
     tables has become empty, because this is probably a fault of the CRM; then the mirror is
     unchanged. Memory: one batch. Cost: one pass over the CRM, and one over the mirror.
@@ -240,7 +240,7 @@ def _counted_off(table: Table) -> Subquery:
 
 
 _PLACE: ColumnClause[Any] = literal_column("ctid")
-"""The physical position of a row within its table, which names a row of a table without a key."""
+"""The physical position of a row in its table; it identifies a row of a table without a key."""
 
 
 def _store_read(connection: Connection, began: datetime, counts: Counts) -> None:

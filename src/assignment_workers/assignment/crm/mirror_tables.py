@@ -185,7 +185,7 @@ def _differing(connection: Connection, declared: ExternalFacts) -> list[str]:
 def _there(connection: Connection) -> dict[str, list[str]]:
     """Return the sorted columns of each existing table of our copy of the CRM, by table.
 
-    Each column is a text of its name, its type and, in the primary key, the word `key`.
+    Each column is a text: its name, its type and, if it is in the primary key, the word `key`.
     """
     found = connection.execute(_THERE, {"schema": MIRROR_SCHEMA})
     return {row.name: sorted(row.columns) for row in found}

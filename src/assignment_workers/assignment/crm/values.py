@@ -33,8 +33,8 @@ class RowReader:
         """Prepare the conversion of the rows of the CRM table `source`.
 
         `numbered`: the type of the CRM's ids of persons, such as `uuid`; None: integers. `folds`:
-        True if the CRM's server ignores case when it compares texts; such texts are then converted
-        to lower case.
+        True if the CRM's server ignores case when it compares texts; the texts of columns of the
+        type `AnyCase` are then converted to lower case.
         """
         self.columns = tuple(source.types)
         self._converters = tuple(
@@ -47,7 +47,7 @@ class RowReader:
         self._key = [self.columns.index(name) for name in source.key]
 
     def read(self, row: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Return the converted row; None if a value of the row cannot be converted."""
+        """Return the converted row; None if a value cannot be converted or a key column is null."""
         try:
             read = tuple(
                 None if value is None else convert(value)
@@ -129,7 +129,7 @@ def _truth(value: object) -> bool:
 
 
 def whole_number(value: object) -> int:
-    """Convert a value to an integer of 64 bits; raise `Unreadable` if it is none."""
+    """Convert a value to an integer of 64 bits; raise `Unreadable` if this is impossible."""
     try:
         number = int(str(value))
     except (TypeError, ValueError):

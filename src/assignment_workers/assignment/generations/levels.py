@@ -38,7 +38,7 @@ def low(connection: Connection, queues: Collection[str], *, settings: Settings) 
     The limits are `level_minimum` and `level_interval` of each dialer queue's settings. A dialer
     queue that was never built needs a generation. All is read from the database, so a restart of
     the process changes nothing. An error while counting is raised, because an unknown count is not
-    zero (hazard A7).
+    zero (hazard A7 in docs/hazards.md).
     """
     return [
         queue

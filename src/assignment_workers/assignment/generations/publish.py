@@ -47,10 +47,10 @@ def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
 
     Users whom an agent holds are marked held in the new generation and keep their positions. Users
     whose call was completed since the build began are removed from the new generation. Users who
-    were skipped or deferred since the build began have to wait in it (guarantee 2). Publishing
-    again changes nothing. Refused: an unknown number, and a generation that is not built or has
-    failed. A generation that is older than the published one is marked failed, because the newer
-    build wins.
+    were skipped or deferred since the build began have to wait in it (guarantee 2 in
+    docs/how-it-works.md). Publishing again changes nothing. Refused: an unknown number, and a
+    generation that is not built or has failed. A generation that is older than the published one is
+    marked failed, because the newer build wins.
     """
     # All lanes, because a transaction of another lane may be ending holds of users with entries
     # here.

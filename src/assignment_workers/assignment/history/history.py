@@ -5,10 +5,13 @@ events of different lanes about the same user, agent or dialer queue. Therefore,
 events in the order of their ids can follow the state that they describe and check each event
 against it (`replay`). Then the tables' rows are compared with the events (`records`).
 
-Checked: one holder (guarantee 1); a rebuild changes no assignment (2); assignments in the order of
-the published generation (4); one answer per request (5); answers that were true when they were
-given, as far as rows can show (6); leases and their ends (7); changes only by the owner (8); terms
-one after another (9); callbacks with their completion (10); rows and events, both ways (11).
+The following is checked; the numbers are those of the guarantees in docs/how-it-works.md. No user
+and no agent has two assignments at a time (guarantee 1). A rebuild changes no assignment (2). No
+agent on break or offline gets a user (3). Assignments follow the order of the published generation
+(4). A request has one answer (5). Answers were true when they were given, as far as rows can show
+(6). Leases are not too long, and assignments end in time (7). Only the owner changes an assignment
+(8). Terms follow one another (9). A completed call and the change of its callback are recorded
+together (10). Rows and events agree, in both directions (11).
 
 Not checked: the facts of a claim (3), because the CRM keeps no history; the truth of the answer
 `empty` (no user is claimable); the choice of one of several dialer queues for a request; due
@@ -41,12 +44,12 @@ def check(
 ) -> list[Breach]:
     """Return the breaches of guarantees in the recorded history; an empty list if there are none.
 
-    `dialer`: that of this process. `settings`: those of the environment; operational settings are
-    read as they were in force at each time. `bound`: the longest time that an assignment may
-    outlast its lease while a sequencer leads. Events older than the setting `history_retention` are
-    not replayed, because some may be deleted. If the database's clock was changed, times that this
-    made ambiguous are not compared. All is read from one snapshot, so the system may be running;
-    `connection` must not be in a transaction yet.
+    `dialer`: the dialer of this process. `settings`: the settings of the environment; operational
+    settings are read as they were in force at each time. `bound`: the longest time that an
+    assignment may outlast its lease while a sequencer leads. Events older than the setting
+    `history_retention` are not replayed, because some may be deleted. If the database's clock was
+    changed, times that the change made ambiguous are not compared. All is read from one snapshot,
+    so the system may be running; `connection` must not be in a transaction yet.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     return judge(connection, dialer=dialer, settings=settings, bound=bound)

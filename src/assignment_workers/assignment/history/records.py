@@ -16,9 +16,9 @@ from assignment_workers.assignment.active_assignments import MADE_BY_DIALER
 class Record(NamedTuple):
     """A check of one guarantee: a SQL query for the stored objects that break the guarantee.
 
-    `guarantee`: the number of the guarantee. `query`: each row of its result is the name of an
-    object, such as "assignment 12". `what`: a text that follows the name in a message to an
-    operator, such as "was made without an event".
+    `guarantee`: the guarantee's number in docs/how-it-works.md. `query`: each row of its result is
+    the name of an object, such as "assignment 12". `what`: a text that follows the name in a
+    message to an operator, such as "was made without an event".
     """
 
     guarantee: int

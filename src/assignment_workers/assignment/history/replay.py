@@ -46,11 +46,11 @@ class Fact(NamedTuple):
     reassigned_from: str | None = None
     """For an assignment that an operator moved to this agent: the assignment that it replaces."""
     source: str | None = None
-    """For a new assignment: its cause, `callback` or `missed_call`; None: the dialer queue."""
+    """For a new assignment: `callback`, `missed_call`, or None for a user from a dialer queue."""
     source_id: str | None = None
     scheduled_for: datetime | None = None
     kept_for: int | None = None
-    """For an assignment made for a callback: the agent to whom the user was reserved; None: any."""
+    """For an assignment made for a callback: the only agent who could get the user, if any."""
     state: str | None = None
     """For a change of an agent's state: the new state."""
     lane: str | None = None
@@ -69,7 +69,8 @@ class Fact(NamedTuple):
 class Breach:
     """A broken guarantee (by number), and the id of the event that breaks it.
 
-    The id is 0 if a stored row, not an event, shows the breach. `what`: a description.
+    The guarantees are numbered in docs/how-it-works.md. The id is 0 if a stored row, not an event,
+    shows the breach. `what`: a description.
     """
 
     guarantee: int
@@ -205,7 +206,7 @@ class Replay:
         }
 
     def led(self, lane: str, terms: Collection[int]) -> None:
-        """Record that sequencers with these terms led the lane, before or during the replay."""
+        """Record that sequencers with these terms led the lane, in the replayed time or before."""
         self._lane_of |= dict.fromkeys(terms, lane)
 
     def stood(self, hold: ReplayedAssignment) -> None:
@@ -516,7 +517,7 @@ class Replay:
         return hold
 
     def _owned(self, fact: Fact) -> ReplayedAssignment | None:
-        """Return the active assignment that the event is about; None if it is not active.
+        """Return the assignment that the event is about; None if the assignment is not active.
 
         Records a breach if the assignment is not active, if the event names another agent or user
         than the assignment, or if the event came too long after the end of the lease.

@@ -23,7 +23,8 @@ def score_row(
     """Return the parameters with which the statement `score` updates a user's score after a call.
 
     `hold`: the assignment of the call. `callback_at`: the time of a promised callback, if any. A
-    user without a score row gets one, with the score of a first call (original-dialer section 4).
+    user without a score row gets one, with the score of a first call (original-dialer section 4 in
+    docs/).
     """
     return {
         "id": transaction.new_id(),
@@ -84,8 +85,8 @@ def score(outcomes: Sequence[Outcome]) -> Insert:
     """Return the statement that inserts or updates the score rows of users after calls.
 
     The statement itself computes the new score from the stored one, by the dialer's `outcomes`; the
-    stored score is not read before (hazard D5). The rows must be ordered by user: every job locks
-    score rows in this order, so that no two transactions deadlock.
+    stored score is not read before (hazard D5 in docs/hazards.md). The rows must be ordered by
+    user: every job locks score rows in this order, so that no two transactions deadlock.
     """
     return _called.on_conflict_do_update(
         index_elements=[UserCallScore.user_id],

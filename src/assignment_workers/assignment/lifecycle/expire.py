@@ -2,6 +2,7 @@
 
 Heartbeats extend the lease of an accepted assignment: the lease is counted from the agent's last
 heartbeat. They do not extend an offer (an assignment that its agent has not accepted).
+docs/how-it-works.md has the list of guarantees.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""End or renew assignments, each by its owner only (guarantees 5, 7, 8 and 10)."""
+"""End or renew assignments, each by its owner only (guarantees 5, 7, 8 and 10).
+
+docs/how-it-works.md has the list of guarantees.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +61,9 @@ def finish(
     limits in the moves apply.
 
     A move that comes after the assignment has ended, or from another agent, is refused and recorded
-    as a race (guarantee 8). A repeated move gets its earlier answer (guarantee 5). A refused move
-    changes nothing and does not affect the other moves. Errors of the database propagate; then
-    nothing is committed.
+    as a race (guarantee 8 in docs/how-it-works.md). A repeated move gets its earlier answer
+    (guarantee 5). A refused move changes nothing and does not affect the other moves. Errors of the
+    database propagate; then nothing is committed.
     """
     named = [move.owner.assignment_id for move in moves]
     found: dict[UUID, _Found] = {}
@@ -236,10 +239,11 @@ class _Finish:
         return event | {"details": {**event["details"], **sent_by(sender)}}
 
     def _owned(self, move: Move) -> Held | Finished | Refused:
-        """Return the move's assignment if the move's agent holds it in the version that is named.
+        """Return the move's assignment if the move's agent holds it and the version is right.
 
-        A move is an agent's command about an assignment. Returns the earlier answer if the same
-        move was carried out before. Otherwise returns a refusal.
+        A move is an agent's command about an assignment. The version is right if the move names the
+        assignment's present version, or none. Returns the earlier answer if the same move was
+        carried out before. Otherwise returns a refusal.
         """
         owner = move.owner
         found = self.found.get(owner.assignment_id)
@@ -387,9 +391,10 @@ class _Finish:
         return ended
 
     def _actions(self, move: Complete, hold: Held) -> list[str]:
-        """Return the names of the tasks that the call's outcome asks other systems to do.
+        """Return the names of the actions, such as `review`, that follow a call with this outcome.
 
-        The event of the completed call stores the names, and the other systems read that event.
+        The event of the completed call stores the names. Other systems read that event and carry
+        out the actions.
         """
         return self.outcomes[move.outcome].asks_for(
             earlier=self.found[hold.id].earlier.count(move.outcome),
@@ -491,7 +496,7 @@ def _write(dialer: Dialer) -> Insert:
 
 
 def _misused(move: Complete, outcomes: Mapping[str, Outcome]) -> Refused | None:
-    """Return the refusal of a completion with an unknown outcome or unsuitable values, or None."""
+    """Return the refusal if the outcome is unknown or the values do not fit it; else None."""
     rule = outcomes.get(move.outcome)
     if rule is None:
         return Refused(

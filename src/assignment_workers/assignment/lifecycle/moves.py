@@ -31,10 +31,10 @@ from assignment_workers.schema.states import AssignmentState, EndedHow
 class Owner:
     """The assignment that an agent's command is about, and the agent.
 
-    `version`: the assignment's version as the agent knows it; None: any version. `sent_by`: the
-    name of the API token with which a caller other than the agent sent the command, such as
-    `token 0a12`. The name is recorded with the events. None: the command was sent with the agent's
-    own token, or with none.
+    `version`: the assignment's version as the agent knows it; None: the version is not checked.
+    `sent_by`: the name of the API token with which a caller other than the agent sent the command,
+    such as `token 0a12`. The name is recorded with the events. None: the command was sent with the
+    agent's own token, or with none.
     """
 
     assignment_id: UUID
@@ -48,11 +48,11 @@ class Complete:
     """An agent's command (a move): complete the call with an outcome.
 
     The assignment ends. The outcome determines the user's score and the time of the next call. A
-    promised callback is stored, and the user leaves the published generations (guarantee 10). If
-    the call was made for a callback, the callback is marked as kept or cancelled, as the outcome
-    says; if nobody answered, the callback is tried again after `retry`, a limited number of times.
-    Refused, with nothing changed: an unknown outcome, and a callback time or notes that do not fit
-    the outcome.
+    promised callback is stored, and the user leaves the published generations (guarantee 10 in
+    docs/how-it-works.md). If the call was made for a callback, the callback is marked as kept or
+    cancelled, as the outcome says; if nobody answered, the callback is tried again after `retry`, a
+    limited number of times. Refused, with nothing changed: an unknown outcome, and a callback time
+    or notes that do not fit the outcome.
     """
 
     owner: Owner
@@ -198,7 +198,7 @@ def accept(
     """Accept the offer: it becomes accepted work, and its lease starts again.
 
     `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: any version.
+    since. None: the version is not checked.
     """
     return Accept(_owner(assignment_id, agent_id, version), limits.lease)
 
@@ -222,7 +222,7 @@ def complete(
     """Complete the call with `outcome`. A repeated completion gets the same answer.
 
     `callback_at`: the time of a promised callback. `version`: the assignment's version in the last
-    answer; the move is refused if it has changed since. None: any version.
+    answer; the move is refused if it has changed since. None: the version is not checked.
     """
     owner = _owner(assignment_id, agent_id, version)
     return Complete(owner, outcome, notes, callback_at, limits.callback_retry)
@@ -237,10 +237,10 @@ def skip(
     version: Version | None = None,
     timeout: timedelta = TIMEOUT,
 ) -> Skip:
-    """Skip this user: by default no offer to any agent for 15 minutes, or to this one for an hour.
+    """Skip this user. By default no agent gets the user for 15 minutes, nor this agent for an hour.
 
     `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: any version.
+    since. None: the version is not checked.
     """
     return Skip(_owner(assignment_id, agent_id, version), limits.skip_everyone)
 
@@ -265,7 +265,7 @@ def defer(
     """Defer this user: offer the user to nobody before `until`, or for `seconds`.
 
     Exactly one of `until` and `seconds` must be set. `version`: the assignment's version in the
-    last answer; the move is refused if it has changed since. None: any version.
+    last answer; the move is refused if it has changed since. None: the version is not checked.
     """
     rest = None if seconds is None else timedelta(seconds=seconds)
     owner = _owner(assignment_id, agent_id, version)
@@ -282,10 +282,10 @@ def close(
     version: Version | None = None,
     timeout: timedelta = TIMEOUT,
 ) -> Close:
-    """Close the user in this dialer queue until an operator lifts the closure.
+    """Close this dialer queue for the user, until an operator lifts the closure.
 
     `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: any version.
+    since. None: the version is not checked.
     """
     return Close(_owner(assignment_id, agent_id, version), why)
 
@@ -302,7 +302,7 @@ def release(
     """Release the user without a call; the user can be offered again.
 
     `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: any version.
+    since. None: the version is not checked.
     """
     return Release(_owner(assignment_id, agent_id, version))
 
@@ -319,7 +319,7 @@ def renew(
     """Renew the lease: it starts again from now.
 
     `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: any version.
+    since. None: the version is not checked.
     """
     return Renew(_owner(assignment_id, agent_id, version), limits.lease)
 

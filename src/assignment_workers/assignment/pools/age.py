@@ -28,11 +28,11 @@ An agent's completion of a call can wait for such a transaction, for millisecond
 
 
 def age_scores(work: Work, day: datetime, policies: Iterable[Policy]) -> Counts:
-    """Add 5 to each score below 200 of the active users who were created on the weekday of `day`.
+    """Add 5 to each active score below 200 whose row was created on the weekday of `day`.
 
     Users with a higher score are called later. It is intended that users who wait longer are called
     later (docs/original-dialer.md, section 4). Only users of dialer queues whose policy has ageing
-    are changed, and only those created a week before `day` or earlier.
+    are changed, and only those whose score row was created a week before `day` or earlier.
 
     The job runs once for each day; a day without a run gets its run later. Each transaction handles
     1,000 users (`AT_A_TIME`), in the order of their ids, and stores the progress. So a run after a

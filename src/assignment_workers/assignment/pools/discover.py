@@ -160,7 +160,7 @@ def reconcile(
 def assign_to_queue(
     transaction: FencedTransaction, users: Sequence[int], policies: Mapping[str, Policy]
 ) -> Done:
-    """Move these users to the dialer queues where they belong, and record an event for each.
+    """Move these users to the dialer queues where they belong, and record each change as an event.
 
     The CRM facts are read in this transaction. A user without a score row gets one. Users who are
     in the right dialer queue, whom an agent holds or who have converted are left alone. Inactive
@@ -387,8 +387,8 @@ class _Standing:
     which: ColumnElement[str | None]
     """The reason why the present dialer queue is wrong; null if it is right or must stay.
 
-    `in_none`: the user is in no dialer queue. `in_wrong`: in another than the right one.
-    `other_word`: the user's score row names a queue that the dialer does not have.
+    `in_none`: the user is in no dialer queue. `in_wrong`: the user is in a dialer queue other than
+    the right one. `other_word`: the user's score row names a queue that the dialer does not have.
     """
 
 

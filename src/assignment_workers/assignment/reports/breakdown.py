@@ -63,8 +63,8 @@ class UnansweredPart(BaseModel):
 class Breakdown(BaseModel):
     """The counts and times of a period's assignments: by dialer queue, by team and over time.
 
-    Over time: by equal parts of the period. Queues, teams and parts without an assignment are
-    absent.
+    The figures over time are those of equal parts of the period. Queues, teams and parts without an
+    assignment are left out.
     """
 
     queues: list[Share]
@@ -102,8 +102,9 @@ def parts(
 ) -> list[Part]:
     """Return the number and times of the assignments in each of `number` equal parts of a period.
 
-    A time is that from a request to its assignment. The period is from `since` to `until`. Parts
-    without an assignment are left out. `queue`: only assignments of this dialer queue; None: all.
+    Times are seconds from the sending of a request to the commit of its assignment. The period is
+    from `since` to `until`. Parts without an assignment are left out. `queue`: only assignments of
+    this dialer queue are counted; None: those of all.
     """
     parameters = {"since": since, "until": until, "length": (until - since) / number}
     query = _PARTS if queue is None else _PARTS_OF_QUEUE

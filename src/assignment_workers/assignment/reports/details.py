@@ -1,7 +1,8 @@
 """Single items for operators: a dialer queue, a user, an agent, a job, a race. Reads only.
 
-Lists have a limit. Rows have ids and times but no names of people; only the details of events may
-have texts that people typed.
+Lists have a limit. Rows have ids and times but no names of users or agents. The column `who` of an
+operator's action names the operator. Texts that people typed may be in the details of events, and
+in the column `why` of agents and of operators' actions.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class AgentList:
 
 
 class PoolFunnel(BaseModel):
-    """The numbers of users in a dialer queue's pool: those whom each rule excludes, those eligible.
+    """The numbers of excluded users, by rule, and of eligible users in a dialer queue's pool.
 
     A pool is all users whose score row names the dialer queue.
     """
@@ -96,7 +97,7 @@ class AgentAnswer(BaseModel):
 
     at: datetime
     queue: str | None
-    """The dialer queue that the request named; None: any allowed one."""
+    """The dialer queue that the request named; None if any queue allowed to the agent would do."""
     outcome: str
     user_id: UserId | None
     """The assigned user; None if no user was assigned."""
@@ -138,8 +139,8 @@ def answers_to(
 def minutes(connection: Connection) -> list[Part]:
     """Return the number and the times of the assignments in each minute of the last hour.
 
-    A time is that from a request to its assignment. Minutes without an assignment are left out.
-    Only the newest 50,000 answers to requests are read (`NEWEST`).
+    Times are seconds from the sending of a request to the commit of its assignment. Minutes without
+    an assignment are left out. Only the newest 50,000 answers to requests are read (`NEWEST`).
     """
     return [Part(**row) for row in rows_of(connection, _MINUTES)]
 

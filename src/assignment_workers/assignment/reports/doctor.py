@@ -39,13 +39,14 @@ At 100 claims a second, this covers the time between two scheduled runs.
 APART = frozenset({2, 9})
 """The numbers of the two guarantees that keep writers from interleaving.
 
-Guarantee 2: a rebuild disturbs no assignment. Guarantee 9: only one sequencer writes. The function
-`interleavings` counts the breaches of both.
+The guarantees are numbered in docs/how-it-works.md. Guarantee 2: a rebuild disturbs no assignment.
+Guarantee 9: only one sequencer writes. The function `interleavings` counts the breaches of both.
 """
 HEAD = 100
 """Number of best-ranked claimable users of a generation whom a check reads.
 
-The check finds users who were passed over by claims.
+The check finds users who were passed over by claims. Another check, for callbacks that wait for an
+operator, reads the same number of overdue callbacks.
 """
 
 
@@ -68,9 +69,9 @@ class CheckResult(BaseModel):
 class Check:
     """A check of a guarantee: a query that returns a line of text for each breach of it.
 
-    `guarantee`: the number of the guarantee; None for a check of the system's state instead, such
-    as a job that runs too long. `cost`: a description of the most rows that the query reads.
-    `repairable`: True if the function `repair` corrects the breaches.
+    `guarantee`: the number of the guarantee in docs/how-it-works.md. It is None for a check of the
+    system's state instead, such as a job that runs too long. `cost`: a description of the rows that
+    the query reads at most. `repairable`: True if the function `repair` corrects the breaches.
     """
 
     name: str
@@ -83,9 +84,9 @@ class Check:
         """Return the query of this check with a limit of a hundred rows and its SQL parameters set.
 
         Each row describes one breach of the guarantee that is checked. `outcomes`: the dialer's
-        outcomes of calls. The SQL parameters: `newest`, the number of newest
-        records to read; `promising`, the outcomes that need a callback; `terminal`, the outcomes
-        after which a user is never offered again.
+        outcomes of calls. The SQL parameters: `newest`, the number of newest records to read;
+        `promising`, the outcomes that need a callback; `terminal`, the outcomes after which a user
+        is never offered again.
         """
         values = {
             "newest": NEWEST,

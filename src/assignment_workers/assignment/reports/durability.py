@@ -21,7 +21,7 @@ class Commits(StrEnum):
     SYNCHRONOUS = "synchronous"
     """The primary and at least one standby have the commit when the agent gets the answer."""
     WAITING = "waiting"
-    """No answer is sent, because commits wait for a standby that is not connected."""
+    """Commits wait for a standby that is not connected, so agents get the answer `unavailable`."""
     UNSAFE = "unsafe"
     """Perhaps no server has the commit on disk, because `synchronous_commit` is off."""
     UNKNOWN = "unknown"
@@ -29,7 +29,7 @@ class Commits(StrEnum):
 
 
 class Durability(BaseModel):
-    """The durability of commits: the database servers that have one before its answer is sent.
+    """The database servers that have a commit on disk before the agent gets the answer.
 
     An agent gets the answer to a request or command after PostgreSQL has confirmed the commit. The
     confirmation may be of the primary alone, or of a standby too; a failover to a standby loses the

@@ -52,9 +52,9 @@ class QueueVerdict(BaseModel):
     """The verdict of one dialer queue on the user.
 
     `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
-    `never_built`, `waiting`, `taken_out` or `not_in_generation`. `free_at` is the time at which the
-    obstacle ends without intervention, if known. `in_force` describes the calling rules that apply,
-    such as calling hours.
+    `never_built`, `waiting`, `drained`, `taken_out` or `not_in_generation`. `free_at` is the time
+    at which the obstacle ends without intervention, if known. `in_force` describes the calling
+    rules that apply, such as calling hours.
     """
 
     queue: str

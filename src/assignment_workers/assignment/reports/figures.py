@@ -29,7 +29,10 @@ from assignment_workers.policy.dialer import Dialer
 from assignment_workers.schema.tables import AssignmentState
 
 NEWEST = 50_000
-"""Maximum number of newest answers, races and ended assignments that are read for the figures."""
+"""Maximum number of newest rows that are read for one figure.
+
+The rows are answers to requests, claims, races or ended assignments.
+"""
 COUNTED_AT_MOST = 10_000
 """Number at which the counting of dead letters, assignments and quarantined users stops."""
 RUNS = 200
@@ -40,7 +43,7 @@ class QueueFigures(QueueStatus):
     """A dialer queue's status with further figures for monitoring."""
 
     age_seconds: float | None
-    """Seconds since the queue's present generation was published; None: there is none."""
+    """Seconds since the queue's present generation was published; None if the queue has none."""
     claimed_last_hour: int
     skipped_last_hour: int
     quarantined: int
@@ -72,8 +75,9 @@ class JobFigures(BaseModel):
     missed_last_day: int | None
     """Number of periods that ended in the last day, and for which no run has succeeded.
 
-    A period is an hour for `queue.regenerate` and a day for other jobs. Periods before the first
-    known run do not count. None if the job has no periods.
+    A period is an hour for `queue.regenerate`, and a day for each other job that runs once per
+    period. Periods before the first known run do not count. None if no known run belongs to a
+    period, as for a job that runs every few minutes.
     """
 
 

@@ -32,7 +32,8 @@ REQUESTS = ("assignment.request", "assignment.request_many")
 class TimeToAssign(BaseModel):
     """Seconds from the sending of a request to the commit of its assignment.
 
-    The time of sending is by the requester's clock; requests without this time are left out.
+    The time of sending is the client's estimate of the database's clock; requests without this time
+    are left out.
     `measured` is the number of assignments, at most the latest 200,000 of the period
     (`MEASURED_AT_MOST`). If it is 0, the other fields are None.
     """

@@ -130,10 +130,10 @@ def service_levels(
 ) -> ServiceLevels:
     """Compute the success rate and the availability from `since` until `until`.
 
-    Two sources are combined: the answers that the database recorded, and the numbers of answers
-    that the gateway and the clients counted in each minute. A minute belongs to the period if it
-    begins in the period. `newest`: only this number of recorded answers is read, the newest; None:
-    all.
+    Two sources are combined: the answers that the database recorded in the period, and the numbers
+    of answers that the gateway and the clients counted in each minute. The counts of a minute
+    belong to the period if the minute begins in the period. `newest`: only this number of recorded
+    answers is read, the newest; None: all are read.
     """
     period = {"since": since, "until": until, "newest": newest, "rules": sorted(RULES)}
     minutes: dict[datetime, _Minute] = defaultdict(_Minute)

@@ -6,9 +6,9 @@ messages of its kind are unanswered. Then the call waits. When one of these mess
 all waiting calls of the kind are sent together, in order of arrival. If a task accepts only one
 call per message, its calls never wait.
 
-A message to an assignment queue that is not answered in time counts as lost. Its calls are then
-sent again in a new message, if their callers still wait. A message to another Celery queue is not
-sent again. This module opens no connection and reads no clock.
+If a message to an assignment queue is not answered in time, the message counts as lost. Its calls
+are then sent again in a new message, if their callers still wait. A message to another Celery queue
+is not sent again. This module opens no connection and reads no clock.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class Batch:
     def repeats(self) -> str | None:
         """The id of the first message with this call; None for a message with a list of calls.
 
-        The workers recognise a repeated command by this id. If the call was not sent before in
-        another message, it is the id of this message.
+        The workers recognise a repeated command by this id. If no earlier message contained the
+        call, the id of this message is returned.
         """
         (first, *_) = self.calls
         return None if first.command.many else first.first_sent_as
@@ -144,10 +144,10 @@ class Batch:
 
     @property
     def senders(self) -> list[str | None]:
-        """The name of the API token with which a caller other than the agent sent each call.
+        """For each call, the name of the API token that sent the call; None for the agent's own.
 
-        The names, such as `token 0a12`, are in the order of the calls. None: the call was sent with
-        the agent's own token, or with none.
+        The names, such as `token 0a12`, are in the order of the calls. A call that was sent without
+        a token has None as well.
         """
         return [call.command.sender for call in self.calls]
 
@@ -189,8 +189,9 @@ class Batcher:
         """Yield the messages to send now: first repeats of lost messages, then waiting calls.
 
         A lost message is one that was not answered in time. Its repeat contains the calls whose
-        callers still wait. Waiting calls of a kind stay here while too many messages of that kind
-        are unanswered (`under_way`). `now` is a time of the event loop's clock.
+        callers still wait. Waiting calls with the same Celery task and queue are held back while
+        `under_way` messages with this task and queue are unanswered, unless the task accepts only
+        one call per message. `now` is a time of the event loop's clock.
 
         A message counts as sent as soon as it is yielded. While it is being sent, and before the
         next one is yielded, the methods `add` and `answered` may be called.

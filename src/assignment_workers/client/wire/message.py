@@ -43,18 +43,19 @@ SIGNATURE = "signature"
 It proves that one of these programs verified the operator or the senders named in the message.
 """
 SENDERS = "senders"
-"""Header: the name of the API token with which a caller other than the agent sent each call.
+"""Header: for each call, the name of the API token that sent the call; null for the agent's own.
 
-The header is a list with one name, such as `token 0a12`, for each request or command of the
-message. Null in place of a name: the call was sent with the agent's own token, or with none. The
-whole header is null if there is no name.
+A call is a request or a command. The header is a list with one name, such as `token 0a12`, for each
+call of the message. A call that was sent without a token has null as well. The whole header is null
+if there is no name.
 """
 
 
 def unsendable(args: Sequence[Any], arguments: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with arguments that JSON in UTF-8 cannot express, or None.
+    """Return the reason why an argument cannot be sent; None if all arguments can be sent.
 
-    Examples: a number type of another library, half of a surrogate pair in a text.
+    An argument cannot be sent if JSON in UTF-8 cannot express it. Examples: a number type of
+    another library, half of a surrogate pair in a text.
     """
     for name, value in (*enumerate(args, 1), *arguments.items()):
         if value is None or isinstance(value, int) or (isinstance(value, str) and value.isascii()):

@@ -1,9 +1,10 @@
 """The access log: tokens, sign-ins, refusals, and tokens that act for agents.
 
-Rare events are recorded in the transactions that cause them. Refusals are counted in sums by
-address and minute and written once a minute, so that a flood of refusals fills no table. The first
-command in each hour that a token sends for an agent is recorded within seconds. The times of the
-last use of tokens are written with the sums, so that no call waits for the database.
+Rare events, such as sign-ins, are recorded in the transactions that cause them. Refusals are
+counted by kind, token, address and minute. The counts of a minute are written once, after its end,
+so that a flood of refusals fills no table. If a token that is not the agent's own sends commands
+for an agent, the first command in each hour is recorded within seconds. The times at which tokens
+were last used are written together with the counts, so that no call waits for the database.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from assignment_workers.schema.tables import AccessKind, AccessRecord, ApiToken
 log = structlog.get_logger()
 
 EVERY_SECONDS = 10.0
-"""Seconds between two writes of the counts to the access log."""
+"""Seconds between two writes to the access log. Refusals of a minute are written after its end."""
 ADDRESSES = 1_000
 """The greatest number of separate counts in memory. Calls are counted together if they have the
 same minute, kind, token, address and agent. When there are this many counts, further refusals are
@@ -49,7 +50,7 @@ class Access:
     at: datetime
     what: str
     who: str | None
-    """The token's name, or the operating system user who ran the command."""
+    """The name of the token that acted, or the operating system user who ran a CLI command."""
     subject: str | None
     """The token or the agent that the record concerns."""
     address: str | None

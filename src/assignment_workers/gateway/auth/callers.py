@@ -120,9 +120,9 @@ class Caller:
     def sees(self, agent_id: int | None) -> EventFilter:
         """Return the filter for the events that the caller may follow.
 
-        `agent_id` limits the filter to one agent. Agents and frontends see the events about agents
-        and their assignments; supervisors and operators see all events. Raises `Problem` 403 if the
-        token is that of another agent.
+        `agent_id` limits the filter to one agent. An agent's token is always limited to its agent.
+        Agents and frontends see only the events about agents and their assignments; supervisors and
+        operators see all events. Raises `Problem` 403 if the token is that of another agent.
         """
         if agent_id is not None:
             self.must_act_for(agent_id)
@@ -268,12 +268,12 @@ class Callers:
         *,
         outlives: bool,
     ) -> StoredToken | None:
-        """Return the token, or the token of the session, from the cache or the database; or None.
+        """Return the token with this key from the cache or the database; None if there is none.
 
-        `key` is the token's name, or the digest of the session's cookie. `look_up` reads the token
-        from the database. `outlives`: while the database is unavailable, the result of an earlier
-        look-up is accepted for `REMEMBERED_SECONDS`. Otherwise raises `Problem` 503 if the database
-        does not answer within `LOOK_UP_SECONDS`.
+        `key` is the token's name, or the digest of the cookie of a session that the token opened.
+        `look_up` reads the token from the database. `outlives`: while the database is unavailable,
+        the result of an earlier look-up is accepted for `REMEMBERED_SECONDS`. Otherwise raises
+        `Problem` 503 if the database does not answer within `LOOK_UP_SECONDS`.
         """
         now = self.clock()
         until, kept = self._known.get(key, (0.0, None))

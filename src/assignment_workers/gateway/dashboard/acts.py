@@ -74,7 +74,7 @@ class Field:
     of_lists: bool = False
     """True if the field names the user or phone number to act on.
 
-    Only pages of lists show the field, because a page about one user sends that user's id itself.
+    A page about one user does not show the field, because the page itself sends that user's id.
     """
     of_user: bool = False
     """True if the field is for the CRM's id of a user."""
@@ -102,16 +102,17 @@ class Act:
     ...` or `unavailable: ...`.
     """
     where: Callable[[str], str]
-    """A function that returns the path of the page about the object with this id."""
+    """A function that takes the id of an object and returns the path of the object's page."""
     fields: Sequence[Field] = ()
 
 
 async def carry_out(client: AsyncClient, engine: Engine, name: str, asked: Asked) -> int:
     """Carry out the action `name`, recorded before and after; return the number of its record.
 
-    Raises `Problem` 422 for an unknown action, a missing reason or an invalid id; nothing is
-    done then. Raises `Problem` 503 if the database does not answer; if the action had begun, its
-    record has no outcome.
+    Raises `Problem` 422 for an unknown action, for a missing or too long reason, for a too long id,
+    and for a null character in the reason or the id. Nothing is done or recorded then. Any other
+    invalid value of the form is recorded as the outcome `refused: ...`. Raises `Problem` 503 if the
+    database does not answer; if the action had begun, its record has no outcome.
     """
     act = ACTS.get(name)
     if act is None:
@@ -323,7 +324,8 @@ async def dismissed(
 ) -> list[int]:
     """Dismiss the dead letters with these numbers; return the numbers of those dismissed now.
 
-    `numbers` None: dismiss every dead letter that was neither sent again nor dismissed yet.
+    `numbers` None: dismiss the dead letters that were neither sent again nor dismissed yet. One
+    call dismisses at most 10,000 (`dead_letters.DISMISSED_AT_ONCE`), the oldest first.
     """
 
     def do() -> list[int]:
@@ -477,7 +479,7 @@ ACTS: dict[str, Act] = {
     ),
     "dismiss_all": Act(
         "Dismiss all",
-        "No message that could not be handled until now is to be seen to any more.",
+        "Dismisses the messages that were neither sent again nor dismissed, at most 10,000.",
         _dismiss_all,
         lambda _: "/dead-letters",
     ),

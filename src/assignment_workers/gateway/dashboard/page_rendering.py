@@ -121,7 +121,7 @@ Handler = Callable[Concatenate[Request, P], Awaitable[Response]]
 def as_page(handler: Handler[P]) -> Handler[P]:
     """Wrap a route so that a `Problem` is shown as a page, or for a stream as a bare HTTP status.
 
-    A viewer who has not signed in is redirected to the sign-in page.
+    A viewer who requests a page (GET) and has not signed in is redirected to the sign-in page.
     """
 
     @wraps(handler)
@@ -239,9 +239,9 @@ def _nothing(view: View) -> Problem:
 
 
 async def _regions(request: Request, caller: Caller, view: View) -> AsyncIterator[str]:
-    """Yield each region (a part of the page) as a server-sent event when its HTML has changed.
+    """Yield a server-sent event with the HTML of all regions (parts of the page) that changed.
 
-    The region `trouble` has the reason if the facts cannot be read.
+    If the facts cannot be read, the region `trouble` has the reason.
     """
     here = here_of(request)
     shown: dict[str, str] = {}

@@ -40,7 +40,7 @@ ASSETS = {
 }
 
 PAGES = 100_000
-"""The highest page number of a list that is accepted."""
+"""The highest page number that is accepted for a list."""
 TEAM_AT_MOST = 200
 SEARCHED_AT_MOST = 200
 
@@ -213,8 +213,9 @@ async def report(request: Request) -> Response:
 async def find(request: Request) -> Response:
     """Search for a user, an agent or an assignment; redirect to its page.
 
-    If none or several are found, list them. The form is posted, because a phone number must not be
-    in the address of a page. Only operators search by phone number.
+    If several are found, show a list of them; if none, show a page that says so (status 404). The
+    form is posted, because a phone number must not be in the address of a page. Only operators
+    search by phone number.
     """
     caller = await looker_of(request)
     here = here_of(request)
@@ -381,7 +382,10 @@ def _sign_in_page(request: Request, onward: str, *, wrong: Problem | None = None
 @ROUTES.post("/logout")
 @as_page
 async def sign_out(request: Request) -> Response:
-    """End the session. After at most 3 seconds, no gateway accepts its cookie any more."""
+    """End the session. After at most 3 seconds, no gateway accepts its cookie any more.
+
+    A gateway that cannot reach the database may accept the cookie for up to an hour.
+    """
     await session.fields(request)
     here, cookie = here_of(request), session.cookie_of(request)
     if cookie:

@@ -43,7 +43,7 @@ def rendered() -> Markup:
 
 
 def _without_documents(tokens: list[Token] | None) -> list[Token] | None:
-    """Return parsed Markdown in which each link that leads to no runbook is only its text."""
+    """Return parsed Markdown in which links that lead to no runbook are replaced by their text."""
     if tokens is None:
         return None
     found: list[Token] = []

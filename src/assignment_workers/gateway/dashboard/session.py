@@ -33,7 +33,8 @@ a session cookie, and the proof is made from it. Without a cookie it is made fro
 async def looker(callers: Callers, request: Request) -> Caller:
     """Return the signed-in viewer of a page.
 
-    Raises `Problem` 401 without a valid session, 429 for too many calls.
+    Raises `Problem` 401 without a valid session, 429 for too many calls, and 503 if the session
+    cannot be looked up because the database is unavailable.
     """
     caller = await callers.session(cookie_of(request))
     request.state.caller = caller

@@ -68,7 +68,10 @@ Other details are left out. Free text in the details that are sent is hidden fro
 
 @dataclass(frozen=True)
 class EventFilter:
-    """The agent and the kinds of events to which a client's stream is limited. None: no limit."""
+    """The agent and the kinds of events to which a client's stream is limited.
+
+    If a field is None, the stream is not limited by it.
+    """
 
     agent_id: int | None = None
     kinds: frozenset[str] | None = None
@@ -134,7 +137,7 @@ class Feed:
 
     def __init__(self, engine: Engine, listen_url: str) -> None:
         self.position = 0
-        """Every event up to this id was passed on. A missing id below it will never exist."""
+        """All events up to this id were passed on. No event with a smaller id can appear later."""
         self.started = asyncio.Event()
         self._engine = engine
         self._url = listen_url
@@ -234,7 +237,8 @@ class Feed:
     async def _hand_on_up_to(self, until: int) -> None:
         """Pass on the events with ids up to `until`.
 
-        An id that is still missing will never exist: all its possible writers have ended.
+        No event can still appear with an id that is missing, because every transaction that could
+        have written the event has ended.
         """
         while self.position < until:
             found = await self._ask(
@@ -245,11 +249,11 @@ class Feed:
                 self.position = until
 
     async def _settle(self) -> None:
-        """Wait until no new event can appear with an id below the last one read.
+        """Wait until no new event can appear with an id below the last id that was read.
 
-        Such an event could be written by a transaction that has taken an id and has not ended, so
-        this method waits for the end of each such transaction. An id that is missing after that
-        will never exist.
+        A transaction that has taken an id and has not ended could still write such an event, so
+        this method waits for the end of each such transaction. After that, no event can appear with
+        an id that is missing.
         """
         held_back = await self._ask(events.writers)
         while held_back:

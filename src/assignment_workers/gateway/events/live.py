@@ -160,8 +160,9 @@ class Live:
     async def reader(
         self, event_filter: EventFilter, last: int | None, *, agent_token: str | None
     ) -> AsyncIterator[EventReader]:
-        """Open a stream of the events that the filter includes, after `last` or from now on.
+        """Open a stream of the events that the filter includes.
 
+        The stream begins after the event id `last`, or if `last` is None, with the next new event.
         Raises `Problem` 503 while the database cannot answer or 2,000 streams (`READERS`) are open,
         and 429 if an agent's token has 10 streams (`READERS_OF_ONE`) open.
         """

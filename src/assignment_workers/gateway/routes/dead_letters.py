@@ -86,7 +86,11 @@ class DismissBody(BaseModel):
             Field(min_length=1, max_length=NAMED_AT_MOST),
         ]
         | None
-    ) = Field(None, description="Absent: all neither sent again nor dismissed.", examples=[[7, 8]])
+    ) = Field(
+        None,
+        description="Absent: the oldest 10,000 neither sent again nor dismissed.",
+        examples=[[7, 8]],
+    )
     why: Annotated[str, Field(min_length=1, max_length=WHY_AT_MOST, pattern=r"^[^\x00]*$")] = Field(
         description="The recorded reason.", examples=["a probe of the security team"]
     )

@@ -261,8 +261,9 @@ class SimulatedAgent:
     def _refused(self, held: Held, answer: Refused) -> None:
         """Record that a message about this assignment was refused.
 
-        After the end of the lease a refusal is expected. Any other refusal is recorded as a
-        surprise: an answer that contradicts a guarantee.
+        A refusal because the assignment is not active is expected after the end of the lease, or
+        after a jump of the database's clock. Any other refusal is recorded as a surprise: an
+        answer that contradicts a guarantee.
         """
         known = self.recorder.assignments[held.id]
         until = known.lease_until

@@ -34,7 +34,10 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 QUIET_SECONDS = 300.0
-"""The most seconds to wait, after the day, until sequencers lead and builds are published."""
+"""The longest time in seconds to wait, before or after the day, for sequencers that lead.
+
+After the day, all builds must be published within the same time.
+"""
 
 AGENTS = """
 INSERT INTO agents (id, email, first_name, last_name, created_at, updated_at)
@@ -76,9 +79,9 @@ def run(
     newest figures. `broker` is the stack's RabbitMQ, if faults may kill it. `beside`: a coroutine
     function that runs during the day, such as the measurements of a soak. Its second argument is an
     event, which is set at the end of the day; `beside` may set it to end the day early. `client`
-    makes the client of the agents; None: one that sends messages to the workers. Raises
-    `UsageError` if the stack has other users than those of the demo, so that no real person is
-    called.
+    makes the client of the agents; if it is None, their client sends messages to the workers.
+    Raises `UsageError` if the stack has no users, or has users or agents other than those of the
+    demo, so that no real person is called.
     """
     engine = connect(
         stack.database_url,
@@ -191,7 +194,8 @@ class _Day:
 def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
     """Wait until each lane has a leading sequencer and each build is published.
 
-    Meanwhile, send the commands that end assignments whose lease has ended.
+    Meanwhile, send the messages that end assignments whose lease has ended, and that publish
+    finished builds.
     """
 
     def is_at_rest() -> bool:

@@ -1,7 +1,8 @@
 """Causes deliberate faults, such as a killed or frozen server, in one running stack.
 
 Each fault is a context manager: the fault lasts for its block, and the end of the block undoes the
-fault. It yields False if the fault cannot be caused now, for example because the process is down.
+fault. The context manager yields False if the fault cannot be caused now, for example because the
+process is down.
 
 Everything runs on one machine, which limits the faults. There is no second database server, so no
 request can be served while PostgreSQL is frozen, and a recovery is measured from the end of the
@@ -48,7 +49,10 @@ from assignment_workers.runtime.stack import Stack
 FREEZE_SECONDS = 4.0
 """The seconds for which Valkey, or a process of this project, is frozen."""
 SILENCE_SECONDS = 9.0
-"""The seconds for which PostgreSQL does not answer: longer than the deadline for its answers."""
+"""The seconds for which PostgreSQL or RabbitMQ does not answer, or a standby is missing.
+
+The time is longer than the deadline for PostgreSQL's answers.
+"""
 FULL_SECONDS = 5.0
 AWAY_SECONDS = 3.0
 """The seconds until a killed RabbitMQ is started again."""

@@ -51,7 +51,10 @@ class DrawnShape:
 
 @dataclass(frozen=True)
 class AxisMark:
-    """A labelled position on an axis, or the time of a fault."""
+    """A label and its position `at` on an axis of a chart, in the units of the SVG image.
+
+    For a fault, it is the name of the fault at its time.
+    """
 
     at: float
     label: str

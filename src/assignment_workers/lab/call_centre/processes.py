@@ -28,9 +28,9 @@ class Measured(NamedTuple):
 def measured(stack: int) -> Iterator[Measured]:
     """Yield the memory and the open files of each long-lived process of a stack.
 
-    `stack`: the id of the process that started the stack. Of the processes below it, those are
-    measured that have a role (see the function `role`), such as sequencers and Valkey. Raises
-    `psutil.Error`, for example if the stack has ended.
+    `stack`: the id of the process that started the stack. That process is measured under the name
+    `up`. Its descendants are measured if they have a role (see the function `role`), such as
+    sequencers and Valkey. Raises `psutil.Error`, for example if the stack has ended.
     """
     main = psutil.Process(stack)
     for process in (main, *main.children(recursive=True)):

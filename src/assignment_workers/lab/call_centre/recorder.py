@@ -33,7 +33,11 @@ class AgentActivity(StrEnum):
 
 @dataclass(frozen=True)
 class Wait:
-    """A request that was answered: the time in the run, the wait in seconds, and the outcome."""
+    """The end of an agent's wait for the answer to a request.
+
+    `at` is the second of the run at which the wait ended, and `seconds` is its length. `outcome` is
+    the outcome of the answer; it is `unavailable` if the agent gave up without an answer.
+    """
 
     at: float
     seconds: float
@@ -125,10 +129,10 @@ class Recorder:
         self.waits.append(Wait(self.now, seconds, outcome))
 
     def record(self, held: Held) -> None:
-        """Record the assignment in an answer, which may arrive long after the assignment began.
+        """Record the assignment that an answer to a request contains.
 
-        If two agents held the user at the same time, this is recorded as a surprise: an answer
-        that contradicts a guarantee.
+        The answer may arrive long after the assignment began. If two agents held the user at the
+        same time, this is recorded as a surprise: an answer that contradicts a guarantee.
         """
         if held.id in self.assignments:
             self.renewed(held)
@@ -176,7 +180,7 @@ class Recorder:
         self.faults.append(Fault(at, what, served_from))
 
     def back_after(self, fault: Fault) -> float | None:
-        """Return the seconds from `fault.served_from` to the first answer after the fault.
+        """Return the seconds from `fault.served_from` to the first answer after that time.
 
         Only answers to requests sent after the fault began count. None if there is no such answer.
         """

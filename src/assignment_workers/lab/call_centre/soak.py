@@ -65,7 +65,8 @@ WITH_THE_WORK = {
 }
 """Tables that grow with the work done, so that their growth is no sign of a leak.
 
-They are checked only for empty space (bloat), at the end of the run.
+Their size is not sampled. They are checked for empty space (bloat) at the end of the run, and for
+dead rows.
 """
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
 PURGED = "SELECT count(*) FROM assignment.generations WHERE purged_at > now() - :run"
@@ -76,7 +77,10 @@ OUTLIVED = {
     "entries": "SELECT count(*) FROM assignment.generations"
     " WHERE purged_at IS NULL AND retired_at < now() - :generations",
 }
-"""Maps a table to a query that counts rows older than their retention."""
+"""Maps a table to a query that counts rows older than their retention.
+
+For `entries`, the query counts the generations whose rows should have been dropped.
+"""
 
 LIMITS = {
     "memory": Limit("MB", 0.1, 8),

@@ -197,7 +197,8 @@ def _signed_before(
 ) -> list[str]:
     """Return a line for each user who was handed out as unsigned although the user had signed.
 
-    That breaks guarantee 3: a claim judges users by their facts at the time of the claim.
+    That breaks guarantee 3: a claim judges users by their facts at the time of the claim. (The
+    guarantees are numbered in docs/how-it-works.md.)
     `signed_at`: by user, a time at which the user had certainly signed. A claim up to `slack` after
     that time is no breach, because the database's clock may have jumped in between.
     """

@@ -115,7 +115,8 @@ def run(dialer: Contender, plan: LoadPlan, looking: Engine) -> Truth:
     """Let simulated agents call users of this dialer while its jobs rebuild the queue.
 
     Returns the agents' own records after the seconds of the plan. `looking` is an engine on the
-    dialer's database: after each answer 'empty', it checks whether a user was waiting.
+    dialer's database. After each answer 'empty' and each error, an agent's thread uses the engine
+    to check whether a user was waiting.
     """
     truth = Truth()
     stop = threading.Event()

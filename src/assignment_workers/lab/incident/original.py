@@ -2,7 +2,8 @@
 
 In the incident, a rebuild deleted a row of the dialer queue while the row was being assigned to an
 agent. The code follows docs/original-dialer.md, sections 0, 3, 5 and 6. Each remedy changes one
-thing in the original, so that any difference in the results comes from that change.
+thing in its base class, which is the original or another remedy. Therefore any difference between
+the results of the two comes from that change.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ class Original:
         self._fill(self._candidates())
 
     def rebuilds(self) -> int:
-        """Return how many times this dialer has rebuilt its dialer queue since the run began."""
+        """Return the number of rebuilds so far, including the one that first filled the queue."""
         return self._rebuilds
 
     def settle(self) -> None:

@@ -93,7 +93,7 @@ def replay(
     *,
     done: Callable[[ReplayResult], object] = lambda _: None,
 ) -> ReplayReport:
-    """Run the load on one way to hand out users after another, in temporary databases.
+    """Run the load on each way to hand out users, one way at a time, in temporary databases.
 
     `names`: the ways, such as `original` or `ours`. The temporary databases are created on the
     server of `server_url`, and dropped afterwards. The database that `server_url` names is neither
