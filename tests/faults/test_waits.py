@@ -232,8 +232,12 @@ def test_every_row_is_walked_and_every_session_has_its_row() -> None:
 
 @pytest.mark.timeout(240)
 def test_no_point_of_a_session_waits_longer_than_the_page_says(place: Place) -> None:
-    """One test, because the rows are walked at the same time, in one process."""
-    late = []
+    """One test, because the rows are walked at the same time, in one process.
+
+    A session that seems too late is walked once more by itself, when all the others are over: a
+    processor that sixty sessions want may have been waited for.
+    """
+    late, seems_late = [], []
     with walks(place) as walking:
         for row in rows():
             for walk, future in zip(
@@ -242,11 +246,14 @@ def test_no_point_of_a_session_waits_longer_than_the_page_says(place: Place) -> 
                 bound = max(
                     row.seconds - walk.less, CONNECT_SECONDS if walk.to == "database" else 0.0
                 )
-                late += [
-                    f"{row.name}, {walk.to}, point {point}: {took:.1f} s, at most {bound:g} s"
-                    for point, took in enumerate(future.result())
-                    if took > bound + SLACK
-                ]
+                if max(future.result()) > bound + SLACK:
+                    seems_late.append((row.name, walk, bound))
+        for name, walk, bound in seems_late:
+            late += [
+                f"{name}, {walk.to}, point {point}: {took:.1f} s, at most {bound:g} s"
+                for point, took in enumerate(walked(walk, place, sendings(walk, place=place)))
+                if took > bound + SLACK
+            ]
     assert not late, "\n".join(late)
 
 
