@@ -80,7 +80,10 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
     placed = (
         ""
         if other is None
-        else (f"AND NOT EXISTS (SELECT FROM {partition(other)} o WHERE o.user_id = q.user_id)")
+        else (
+            f"AND NOT EXISTS (SELECT FROM {partition(other)} o"
+            f" WHERE o.generation_id = {other} AND o.user_id = q.user_id)"
+        )
     )
     return int(
         connection.execute(
@@ -99,18 +102,30 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
                 ORDER BY q.user_id, q.queue_position NULLS LAST, q.created_at, q.id
             ), gone AS (
                 DELETE FROM {partition(number)} e USING users
-                WHERE e.user_id = users.user_id
+                WHERE e.generation_id = {number} AND e.user_id = users.user_id
                 AND NOT EXISTS (SELECT FROM waiting w WHERE w.user_id = e.user_id)
             ), come AS (
                 INSERT INTO {partition(number)} (generation_id, user_id, rank, score)
                 SELECT {number}, w.user_id, row_number() OVER (ORDER BY place NULLS LAST, w.user_id)
-                       + (SELECT coalesce(max(rank), 0) FROM {partition(number)}), w.score
+                       + coalesce({_last_rank(number)}, 0), w.score
                 FROM waiting w
                 ON CONFLICT (generation_id, user_id) DO NOTHING
             )
             SELECT count(*) FROM changed"""),
             {"queue": source.queue},
         ).scalar_one()
+    )
+
+
+def _last_rank(number: int) -> str:
+    """Return the SQL expression for the greatest rank of a generation (build) before the switch.
+
+    All its entries are ready then, so that the index on the ranks of ready entries is used: the
+    dialer waits for this statement.
+    """
+    return (
+        f"(SELECT rank FROM {partition(number)}"
+        f" WHERE generation_id = {number} AND state = 'ready' ORDER BY rank DESC LIMIT 1)"
     )
 
 
