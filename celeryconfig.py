@@ -68,6 +68,7 @@ task_reject_on_worker_lost = True
 broker_transport_options: dict[str, object]
 if (broker_url or "").startswith("amqp"):
     broker_transport_options = {"confirm_publish": True, "read_timeout": 3, "write_timeout": 3}
+    broker_connection_timeout = 2
 else:
     broker_transport_options = {
         "priority_steps": [0],

@@ -18,6 +18,7 @@ from assignment_workers.client import Assigned, Finished, Unavailable
 from assignment_workers.devstack import rabbitmq
 from assignment_workers.health.model import HealthState
 from assignment_workers.health.monitor import read_once
+from assignment_workers.sequencer.transport import ANSWER_SECONDS, RabbitTransport
 from assignment_workers.settings import Settings
 from tests.support.processes import Agents, Keeper, Stack, running, wait_until
 from tests.support.servers import Rabbit, wire
@@ -189,6 +190,31 @@ def test_a_worker_returns_to_its_first_node_and_the_others_may_be_lost(
             assert agents.answered[seen + 7][0] - began < 3, "the lost node was not in use"
         assert agents.unanswered == []
     stack.assert_healthy()
+
+
+def test_a_client_whose_node_hangs_sends_over_the_next_one(stack: Stack, rabbit: Rabbit) -> None:
+    with wire(rabbit.url) as first, wire(rabbit.url) as other:
+        stack.broker_url = rabbit.url
+        stack.start("sequencer")
+        stack.built()
+        stack.broker_url = f"{first.url};{other.url}"
+        client = stack.client()
+        assert isinstance(client.request_next(26), Assigned)
+        first.cut()
+        began = time.monotonic()
+        assert isinstance(client.request_next(27, timeout=timedelta(seconds=30)), Assigned)
+        assert time.monotonic() - began < 8, "a time-out of the message, and one to connect"
+
+
+def test_a_worker_whose_node_answers_no_command_connects_anew(rabbit: Rabbit) -> None:
+    with wire(rabbit.url) as line, Connection(line.url, transport=RabbitTransport) as connection:
+        channel = connection.channel()
+        line.cut()
+        began = time.monotonic()
+        with pytest.raises(connection.connection_errors):
+            Queue("nobody", channel=channel).queue_declare(passive=True)
+        assert time.monotonic() - began < ANSWER_SECONDS + 1
+        connection.collect()
 
 
 def test_without_memory_rabbitmq_takes_nothing_callers_are_told_and_service_comes_back(

@@ -1,7 +1,9 @@
 """A worker boot step: a worker returns to the first RabbitMQ node of its address.
 
-A worker whose first node does not answer connects to another one. If it stayed there, the loss of
-that other node would interrupt this worker too, although its own host still runs.
+The address lists several nodes. On each host, the node of that host is to be listed first
+(docs/how-to/high-availability.md). If the first node does not answer, the worker connects to a node
+on another host. If the worker stayed with that node, the loss of the other host would interrupt the
+worker, although the worker's own host still runs.
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ class FirstNode(bootsteps.StartStopStep):
     """Reconnects a worker to the first RabbitMQ node of BROKER_URL, once that node answers again.
 
     While the worker uses another node, a thread tries to connect to the first one. As soon as that
-    succeeds, the worker drops its connection between two messages and connects anew, which takes a
-    fraction of a second. A message that waited unacknowledged is delivered again. The step does
-    nothing with Redis, or with an address of one node.
+    succeeds, the worker closes its connection between two messages and connects anew, which takes a
+    fraction of a second. The step does nothing with Redis, or with an address of one node.
     """
 
     requires = ("celery.worker.consumer.connection:Connection",)
@@ -51,7 +52,7 @@ class FirstNode(bootsteps.StartStopStep):
             return
         self._answers.clear()
         every = consumer.timer.call_repeatedly
-        self._timer = every(LOOK_SECONDS, self._look, (consumer.app, first))
+        self._timer = every(LOOK_SECONDS, self._look, (consumer, first))
 
     def stop(self, consumer: Any) -> None:
         """Stop the attempts when the broker connection or the worker ends."""
@@ -59,14 +60,17 @@ class FirstNode(bootsteps.StartStopStep):
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, app: Any, first: str) -> None:
+    def _look(self, consumer: Any, first: str) -> None:
         if self._answers.is_set():
             log.info("returns_to_first_node")
+            # The acknowledgements that were sent reach the node before the connection ends.
+            consumer.task_consumer.cancel()
+            consumer.connection.close()
             # Celery connects again after such an error, and begins with the first node.
             raise ConnectionResetError("the first node of BROKER_URL answers again")
         if self._attempt is None or not self._attempt.is_alive():
             self._attempt = threading.Thread(
-                target=self._try, args=(app, first), name="first-node", daemon=True
+                target=self._try, args=(consumer.app, first), name="first-node", daemon=True
             )
             self._attempt.start()
 

@@ -54,6 +54,8 @@ from assignment_workers.sequencer.redis_refusals import (
 
 log = structlog.get_logger()
 
+ANSWER_SECONDS = 3.0
+"""The most seconds to wait for RabbitMQ's answer to a command, such as to consume a queue."""
 SCANNED_AT_ONCE = 1_000
 """Keys per step of a search for lists of taken messages. A step occupies Redis for about 1 ms."""
 
@@ -164,9 +166,10 @@ class Channel(redis.Channel):
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        """Turn kombu's AttributeError into a connection error if this channel was closed meanwhile.
+        """Turn kombu's AttributeError into a connection error if this channel is closed.
 
-        After a connection error, the failed operation is tried again.
+        A closed channel has None in place of its connection, so kombu's code fails with an
+        AttributeError. After a connection error, the failed operation is tried again.
         """
         try:
             yield
@@ -585,8 +588,8 @@ class OrderedChannel(Channel):
         The leaders' terms are added to `Consumption.earlier`.
 
         Scans Redis's keys: all of them with `everywhere`, otherwise about a thousand per call. A
-        full scan returns every key that exists for its whole duration, and no step blocks Redis for
-        long.
+        scan of all keys finds every list that exists from the start of the scan to its end. A scan
+        has many short steps, so that it does not block Redis for long.
         """
         prefix = self._key(taken_key(queue, ""))
         pattern = re.sub(r"([\\\[\]*?^-])", r"\\\1", prefix) + "*"
@@ -625,12 +628,27 @@ class OrderedSentinelTransport(Transport, redis.SentinelTransport):
 
 
 class RabbitChannel(pyamqp.Channel):
-    """A RabbitMQ channel that does not decompress: a compressed body may expand a thousandfold."""
+    """A RabbitMQ channel with a deadline for answers, which decompresses no message.
+
+    A compressed body may expand a thousandfold.
+    """
+
+    def wait(self, *args: Any, **options: Any) -> Any:
+        """Wait for RabbitMQ's answer to a command; raise `TimeoutError` after `ANSWER_SECONDS`.
+
+        RabbitMQ sends heartbeats meanwhile, so that the time-out of the socket alone would never
+        end the wait for a queue whose leader is on a lost node.
+        """
+        if self.connection is None:  # closed: super() says so
+            return super().wait(*args, **options)
+        with self.connection.deadline(ANSWER_SECONDS):
+            return super().wait(*args, **options)
 
     def message_to_python(self, raw_message: Any) -> Any:
-        """Decode a message.
+        """Decode a message, but do not decompress its body.
 
-        A compressed body stays as it is, and the header `UNREADABLE` has the reason.
+        A message with a compressed body gets the header `UNREADABLE`. The value of the header is
+        the reason for which the message is refused later.
         """
         headers = raw_message.properties.get("application_headers")
         if isinstance(headers, dict) and headers.pop("compression", None) is not None:
@@ -653,13 +671,41 @@ def _properties(data: bytes, offset: int) -> tuple[dict[str, Any], int]:
 
 
 class RabbitConnection(pyamqp.Connection):
-    """A connection to RabbitMQ with `RabbitChannel`, which decompresses no message."""
+    """A connection to RabbitMQ with `RabbitChannel` as its class of channels."""
 
     Channel = RabbitChannel
+    _ends: float | None = None
+    """The deadline of the present wait for an answer, by the monotonic clock; None: no wait."""
+
+    @contextmanager
+    def deadline(self, seconds: float) -> Iterator[None]:
+        """Have each read within the block end after `seconds` in total, with `TimeoutError`.
+
+        A block within another one keeps the outer deadline.
+        """
+        outer = self._ends
+        self._ends = monotonic() + seconds if outer is None else outer
+        try:
+            yield
+        finally:
+            self._ends = outer
+
+    def blocking_read(self, timeout: float | None = None) -> Any:
+        """Read and handle one frame; raise `TimeoutError` at the deadline, if one is set."""
+        if self._ends is not None:
+            left = self._ends - monotonic()
+            if left <= 0:
+                raise TimeoutError(f"RabbitMQ did not answer within {ANSWER_SECONDS:g} s")
+            timeout = left if timeout is None else min(timeout, left)
+        return super().blocking_read(timeout)
 
 
 class RabbitTransport(pyamqp.Transport):
-    """A worker's transport to RabbitMQ. RabbitMQ itself puts back unacknowledged messages."""
+    """A worker's transport to RabbitMQ, with `RabbitConnection` as its connection class.
+
+    It needs no list of taken messages like that of `OrderedTransport`, because RabbitMQ itself puts
+    unacknowledged messages back into the queue.
+    """
 
     Connection = RabbitConnection
 

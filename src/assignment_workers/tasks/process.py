@@ -26,6 +26,7 @@ import structlog
 from celery import signals
 from celery.exceptions import SecurityWarning
 from celery.worker import state
+from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces, versions
@@ -74,7 +75,10 @@ HEARTBEAT_SECONDS = 3
 Redis has no such heartbeats.
 """
 FLOWER_COLUMNS = "name,state,args,result,received,runtime,worker,uuid"
-"""The columns of Flower's task list. The column `worker` distinguishes the processes."""
+"""The columns of Flower's task list, in order.
+
+The column `worker` has the name of the process that received the task.
+"""
 FLOWER_TASKS = "5000"
 """The number of tasks that Flower remembers, at about 10 kB each. Flower's default: 100,000."""
 JOB_SECONDS = 1800
@@ -143,15 +147,28 @@ def _sequencer(settings: Settings, tracing: Tracing, lane: str = DEFAULT_LANE) -
 
 
 def _send_probe(app: App, queue: str) -> None:
-    sent_at = datetime.now(UTC).isoformat()
-    app.send_task(
-        "assignment.probe",
-        [sent_at],
-        queue=queue,
-        ignore_result=True,
-        expires=PROBE_EXPIRES,
-        retry=False,
-    )
+    """Send a probe; if that fails, send the next one over a new connection, to another node.
+
+    Raises the error of the broker's client. A RabbitMQ node that hangs would otherwise hold up the
+    sequencer with each probe, because kombu keeps the connection to it.
+    """
+    with app.producer_pool.acquire(block=True, timeout=1.0) as producer:
+        connection: Any = producer.connection
+        try:
+            app.send_task(
+                "assignment.probe",
+                [datetime.now(UTC).isoformat()],
+                queue=queue,
+                ignore_result=True,
+                expires=PROBE_EXPIRES,
+                retry=False,
+                producer=producer,
+            )
+        except (*connection.connection_errors, *connection.channel_errors, BrokerError):
+            if connection.transport.driver_type == "amqp":
+                connection.collect()
+                connection.maybe_switch_next()
+            raise
 
 
 def _maintenance(settings: Settings, tracing: Tracing) -> int:

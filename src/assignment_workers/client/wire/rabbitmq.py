@@ -12,8 +12,13 @@ from amqp.exceptions import MessageNacked
 from kombu import Connection, Producer, Queue
 
 from assignment_workers.client.wire.message import Envelope
-from assignment_workers.client.wire.outages import SOCKET_SECONDS, unreachable
+from assignment_workers.client.wire.outages import unreachable
 from assignment_workers.errors import BrokerUnavailable
+
+CONNECT_SECONDS = 2.0
+"""The most seconds to wait for a node of RabbitMQ to accept a connection."""
+CONFIRM_SECONDS = 3.0
+"""The most seconds to wait for RabbitMQ to confirm a message, or to answer another command."""
 
 T = TypeVar("T")
 
@@ -28,11 +33,11 @@ class AmqpSender:
     def __init__(self, url: str) -> None:
         self._connection = Connection(
             url,
-            connect_timeout=SOCKET_SECONDS,
+            connect_timeout=CONNECT_SECONDS,
             transport_options={
                 "confirm_publish": True,
-                "read_timeout": SOCKET_SECONDS,
-                "write_timeout": SOCKET_SECONDS,
+                "read_timeout": CONFIRM_SECONDS,
+                "write_timeout": CONFIRM_SECONDS,
             },
         )
         self._thread = ThreadPoolExecutor(1, "rabbitmq")
@@ -56,7 +61,11 @@ class AmqpSender:
         return await asyncio.get_running_loop().run_in_executor(self._thread, what)
 
     def _publish(self, queue: str, envelope: Envelope) -> None:
-        """Publish a message; reconnect once if the connection was lost since the last message."""
+        """Publish a message; reconnect once if the connection was lost since the last message.
+
+        A message that is not confirmed may be in a queue whose leader is lost, at a node that is
+        well: so the same node is tried first, and another one if it accepts no connection.
+        """
         passing = (*self._connection.connection_errors, *self._connection.channel_errors)
         for is_last in (self._producer is None, True):
             try:
