@@ -411,8 +411,9 @@ def _ways(text: str) -> Iterator[tuple[str, bool]]:
 def _apart(text: str, region: str) -> list[PhoneNumber]:
     """Return the numbers of a text in which several numbers are separated only by spaces.
 
-    These are the fewest numbers that together use every group of digits. Empty if there are none,
-    or too many groups.
+    These are the fewest numbers that together use every group of digits. The list is empty if no
+    such numbers are found. It is also empty if the text has only one group, or more than 8 groups
+    (`_TOKENS_AT_MOST`).
     """
     tokens = text.split()
     if not 1 < len(tokens) <= _TOKENS_AT_MOST:

@@ -318,10 +318,11 @@ class Settings(BaseModel):
     queue_priority: Annotated[str, _parsed_by(priorities)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_PRIORITY"
     )
-    """The order in which the dialer queues are served: `first, second`, or by team after `;`.
+    """The order in which the dialer queues are served, for requests that name no dialer queue.
 
-    An example is `sales, renewals; inbound=renewals`. The order counts for requests that name no
-    dialer queue. Dialer queues that are not named come last.
+    The value is a list, such as `sales, renewals`. A team can have its own order, after a `;`:
+    `sales, renewals; inbound=renewals` sets the order for the team `inbound`. Dialer queues that
+    are not in the list come last.
     """
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"

@@ -118,14 +118,16 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
 
 
 def _last_rank(number: int) -> str:
-    """Return the SQL expression for the greatest rank of a generation (build) before the switch.
+    """Return the SQL expression for the greatest rank of the users in a generation (build).
 
-    All its entries are ready then, so that the index on the ranks of ready entries is used: the
-    dialer waits for this statement.
+    Users who were removed from the generation are left out. The parts of the expression are found
+    by the indexes for each state, because the dialer waits for it during the switch.
     """
+    of_state = f"SELECT rank FROM {partition(number)} WHERE generation_id = {number} AND state ="
     return (
-        f"(SELECT rank FROM {partition(number)}"
-        f" WHERE generation_id = {number} AND state = 'ready' ORDER BY rank DESC LIMIT 1)"
+        f"(SELECT max(rank) FROM ("
+        f"({of_state} 'ready' ORDER BY rank DESC LIMIT 1)"
+        f" UNION ALL {of_state} 'held' UNION ALL {of_state} 'waiting') AS last)"
     )
 
 

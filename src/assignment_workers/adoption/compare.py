@@ -141,11 +141,11 @@ def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
 
 @expression_cache
 def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select[Any]]:
-    """Return two queries that count users: those whom only this system offers, or only the dialer.
+    """Return two queries that count users, under the keys `ours` and `theirs`.
 
-    The keys are `ours` and `theirs`. `name` is the dialer's queue table. Users whom only the dialer
-    offers are grouped by the first of our rules that they break. `by_user`: the queries count only
-    the users in their parameter `users`.
+    `ours` counts the users whom only this system offers. `theirs` counts the users whom only the
+    dialer offers, grouped by the first of our rules that they break. `name` is the dialer's queue
+    table. `by_user`: the queries count only the users in their parameter `users`.
     """
     theirs = table(name, column("user_id", BigInteger()), column("status", Text()), schema="public")
     offered = theirs.c.status.in_([sql_text("pending"), sql_text("assigned")])

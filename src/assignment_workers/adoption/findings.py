@@ -34,9 +34,11 @@ class Difference:
 
     `than`: the name of that schema: deployed (the dialer's in production), target (a draft of the
     dialer's authors for a later schema) or ours. `aspect` is column, type, null, default, unique,
-    foreign key, index or kind. `what` names the columns concerned, or for the aspect kind the table
-    or the setting. `expected`: the form in the schema; None: the schema has no such column,
-    default, key or index. `found`: the form of the table; None: the table has none.
+    foreign key, index or kind. The aspect kind means that the object is not a table, but for
+    example a view, or that the external CRM does not answer. `what` names the columns concerned.
+    For the aspect kind, it names the object, or the setting `CRM_DATABASE_URL` of the external CRM.
+    `expected`: the form in the schema; None: the schema has no such column, default, key or index.
+    `found`: the form of the table; None: the table has no such column, default, key or index.
     """
 
     than: str

@@ -231,10 +231,12 @@ def _other(name: str, found: Found | None) -> Inspected:
 
 
 def _crm(connection: Connection, crm: Crm | None) -> Iterable[Inspected]:
-    """Inspect the tables or views of the CRM that this system reads; ignore their other columns.
+    """Inspect the tables or views of the CRM that this system reads.
 
-    The tables of an external CRM are inspected under the names in its mapping. `needed` is False in
-    every result, because the tables of a CRM may be in another database.
+    Columns that this system does not read are ignored. The tables of an external CRM are inspected
+    under the names in its mapping. The tables of a CRM may be in another database, which a
+    migration does not change. So `needed` is False in every result, and no verdict on a table of
+    the CRM stops a migration.
     """
     if crm is not None:
         yield from _crm_elsewhere(crm)

@@ -52,10 +52,11 @@ SWITCH_AT_MOST = timedelta(milliseconds=700)
 Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits less than a second.
 """
 LIMIT_RENEWED_AFTER = timedelta(milliseconds=50)
-"""The time after which PostgreSQL's statement timeout is set again, to the rest of a total limit.
+"""The time after which `ended_after` sets PostgreSQL's statement timeout again.
 
-In this way `ended_after` limits the total duration of several statements. If the timeout were set
-before each statement, the round trips during which the tables are locked would double.
+`ended_after` limits the total duration of several statements. The timeout is set to the time that
+is left of this limit. If the timeout were set before each statement, the number of round trips
+would double while the tables are locked.
 """
 CATCH_UP_AT_MOST = 1_000
 """The maximum number of rounds in which `catch_up` applies the dialer's changes.

@@ -204,7 +204,10 @@ def _settled(connection: Connection, sleep: Callable[[float], None]) -> bool:
 
 
 def _lanes(connection: Connection) -> dict[int, str]:
-    """Return, by term, the lane in which each known term of a sequencer began."""
+    """Return the lane of each known term of a sequencer, by the number of the term.
+
+    A term is known if an event records its beginning, or if its number is in a lane's row.
+    """
     begun = select(Event.term, Event.details["lane"].as_string()).where(
         Event.kind == EventKind.TERM_BEGUN, Event.term.is_not(None)
     )

@@ -144,7 +144,7 @@ def letter(connection: Connection, number: int) -> Letter | None:
 def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
     """Return the name of the task in a dead letter's message, and the task's arguments.
 
-    Raises `NotReplayable`, one line, for a dead letter that cannot be sent again.
+    Raises `NotReplayable`, with a message of one line, if the dead letter cannot be sent again.
     """
     if found.task is None or not found.replayable:
         raise NotReplayable(

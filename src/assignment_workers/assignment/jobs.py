@@ -54,7 +54,10 @@ class Ran:
 
 @dataclass(frozen=True)
 class Made(Generic[T]):
-    """The result of a job's work: `counts` for the row of the run, and a value for the caller."""
+    """The result of a job's work.
+
+    `counts` are stored in the row that records the run. `value` is returned to the caller.
+    """
 
     counts: Counts
     value: T

@@ -2,8 +2,8 @@
 
 Each operational setting is a field of `Settings`. The values in force are in the table `settings`,
 which the module `settings_versions` reads. The environment and the dialer's file give only the
-first values. A value is a text, written as in the environment. It is for all, for one dialer queue,
-or for one team of agents.
+first values. A value is a text, written as in the environment. A value applies to one dialer queue,
+to one team of agents, or to every dialer queue and team without a value of its own.
 """
 
 from __future__ import annotations

@@ -136,8 +136,10 @@ def said_of(numbers: Numbers, users: Sequence[int]) -> tuple[Select[*tuple[Any, 
 def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
     """Return the query for the next users whose phone number has to be parsed.
 
-    These are users with ids below the SQL parameter `below` whose number is new, has changed, or
-    was parsed under other settings than `numbers`, the highest ids first.
+    The number has to be parsed if it is new, has changed, or was parsed under other settings than
+    `numbers`. A changed country or time zone of the user counts too, if the settings name its
+    column. The query returns only users with ids below the SQL parameter `below`, at most
+    `AT_A_TIME`. The user with the highest id comes first. Erased users are left out.
     """
     return (
         _said(numbers)

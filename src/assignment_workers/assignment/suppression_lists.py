@@ -554,11 +554,12 @@ def standing_lists(connection: Connection) -> list[dict[str, Any]]:
 
 
 def exported(connection: Connection, dialer: Dialer) -> Iterator[tuple[object, ...]]:
-    """Yield a row for every do-not-contact suppression in force; `EXPORTED` names the columns.
+    """Yield do-not-contact suppressions, one row each; `EXPORTED` names the columns.
 
-    Suppressions of single users and numbers come first, then the phone numbers of imported lists,
-    including expired ones of lists that are not retired. The rows are streamed. Numbers of erased
-    persons, of which only a hash is stored, are left out.
+    First come the suppressions in force of single users and numbers. Then come the phone numbers
+    of the imported lists in force. A list is in force until it is retired, so expired lists and
+    expired numbers of a list are included too. The column `expires_at` has the time of the expiry.
+    The rows are streamed. Numbers of erased persons, of which only a hash is stored, are left out.
     """
     streamed = connection.execution_options(stream_results=True, yield_per=10_000)
     for rows in streamed.execute(_EXPORT).partitions():

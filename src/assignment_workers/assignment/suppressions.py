@@ -44,10 +44,11 @@ from assignment_workers.schema.tables import Event, Forgotten, Suppression, Supp
 FORGOTTEN = "(forgotten)"
 """The text that replaces erased texts about a person, such as the reason of a suppression."""
 COUNTED = timedelta(days=1)
-"""The period in which the removals of a user by claims are counted for a quarantine.
+"""The period in which the removals of a user from generations are counted for a quarantine.
 
-Only removals because of a rule marked `suspicious` count. A build includes only users who meet such
-a rule, so a claim soon after should rarely find the rule broken.
+A claim can remove a user who breaks a rule. Only removals because of a rule marked `suspicious`
+count. A build includes only users who meet these rules. So a claim soon after the build should
+rarely find one of these rules broken. A user who is removed too often is quarantined.
 """
 LISTED_AT_MOST = 1_000
 COUNTED_AT_MOST = 10_000

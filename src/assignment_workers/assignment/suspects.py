@@ -19,8 +19,9 @@ from assignment_workers.schema.tables import SuspectMessage
 class Suspicion:
     """The record of a message during whose handling worker processes ended.
 
-    `digest` identifies the message. `ends`: the number of processes that ended, including the last
-    one.
+    `digest` identifies the message. `ends`: the number of processes that ended, including the one
+    that ended during the last try. Ends that the message is known not to have caused are not
+    counted.
     """
 
     digest: str

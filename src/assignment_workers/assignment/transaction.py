@@ -35,7 +35,11 @@ class EventKind(StrEnum):
     DEFERRED = "deferred"
     """The agent postponed the user: no agent is offered the user before a certain time."""
     CLOSED = "closed"
-    """The agent closed this dialer queue for the user, until an operator lifts the suppression."""
+    """The agent closed this dialer queue for the user.
+
+    A suppression of the kind `closed` keeps the user out of the dialer queue until an operator
+    lifts the suppression.
+    """
     RELEASED = "released"
     """The assignment was ended without a call; the user is claimable again."""
     ACCEPTED = "accepted"
@@ -57,10 +61,11 @@ class EventKind(StrEnum):
     The reason is the name of the broken rule, or `drained` if an operator drained the queue.
     """
     PUT_OFF = "put_off"
-    """A claim found that a rule excludes the user for a time; the user waits until then.
+    """A claim found that a rule excludes the user for a time, and makes the user wait.
 
-    The user keeps the position in the dialer queue. The event's `reason` is the name of the rule.
-    If an agent postpones the user, the kind is `deferred` instead.
+    The user keeps the position in the dialer queue. The event's `reason` is the name of the rule,
+    and `until` is the time at which the wait ends. If an agent postpones the user, the kind is
+    `deferred` instead.
     """
     SUPPRESSED = "suppressed"
     """A user or phone number was suppressed: do not contact, quarantine or closed."""

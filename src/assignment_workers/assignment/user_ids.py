@@ -200,9 +200,9 @@ def unnumbered(dialer: Dialer, connection: Connection, rows: str) -> int:
 def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict[int, UserId]:
     """Return the CRM's id of each of these users, by the user's internal integer id.
 
-    `numbers`: the internal ids. `at`: the connection or engine with which CRM ids that are not in
-    the process's cache are read. An internal id that does not exist is returned in place of the
-    CRM's id. The cache is valid because neither id of a user ever changes.
+    `numbers`: the internal ids. An internal id that does not exist is mapped to itself. `at`: the
+    connection or engine with which CRM ids are read that are not in the process's cache. The cache
+    is valid because neither id of a user ever changes.
     """
     wanted = set(numbers)
     if dialer.numbered is None:
@@ -247,9 +247,9 @@ def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
     """Return a copy of `facts` with the CRM's ids of users in place of the internal integer ids.
 
     `at`: the connection or engine with which the CRM's ids are read. Internal ids are replaced in
-    the fields `user_id` and `user_ids`, and after the word `user` in the texts of refusals and of
-    the doctor. Mappings, lists, dataclasses and models are copied. Texts that people typed stay
-    unchanged.
+    the fields `user_id` and `user_ids`. They are also replaced after the word `user` in the texts
+    of refusals, and in the results of checks of the guarantees, such as those of the doctor.
+    Mappings, lists, dataclasses and models are copied. Texts that people typed stay unchanged.
     """
     if dialer.numbered is None:
         return facts

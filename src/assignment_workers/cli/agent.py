@@ -162,7 +162,7 @@ def _id(text: str) -> UUID:
 
 
 INSTANT = "2026-11-23T15:00:00Z"
-"""An example of a time, for messages."""
+"""An example of a time in UTC, which the error messages about a wrong time show."""
 
 
 def as_instant(text: str, option: str, *, or_of_day: str | None = None) -> datetime:

@@ -143,13 +143,20 @@ def soak(
 ) -> int:
     """Simulate a call centre for hours, with faults.
 
-    The soak looks for figures that keep growing after a warm-up: the memory and the open files
-    of this project's processes and of Valkey, connections, Valkey's data, tables that do not
-    grow with the work, and the time to assign between faults. It also looks for too many dead
-    rows, tables much larger than a rewritten copy, and rows that should have been deleted. The
-    exit code is 1 if something drifted or a guarantee broke, which is then named, and 2 if the
-    run was too short to judge something. If the soak starts a stack, that stack keeps the
-    entries of retired generations for a twentieth of the run.
+    The soak looks for figures that keep growing after a warm-up. The figures are the memory and
+    the open files of this project's processes and of Valkey, the connections to PostgreSQL, the
+    size of Valkey's data, the number of Valkey's keys that do not expire, the sizes of tables,
+    and the time to assign. Tables that must grow with the work done, such as that of
+    assignments, are left out. The time to assign is measured only between faults.
+
+    The soak also looks for too many dead rows, for tables much larger than a new copy of their
+    rows, and for rows that should have been deleted.
+
+    The exit code is 1 if the soak found any of this, or if a guarantee broke. Each finding is
+    then named. Otherwise, the exit code is 2 if the run was too short to judge everything.
+
+    If the soak starts a stack, that stack keeps the entries of retired generations for a
+    twentieth of the run.
     """
     retention = timedelta(seconds=seconds / 20)
     calm = max(CALM_SECONDS, seconds / FAULTS / 1.5)

@@ -309,7 +309,10 @@ def _status(health: Health, given: Settings) -> Status | None:
 
 
 def _is_silent(health: Health) -> bool:
-    """Return True if PostgreSQL did not answer the health reading; a query would fail as well."""
+    """Return True if PostgreSQL did not answer the health reading.
+
+    The caller then sends no query to the database, because the query would fail as well.
+    """
     postgresql = health.of("postgresql")
     return postgresql is not None and postgresql.finding == NO_ANSWER
 

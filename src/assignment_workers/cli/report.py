@@ -36,9 +36,10 @@ def report(
 ) -> int:
     """Report assignments, time to assign, success rate and lost rows.
 
-    A row is lost if an event records an assignment that has no row. Races and the results of the
-    checks of the guarantees are shown as well, and without --json the figures by dialer queue and
-    by agents' team. The exit code is 1 if rows were lost or a check is broken.
+    A row is lost if an event records an assignment that has no row. The report also has the races
+    (conflicts between two writers), and the results of the checks of the guarantees. Without
+    --json, the report also has figures for each dialer queue and for each team of agents. The exit
+    code is 1 if rows were lost or a check has failed.
     """
     began = datetime.now(UTC) - period(since)
     with database() as connection:

@@ -109,8 +109,8 @@ def with_database() -> Settings:
 def located(reason: str) -> str:
     """Add the address of Redis or RabbitMQ to a reason such as `Redis cannot be reached`.
 
-    Any other reason is returned unchanged. Only commands add the address, because it is for people
-    on this machine.
+    Any other reason is returned unchanged. Only the text that the command line prints has the
+    address. Answers over HTTP do not have it, because only people on this machine need it.
     """
     server, _, rest = reason.partition(" cannot be reached")
     if server not in {"Redis", "RabbitMQ"}:

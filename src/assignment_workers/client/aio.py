@@ -57,8 +57,9 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
 
         `together`: the greatest number of requests or commands in one message. `under_way`: the
         greatest number of unanswered messages of one kind. `orphaned`: a function that is called
-        with a request that was sent and its answer, if the caller was cancelled meanwhile. `key`
-        signs the commands of operators. `tracing`: see `traces.follow`.
+        if an answer arrives after its caller was cancelled, or after the caller's time-out. The
+        arguments of the function are the request or command, and the answer. `key` signs the
+        commands of operators. `tracing`: see `traces.follow`.
         """
         check_addresses(redis_url, broker_url)
         randomness = randomness or Random()

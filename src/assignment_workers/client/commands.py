@@ -230,8 +230,9 @@ def change_settings(changes: Sequence[Mapping[str, Any]], by: str, why: str) -> 
 def passing(celery_queue: str) -> CommandCall:
     """Build a command whose answer proves that a sequencer works on this assignment queue.
 
-    The command ends assignments whose lease has ended, so any process may send it at any time. Its
-    answer shows that each message that was sent to `celery_queue` before it has been carried out.
+    The answer shows that each message that was sent to `celery_queue` before the command has been
+    carried out. The command itself only ends assignments whose lease has ended. Beat sends the same
+    command at intervals, so any process may send one more at any time.
     """
     return CommandCall("assignment.expire", {}, celery_queue=celery_queue)
 

@@ -237,7 +237,10 @@ _BY_STATUS: dict[int, Code] = {
     HTTPStatus.UNAUTHORIZED: Code.UNAUTHENTICATED,
     HTTPStatus.FORBIDDEN: Code.FORBIDDEN,
 }
-"""Maps an HTTP status to the `Code` of a refusal whose body has none, because a proxy sent it."""
+"""Maps an HTTP status to the `Code` of a refusal if the body of the response names no `Code`.
+
+The gateway names a `Code` in the body. A response without a `Code` is from a proxy.
+"""
 
 
 def _unavailable(answer: object) -> Unavailable:

@@ -16,10 +16,11 @@ WINDOW_SECONDS = 60.0
 class RestartPolicy:
     """The restarts of one process: at first without a pause, then after 1, 2, 4 ... 30 s.
 
-    After a run of at least `STEADY_SECONDS` seconds, the next restart has no pause again. After
-    `FAILURES` failed starts within `WINDOW_SECONDS` seconds, the process is not restarted. A failed
-    start is a failure within `START_SECONDS` seconds after the start. A process that has once run
-    longer than that is always restarted.
+    After a run of at least `STEADY_SECONDS` seconds, the next restart has no pause again.
+
+    A failed start is a failure within `START_SECONDS` seconds after the start. After `FAILURES`
+    failed starts within `WINDOW_SECONDS` seconds, the process is not restarted. But a process that
+    has once run for at least `START_SECONDS` seconds is always restarted.
     """
 
     def __init__(self) -> None:

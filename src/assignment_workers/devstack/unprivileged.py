@@ -77,9 +77,11 @@ def account_for(program: Path, data: Path) -> Account | None:
     """Return the account that is to run `program` on `data`; None if this process is not root's.
 
     If an account other than root owns the data, that account is returned. If root owns the data, or
-    if there is no data yet, the system account `ACCOUNT` is returned. That account is created if
-    needed; if it cannot be created, another account is returned. The folder of `data` must exist.
-    Raises `StackFailed`, with one line, if this process cannot run the program as that account.
+    if there is no data yet, the system account `ACCOUNT` is returned, and created if needed. If
+    `ACCOUNT` cannot be created, the account `FALLBACK` is returned. If `FALLBACK` is missing too,
+    the first account of the system that is not root's is returned. The folder of `data` must exist.
+    Raises `StackFailed`, with one line, if there is no such account, or if this process cannot run
+    the program as that account.
     """
     if os.geteuid() != 0:
         return None
@@ -110,7 +112,13 @@ def _candidates(data: Path) -> list[Account]:
 
 
 def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
-    """Try to run `program` as this account with `folder`; return the error, or None if it works."""
+    """Return the reason why `account` cannot be used, or None if it can be used.
+
+    To be used, the account must have the right to execute `program` and to write in `folder`. A
+    process that changes to the account tests these rights; `program` itself is not executed. An
+    account with the way `account` also cannot be used if this process lacks CAP_KILL, because this
+    process could not end the account's processes.
+    """
     if account.way == "account" and not _may(CAP_KILL):
         return "CAP_KILL is missing, and its processes could not be ended"
     done = subprocess.run(

@@ -2,8 +2,8 @@
 
 A call is here an HTTP request to the gateway, not a phone call. Agents' programs call these routes
 for every user who is handed out. For each HTTP call, FastAPI resolves all arguments of the route's
-function. That costs as much as all other work of the gateway for a claim, so these routes parse
-well-formed HTTP calls themselves.
+function. If the call asks for a user, resolving the arguments costs as much as all other work of
+the gateway for that call. Therefore these routes parse well-formed HTTP calls themselves.
 
 The answers are not redacted: they are for agents, have only the types in `assignment.answers`, and
 contain no text that a person typed.

@@ -230,8 +230,10 @@ def _methods(request: Request) -> list[str]:
 def handle(app: FastAPI, authenticate: Callable[[Request], Awaitable[object]]) -> None:
     """Register handlers that answer each error of a caller with problem details (RFC 9457).
 
-    `authenticate`: a function that raises `Problem` for a caller who may not call the gateway. It
-    is called before errors in a body are reported, because FastAPI may parse the body first.
+    `authenticate`: a function that raises `Problem` for a caller who may not call the gateway.
+    FastAPI may parse the body before it checks the caller's token. Therefore the handlers call
+    `authenticate` before they report errors in the data of a call. If `authenticate` raises
+    `Problem`, that problem is the answer, and the errors are not reported.
     """
 
     @app.exception_handler(Problem)

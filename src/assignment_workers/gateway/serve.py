@@ -33,7 +33,11 @@ log = structlog.get_logger()
 
 STATEMENT_SECONDS = 10
 KEEP_ALIVE_SECONDS = 75
-"""Seconds for which an idle connection stays open: enough for a browser that makes few calls."""
+"""Seconds for which an idle connection stays open.
+
+A browser that makes few calls can make all of them on one connection, if no pause between two calls
+is longer than this.
+"""
 BACKLOG = 1024
 GRACE_SECONDS = 5
 """The most seconds for open calls to finish after the process was asked to stop."""

@@ -30,7 +30,10 @@ HANDSHAKES = 4
 """The greatest number of servers from which certificates are read at the same time."""
 POSTGRES_PORT, REDIS_PORT, AMQPS_PORT, HTTPS_PORT = 5432, 6379, 5671, 443
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
-"""The message by which a PostgreSQL client requests TLS. The server answers S or N."""
+"""The message by which a PostgreSQL client requests TLS.
+
+The server answers with the letter S if it accepts TLS, and N if it does not.
+"""
 
 
 @dataclass(frozen=True)

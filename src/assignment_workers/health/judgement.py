@@ -69,7 +69,7 @@ REBUILT = timedelta(minutes=90)
 """A dialer queue is degraded if its last build is older than this."""
 
 CHAINED = timedelta(minutes=5)
-"""The audit is late if an event older than this is in none of its hash chains."""
+"""The audit is late if an event older than this is not in any of the audit's hash chains yet."""
 CERTIFICATE_RENEWED = timedelta(days=14)
 """A certificate should be renewed this long before its expiry. If a quarter of the certificate's
 period of validity is shorter, the quarter counts instead.

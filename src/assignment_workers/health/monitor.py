@@ -29,9 +29,12 @@ class HealthMonitor:
     """A background thread that reads the health of the system again and again.
 
     `latest` has the last result, which is at most three seconds old. So callers do not wait for a
-    server. `since` of a component is the earliest known start of its present state. This
-    start is known from the servers, from earlier readings of this process, or from gateways, which
-    store it in their signs of life.
+    server.
+
+    `since` of a component is the earliest known start of its present state. There are three sources
+    for the start: the facts read from the servers, the earlier readings of this process, and the
+    signs of life of gateways. A gateway's sign of life contains the start of each state, other than
+    good, that the gateway sees.
     """
 
     def __init__(self, settings: Settings, *, read: Callable[[Readings], None]) -> None:

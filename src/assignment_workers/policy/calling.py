@@ -37,9 +37,10 @@ time since midnight.
 class CallingHours:
     """The hours at which users may be called, in the local time of each user.
 
-    `default` is the time zone of users without a known zone. `calendars` are countries, or parts of
-    countries such as GB-ENG; users in such a place are not called on its public holidays. The first
-    calendar also applies to users in all other places. None as a calendar: no holiday counts.
+    `default` is the time zone of users without a known zone. Each of `calendars` is a country, or a
+    part of a country such as GB-ENG. Users in such a place are not called on its public holidays.
+    The first calendar also applies to users in all other places. If it is None, there are no
+    holidays in those places.
     """
 
     week: Week
@@ -65,9 +66,13 @@ class CallingHours:
     ) -> datetime | None:
         """Return the first instant, from `at` on, at which users of the zone may be called.
 
-        Returns None if calling is not allowed within about 60 days. `calendar` is the country whose
-        public holidays count. An opening at a local time that is skipped in spring begins when the
-        clock is put forward; an opening at a local time that occurs twice in autumn occurs twice.
+        Returns None if calling is not allowed within about 60 days. `calendar` is the country, or
+        part of a country, whose public holidays count. None: no holiday counts.
+
+        On the day in spring on which the clock is put forward, some local times do not occur. A
+        window that starts at such a time starts when the clock is put forward. On the day in autumn
+        on which the clock is put back, some local times occur twice. A window that starts at such a
+        time starts twice.
         """
         at = at.astimezone(UTC)
         known = self._known.get((zone, calendar))
@@ -114,12 +119,18 @@ class CallingRules:
 
     hours: CallingHours | None = None
     calls_per_day: Mapping[str, int] = field(default_factory=dict)
-    """The greatest number of completed calls to a user in 24 hours, by dialer queue.
+    """Maps the name of a dialer queue to the greatest number of completed calls in 24 hours.
 
-    Calls of all dialer queues, and of callbacks and missed calls, are counted together.
+    The calls to each user are counted separately. The number includes the user's calls from every
+    other dialer queue, and those of callbacks and of missed calls. A dialer queue that is left out
+    has no limit.
     """
     cool_down: Mapping[str, timedelta] = field(default_factory=dict)
-    """The shortest time from a user's last call to the next, by dialer queue."""
+    """Maps the name of a dialer queue to the shortest time from a user's last call to the next.
+
+    The last call counts even if it came from another dialer queue. A dialer queue that is left out
+    has no such limit.
+    """
     attempts: int | None = None
     """The greatest number of calls of a user, as counted in the score row. None: no limit."""
     between_offers: timedelta | None = None
@@ -181,8 +192,9 @@ def read_week(said: str) -> Week:
 def read_zones(said: str) -> tuple[ZoneInfo, tuple[tuple[str, ZoneInfo], ...]]:
     """Parse a setting of time zones such as `Europe/London, +1212=America/New_York`.
 
-    Returns the default zone, and pairs of the first digits of phone numbers (without +) and their
-    zone, longest digits first. Raises `ValueError` with the part that is invalid, if any.
+    Returns the default zone, and a pair of prefix and zone for each other zone in the setting. A
+    prefix is the first digits of phone numbers, without +. The longest prefix comes first. Raises
+    `ValueError` with the part that is invalid, or if the default zone is missing.
     """
     default: ZoneInfo | None = None
     zones: dict[str, ZoneInfo] = {}

@@ -89,9 +89,10 @@ class Names:
 
 @dataclass(frozen=True)
 class Link:
-    """A reference by which a row of a fact table leads to its person, directly or in steps.
+    """A reference by which a row of a fact table leads to its person.
 
-    The fact table's `column` refers to the column `target` of the table `table`.
+    The fact table's `column` refers to the column `target` of the table `table`. The
+    referenced table is that of persons, or another fact table that has a link of its own.
     """
 
     column: str
@@ -119,7 +120,7 @@ class FactSource:
     A column that is here but not in `columns` does not exist in the CRM; its value is null.
     """
     person_columns: frozenset[str]
-    """The columns, by our names, that contain a person's id."""
+    """The names of the columns that contain a person's id, as in the keys of `columns`."""
     key: tuple[str, ...]
     """The columns of the declared primary key; empty if none is declared."""
     link: Link | None
@@ -129,10 +130,10 @@ class FactSource:
     """
 
     def named(self, names: Names | None) -> FactSource:
-        """Return a copy of this declaration for a CRM that has other names of table and columns.
+        """Return a copy of this declaration for a CRM with other names of the table and columns.
 
-        `names`: the names in that CRM. A column that `names` leaves out keeps its present name in
-        the CRM. None: the declaration itself is returned.
+        `names`: the names in that CRM. For a column that `names` leaves out, the copy has the same
+        CRM name as this declaration. If `names` is None, this declaration itself is returned.
         """
         if names is None:
             return self
@@ -144,7 +145,8 @@ class FactSource:
 class ExternalFacts:
     """The tables that a dialer reads from a CRM in another database; first that of persons.
 
-    A table comes after the table to which its link leads.
+    A row of a table may refer to its person by way of a row in another table (`FactSource.link`).
+    That other table comes earlier in `sources`.
     """
 
     sources: tuple[FactSource, ...]
@@ -210,10 +212,10 @@ def _follow(
 ) -> None:
     """Find the column by which a row of `table` leads to its person, and add it to `links`.
 
-    The column has the person's id, or is a foreign key to a table that leads to the person. That
-    other table is then added to `links` first, in the same way. `links` gets None for a table that
-    leads to no person. The columns that must be read for this are added to `used`, by table; all
-    tables found are added to `tables`.
+    The column contains the person's id, or it is a foreign key to another table that leads to the
+    person. In the second case, this function first adds the other table to `links`. For a table
+    that leads to no person, `links` gets None. The columns that must be read to follow the
+    references are added to `used`, by table. All tables found are added to `tables`.
     """
     if table.name in links:
         return

@@ -1,7 +1,8 @@
-"""The effects of a call's outcome: score, delay until the next call, and actions for others.
+"""The effects of a call's outcome: score, delay until the next call, actions of other systems.
 
-Each dialer defines its own outcomes, for example in a file `dialerconfig.py`. The scale of scores
-is that of original-dialer section 4.
+An action is a task for another system, such as to send a text message. Each dialer defines its own
+outcomes, for example in a file `dialerconfig.py`. The scale of scores is that of original-dialer
+section 4.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from assignment_workers.schema.dialer import UserCallScore
 
 SCORE_CEILING = 200
 LARGEST = 2**31 - 1
-"""The largest value of a score or a counter; a value does not grow beyond it. The original dialer
-may have left rows with this value.
+"""The largest value of a score or a counter: the largest that fits into the integer column.
+
+A value does not grow beyond it. The original dialer may have left rows with this value. An
+addition to such a value must not fail.
 """
 
 

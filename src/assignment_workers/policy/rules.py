@@ -249,9 +249,11 @@ class Numbers:
         )
 
     def contactable(self, queue: str) -> Rule:
-        """Return a rule: neither the user nor any of the user's phone numbers is suppressed.
+        """Return a rule: neither the user nor a number of the user is on the do-not-contact list.
 
-        Suppressions in this dialer queue and those in all dialer queues count.
+        The do-not-contact list has the suppressions of the kind `do_not_contact`, and the numbers
+        of the imported lists (`SuppressionList`). An entry counts if it is for this dialer queue or
+        for all dialer queues.
         """
         here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
@@ -384,8 +386,9 @@ ACTIVE = Rule(
 )
 """The rule that the user's score row is active.
 
-A user without a score row meets the rule, because a callback or a missed call of the user may be
-due.
+A user without a score row meets this rule. The rule `IN_POOL` excludes such a user from the dialer
+queues. But a callback or a missed call of the user may be due, and `ACTIVE` must not prevent that
+call.
 """
 NOT_PROMISED = Rule(
     "promised",
@@ -453,10 +456,11 @@ def open_zones(calendar: int) -> str:
 
 
 def soon_zones(calendar: int) -> str:
-    """Return the name of the SQL parameter that lists the time zones in calling hours soon.
+    """Return the name of the SQL parameter that lists the time zones for `in_hours_soon`.
 
-    Soon means before the next build of the dialer queue. Each holiday calendar has its own
-    parameter; `calendar` is the number of the calendar.
+    The parameter lists the time zones where calling is allowed now, or will be allowed before the
+    next build of the dialer queue. Each holiday calendar has its own parameter; `calendar` is the
+    number of the calendar.
     """
     return f"soon_{calendar}"
 

@@ -62,7 +62,10 @@ class BoundedConnection(psycopg.Connection[Any]):
     `exchange_seconds`. If it returns True, the connection waits on. None: the server is not asked.
     """
     served: hosts.Served | None = None
-    """The host of this connection if it was chosen among several of the address; otherwise None."""
+    """The host that this connection leads to, if the address has several hosts; otherwise None.
+
+    Also None if the address does not request the primary of its hosts.
+    """
 
     @classmethod
     def connect(cls, conninfo: str = "", **given: Any) -> Self:  # noqa: ANN401 - psycopg's
@@ -160,9 +163,10 @@ def hang_up(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) 
 
 @contextmanager
 def ending(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
-    """Make queries on the connection fail after `seconds`, while this context lasts.
+    """Shut down the connection's socket if the `with` block lasts longer than `seconds`.
 
-    Cancelling the task is not enough: psycopg would then wait for the server to confirm the cancel.
+    A query that waits for its answer then fails at once. A time limit that cancels the asyncio task
+    of the query is not enough, because psycopg then waits until the server confirms the cancel.
     """
     end = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
     try:

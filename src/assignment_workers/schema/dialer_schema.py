@@ -44,7 +44,10 @@ def checked(name: str) -> str:
 
 
 def in_schema(sql: str, schema: str) -> str:
-    """Return SQL, or a message about SQL, with `schema` in place of the schema name `public`."""
+    """Return the text `sql` with `schema` in place of the schema name `public`.
+
+    `sql` is SQL, the name of a table, or a message to a person that names tables.
+    """
     return sql if schema == PUBLIC else _PUBLIC.sub(schema, sql)
 
 

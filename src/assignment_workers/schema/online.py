@@ -1,7 +1,8 @@
 """Change tables in use without blocking anyone, whatever their size.
 
 For migrations. Each change runs outside a transaction (Alembic's `autocommit_block`), so no lock is
-held longer than one statement. Each change can be repeated after a run that was killed in it.
+held longer than one statement. If the process is killed during a change, the change can be run
+again.
 """
 
 from __future__ import annotations

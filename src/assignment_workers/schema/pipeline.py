@@ -45,8 +45,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXPRESSIONS_CACHED = 256
 """The `maxsize` of each cache of SQL expressions.
 
-A cache has an expression for each dialer queue or size of a batch. The limit is several times the
-number of these.
+A cache has one expression for each combination of arguments that is in use, such as the rules of a
+dialer queue and the size of a batch. The limit is several times the usual number of combinations.
 """
 
 

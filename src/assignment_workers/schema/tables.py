@@ -302,8 +302,11 @@ class Entry(Base):
     generation_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     user_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     rank: Mapped[int]
-    """The user's position in the order of the dialer queue. It is an integer, as in the view for
-    the dialer's old programs: if the view had to cast it, no index on it could be used there.
+    """The user's position in the order of the dialer queue.
+
+    The column has the type integer, because the view for the dialer's old programs shows the
+    position as an integer. With another type the view would have to cast the column, and queries of
+    the view could not use an index on the column.
     """
     score: Mapped[int]
     state: Mapped[str] = mapped_column(server_default=EntryState.READY)
@@ -404,7 +407,8 @@ class AgentSession(Base):
 
     The row is created when a status is first set, or when the agent first fails to accept an
     assignment in time. `state` is null for an agent whose status was never set. Only transactions
-    that prove the sequencer's term write this table, so no heartbeat can overwrite a status.
+    that prove the sequencer's term write this table. Agents' heartbeats are stored in another table
+    (`AgentSeen`), so a heartbeat cannot overwrite a status.
     """
 
     __tablename__ = "agents_state"
@@ -584,10 +588,11 @@ class AuditBatch(Base):
     digests: Mapped[bytes]
     """The digests of the batch's events, 32 bytes per event, in the order of `ids`."""
     upto: Mapped[int] = mapped_column(BigInteger)
-    """The event id up to which every event was in a hash chain after this batch was stored.
+    """The event id up to which all events were in hash chains when this batch had been stored.
 
-    All lanes count, so this id may be larger than the ids of the batch. The job that extends the
-    chains continues after this id.
+    Events of all lanes are meant, while the batch has events of one lane only. So this id may be
+    larger than the ids of the batch. The job that extends the chains continues after the largest
+    `upto` of all batches (`audit.REACHED`).
     """
     newest: Mapped[datetime] = mapped_column(Instant)
     """The time of the batch's newest event, by which the purge deletes whole batches."""
@@ -857,7 +862,11 @@ class Suppression(Base):
 
 
 class SuppressionListState(StrEnum):
-    """The states of a list of suppressed numbers: staged (loaded), standing (in force), retired."""
+    """The states of a list of suppressed numbers.
+
+    staged: loaded, but not in force. standing: in force. retired: no longer in force, or not put in
+    force within a day after it was loaded.
+    """
 
     STAGED = "staged"
     STANDING = "standing"
@@ -1071,8 +1080,13 @@ class OperatorAction(Base):
     """The object of the action, such as a dialer queue, a user or a dead letter."""
     why: Mapped[str | None]
     outcome: Mapped[str | None]
-    """`done` or `done: ...`; `refused: ...`; `unavailable: ...`; or `asked: ...` for a message that
-    was sent without waiting for its result. Null: the outcome is unknown.
+    """The outcome of the action, as a text of one of these forms.
+
+    `done`, or `done: ...` with details such as counts: the action was carried out.
+    `refused: ...` with the reason: the action, or a part of it, was refused.
+    `unavailable: ...` with the reason: no result was received; the action may have been applied.
+    `asked: ...` with a note: a message was sent, without waiting for its result.
+    Null: the outcome is unknown.
     """
     ended_at: Mapped[datetime | None] = mapped_column(Instant)
 
@@ -1131,7 +1145,8 @@ class Watermark(Base):
     reached: Mapped[datetime | None] = mapped_column(Instant)
     """The latest `created_at` of the rows that completed passes have read, but never in the future.
 
-    The next pass of `discover` begins some minutes before this time. Null: `discover` has completed
+    The next pass of `discover` reads the rows whose `created_at` is later than this time, and also
+    those of the ten minutes before this time (`discover.OVERLAP`). Null: `discover` has completed
     no pass, or the job is `reconcile`.
     """
     seen: Mapped[datetime | None] = mapped_column(Instant)
@@ -1147,4 +1162,4 @@ class Watermark(Base):
     begins a new pass.
     """
     swept_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The time of the latest run of the job that read the table to its end."""
+    """The time of the latest run in which the job reached the end of the table."""

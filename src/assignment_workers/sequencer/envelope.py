@@ -273,7 +273,13 @@ def _body(message: Any) -> Any:
 
 
 def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers for Celery: the validated ones, and short texts under unknown names."""
+    """Return the headers that are passed on to Celery.
+
+    Of the headers in the schema, those that Celery or this package uses are passed on. Their values
+    are validated. A header with an unknown name is passed on if its value is a text of at most
+    `PASSED_ON_AT_MOST` characters. It is left out if its name is an attribute of Celery's
+    `Context`, because it would replace that attribute.
+    """
     passed: dict[str, Any] = {
         name: said
         for name, said in headers.items()

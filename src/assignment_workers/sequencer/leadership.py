@@ -39,8 +39,8 @@ LOOKS = 4
 """The number of failed checks in a row after which the leader gives up. One check is made a second.
 
 A check fails if the leader's last transaction is more than 8 seconds old. One failed check is not
-enough, because this process or the database may only have paused. The next transaction then shows
-that the leader works, without a restart of the process.
+enough, because this process or the database may only have paused. After a pause, the next
+transaction makes the checks succeed again, and the process need not be restarted.
 """
 EXCUSE_SECONDS = 1.0
 """The most seconds that this process, before it exits, waits for a last write to Redis.
@@ -57,7 +57,7 @@ LEAVE_SECONDS = 5.0
 IDLE_SECONDS = 1.0
 """The most seconds that a process without a running task gets to stop after leadership is lost.
 
-Then the process is ended. The write to Redis may add up to `EXCUSE_SECONDS`.
+Then the process waits at most `EXCUSE_SECONDS` for its last write to Redis, and is ended.
 """
 
 

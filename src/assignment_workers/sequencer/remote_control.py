@@ -1,8 +1,9 @@
 """Celery's remote control of a worker: queries are answered, changes are refused.
 
-The only change that is carried out is `revoke` of tasks that wait. A broadcast is a message too,
-and any program with access to the broker can send one. Its form is validated like that of any
-message, and a malformed broadcast changes nothing.
+The only change that is carried out is `revoke` of tasks that wait. A remote-control command arrives
+as a broadcast, a message to all workers. Any program with access to the broker can send a
+broadcast. So the form of a broadcast is validated like that of any other message. A malformed
+broadcast changes nothing.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ count is committed before the message is tried and deleted when the try ends. An
 costs one dictionary lookup.
 
 The end of a process is excused if the message did not cause it: the process was told to stop, lost
-its term, or lost its connection to the broker. The excuse is stored in Redis, because the database
-may be what failed, by a script that a full Redis accepts.
+its term, or lost its connection to the broker. The excuse is stored in Redis and not in PostgreSQL,
+because a failure of PostgreSQL may have ended the process. The excuse is stored by a script that a
+full Redis accepts.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class Suspects:
         A message that is delivered again has probably ended the process that handled it. Its count
         of ended processes grows by one, unless that process recorded with `excuse` that the message
         was not the cause. Returns the record with the count; None for a message delivered for the
-        first time. Also None while the database accepts no rows: the message is handled without a
-        count, because no user can be assigned at that time.
+        first time. Also None while the database accepts no rows. The message is then handled
+        without a count. This is acceptable, because no message can assign a user at that time.
         """
         self._in_hand = message
         self.suspicion = None

@@ -68,8 +68,9 @@ log = structlog.get_logger()
 def expire_lapsed(run: TaskRun) -> CommandAnswer:
     """End each offer that was not accepted in time, and each assignment whose lease has ended.
 
-    Heartbeats extend an accepted assignment: if its agent has sent one since the acceptance, its
-    lease is counted from the last heartbeat. The assignment ends only if that lease has ended, too.
+    Heartbeats extend an accepted assignment. If the agent has sent a heartbeat since the
+    acceptance, a new lease is counted from the last heartbeat. The assignment ends only if the new
+    lease has ended, too.
     """
 
     def operation(transaction: FencedTransaction) -> Done:

@@ -1,7 +1,8 @@
 """Celery's configuration as shown in Flower, by `inspect conf` and in a report.
 
-Celery hides a setting by its name, and knows only the names of its own settings. Here every address
-is censored wherever it occurs: `redbeat_redis_url` has the same password as the broker's address.
+Celery decides by the name of a setting if it hides the value or the password in it. So it does not
+hide the password in `redbeat_redis_url`, which may be the password of the broker, too. Here the
+password in every address is hidden, whatever the name of the setting.
 """
 
 from __future__ import annotations

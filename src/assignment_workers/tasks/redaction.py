@@ -202,7 +202,8 @@ def summary_of_message(said: Mapping[str, Any]) -> str:
 def summary_of_answer(answer: object) -> str:
     """Return a summary of an answer, such as `assigned user 3652`.
 
-    A list of answers is summarized by the number of answers of each outcome, and the first users.
+    The summary of a list of several answers has the number of answers of each outcome. Then it has
+    the users in the first `_AGENTS` answers. An example is `2 assigned: user 3652, user 3660`.
     """
     if isinstance(answer, list):
         if len(answer) == 1:

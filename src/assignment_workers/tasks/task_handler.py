@@ -528,9 +528,11 @@ def task_handler(
 
 
 def _fit(name: object, part: int | None) -> str:
-    """Return a message's id as it is stored: a digest if the id is too long or not printable.
+    """Return the id under which a message, or one part of it, is stored.
 
-    `part`: the number of the request within its batch message; None for the whole message.
+    `name`: the id of the message. `part`: the number of the part, such as a request of a batch
+    message; it is added to the id after a `#`. None: the whole message. An id that is empty, longer
+    than `LONGEST_ID` characters or not printable is replaced by its digest.
     """
     said = str(name) if part is None else f"{name}#{part}"
     if 0 < len(said) <= LONGEST_ID and "\0" not in said and said.isprintable():
@@ -555,9 +557,10 @@ def _named(operation: Callable[..., Any]) -> Callable[..., Any]:
 def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
     """Return the name of the first invalid argument and what is wrong with it, in one line.
 
-    `parameters` has the names of the positional arguments. A value that a person has typed is left
-    out, because the line is stored in Redis with the result of the task. When a user's data is
-    erased (`person forget`), a result is found only by an id or a phone number in it.
+    `parameters` has the names of the positional arguments. The line also shows the beginning of the
+    invalid value, but not of a value that a person has typed. The reason is that the line is stored
+    in Redis with the result of the task. The command `person forget`, which erases a user's data,
+    finds a result only by an id or a phone number in it. So it would not find a typed text.
     """
     first = error.errors()[0]
     head, *rest = first["loc"]

@@ -46,7 +46,11 @@ An agent who is on break or offline stays so.
 """
 
 EXPIRE, TEND = "expire", "agent.tend"
-"""The writers of `AgentSession.by` that are not people: lapsed offers, and the end of sessions."""
+"""The values of `AgentSession.by` for states that the system set, not a person.
+
+`EXPIRE`: the agent was set on break, because of several lapsed offers (not accepted in time).
+`TEND`: the agent was set offline, which ends the session, because there was no sign of life.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Session:
 def untyped_reason() -> ColumnElement[str | None]:
     """Return a SQL expression: the reason of an agent's state; null if a person typed the reason.
 
-    A refused request has this reason, and is answered to callers who may not read typed texts.
+    If a request is refused because of the agent's state, the refusal includes this reason. Callers
+    who may not read texts that people typed get the refusal too.
     """
     ours = or_(*(AgentSession.by == literal(each, Text()) for each in (EXPIRE, TEND)))
     return case((ours, AgentSession.why))
@@ -163,15 +168,15 @@ class Moves:
         return cls({})
 
     def took_up(self, agent: int) -> None:
-        """Add the change of an agent who accepted or renewed an assignment: `on_call`."""
+        """Add a change to `on_call`, for an agent who accepted or renewed an assignment."""
         self._add(agent, AgentStatus.ON_CALL)
 
     def called(self, agent: int) -> None:
-        """Add the change of an agent who completed a call: `wrap_up`."""
+        """Add a change to `wrap_up`, for an agent who completed a call; count the call."""
         self._add(agent, AgentStatus.WRAP_UP, calls=1)
 
     def let_go(self, agent: int) -> None:
-        """Add the change of an agent whose assignment ended without a call: `available`."""
+        """Add a change to `available`, for an agent whose assignment ended without a call."""
         self._add(agent, AgentStatus.AVAILABLE)
 
     def _add(self, agent: int, becomes: AgentStatus, *, calls: int = 0) -> None:

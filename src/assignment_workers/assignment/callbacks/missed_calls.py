@@ -1,8 +1,10 @@
 """Missed calls: inbound calls that nobody took. Each gets one follow-up, or waits for an operator.
 
-A missed call stays pending while an agent holds its user. If the assignment ends without a call, at
-the latest when its lease ends, the missed call is therefore due again (hazard C12 in
-docs/hazards.md).
+A missed call stays pending while an agent holds its user. Therefore, the missed call is due again
+as soon as the assignment is released, or expires because its lease has ended (hazard C12 in
+docs/hazards.md). After a skip or a deferral, the missed call is due again once the user's wait is
+over. If the agent completes a call, or closes the dialer queue for the user, the missed call is
+marked as followed up.
 """
 
 from __future__ import annotations
@@ -100,8 +102,9 @@ def follow_up(
     """Mark missed calls as followed up; return the events, for the caller to record.
 
     `answered`: users who answered a call of any kind; all their missed calls are marked (hazard C11
-    in docs/hazards.md). `called`: missed calls whose users were called back. These missed calls are
-    marked even if nobody answered, because the user remains in the dialer queue.
+    in docs/hazards.md). `called`: missed calls for which an agent completed a call, or closed the
+    dialer queue for the user. If nobody answered the call, its missed call is marked too: the user
+    still belongs to the dialer queue, and can be called again from there.
     """
     parameters = {"users": list(answered), "calls": list(called), "now": transaction.now}
     done = transaction.connection.execute(_FOLLOW_UP, parameters)

@@ -61,16 +61,20 @@ class Why:
         """Return the answer to a request for which no dialer queue in `places` has a user.
 
         `queue`: the name of the dialer queue if `places` has only one, else None. `skipped`: True
-        if the agent skipped users lately. The reason of a dialer queue is one of: `paused`;
-        `skipped_by_agent` (this agent skipped users lately, and no other user is claimable);
-        `rebuild_stale` (an eligible user is missing from the published generation; the next build
-        includes this user, or, if it has a size limit, users with better ranks); `drained` (an
-        operator drained it); the name of the rule that excludes most users for a time, such as
-        `cooling_down`; `all_held`; `waiting` (the users wait, for example after a skip);
-        `none_in_pool` (no user's score row names the dialer queue); `none_eligible` (all these
-        users have converted or are blocked). Only `LOOKED_AT` users, those with the best scores,
-        are judged: `explain --queue` judges all. Cost: two index reads for all dialer queues
-        together, and a read of `LOOKED_AT` users for each dialer queue, once per transaction.
+        if the agent skipped users lately.
+
+        The answer has one of these reasons for each dialer queue. `paused`: an operator paused the
+        queue. `skipped_by_agent`: this agent skipped users lately, and no other user is claimable.
+        `rebuild_stale`: an eligible user is missing from the published generation; the next build
+        includes this user or, if the queue has a size limit, may choose other users first.
+        `drained`: an operator drained the queue. The name of a rule, such as `cooling_down`: this
+        rule excludes most users for a time. `all_held`: agents hold the users. `waiting`: the users
+        wait, for example after a skip. `none_in_pool`: no user's score row names the queue.
+        `none_eligible`: all users whose score row names the queue have converted or are blocked.
+
+        Only `LOOKED_AT` users, those with the best scores, are judged: `explain --queue` judges
+        all. Cost: two index reads for all dialer queues together, and a read of `LOOKED_AT` users
+        for each dialer queue, once per transaction.
         """
         generations = [each.generation for each in places.values() if each.generation is not None]
         waiting = _times(self.transaction, _WAITING, generations=generations)

@@ -93,8 +93,9 @@ def next_position(connection: Connection) -> int:
 def looking_for(command: CommandIdentity) -> Statement:
     """Return the query that finds the stored answer of a command that was carried out already.
 
-    The query also selects the last `position` among the commands with the same `subject`, which set
-    the same state. The function `once` needs the rows, as its parameter `found`.
+    Commands with the same `subject` set the same state. Therefore, the query also selects the
+    highest `position` of the commands with this `subject` that were carried out already. The
+    function `once` needs the rows, as its parameter `found`.
     """
     return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
 
@@ -363,9 +364,10 @@ _SHOWN = select(*HELD_COLUMNS).where(
 def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
     """Select the stored answer and the agent of each request in the table `asked`.
 
-    Only the ids of assignments are selected, because few requests have an assignment. Assignments
-    are looked up by a subquery for each request, not by a join. With a join, the planner might
-    choose to read the whole table while the table is small, and keep this plan in the cache.
+    Few requests have an assignment. Therefore, this query selects only the assignments' ids, and a
+    second query reads the other columns of these few assignments. Assignments are looked up by a
+    subquery for each request, not by a join. With a join, the planner might choose to read the
+    whole table while the table is small, and keep this plan in the cache.
     """
     own = (
         select(Assignment.id, Assignment.agent_id)

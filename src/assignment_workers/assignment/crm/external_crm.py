@@ -352,9 +352,11 @@ def declared_facts(dialer: Dialer, settings: Settings) -> ExternalFacts:
 
 
 def optional_columns(settings: Settings) -> dict[str, str]:
-    """Return the configured optional columns of the CRM: our name of each, and the CRM's name.
+    """Return the CRM's names of the optional columns that the settings name.
 
-    Raises `UsageError` for an unusable setting.
+    The optional columns are `country` and `time_zone` of the table of persons. These names are the
+    keys of the result. For example, the setting `country=country_code` gives the item
+    `country: country_code`. Raises `UsageError` for an unusable setting.
     """
     found = {}
     for part in filter(None, (each.strip() for each in (settings.crm_columns or "").split(","))):

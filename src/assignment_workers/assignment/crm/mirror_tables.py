@@ -63,11 +63,12 @@ def prepare(connection: Connection, dialer: Dialer, settings: Settings) -> None:
 
 
 def make(connection: Connection, declared: ExternalFacts) -> list[str]:
-    """Create the mirror's tables that are missing or differ from `declared`; return their names.
+    """Change the tables of the mirror to those in `declared`; return the names of changed tables.
 
-    The mirror is our copy of an external CRM. Tables that are not declared are dropped. A new table
-    is empty until the next read of the CRM, so after a change the record of the last read is
-    deleted. The caller commits.
+    The mirror is our copy of an external CRM. Missing tables are created. Tables that differ from
+    `declared` are dropped and created again. Tables that are not declared are dropped. A new table
+    is empty until the next read of the CRM. Therefore, any change deletes the record of the last
+    read; without this record, the mirror counts as never filled. The caller commits.
     """
     if not _differing(connection, declared):
         return []

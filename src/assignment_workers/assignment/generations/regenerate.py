@@ -61,11 +61,14 @@ def regenerate(
     """Build a generation of the dialer queue of `policy`; return its number and its size.
 
     `policy`: the rules of the dialer queue. `trigger`: the cause of the build. `settings_version`:
-    the version of the settings that the policy was made from. Both are only recorded. The
-    generation has all users who meet the rules now, ranked, including users whom an agent holds.
-    The entries of users who were deferred, or skipped lately, get the state `waiting`. With a size
-    limit, users who can be called before the next build are chosen first, by rank, then others, by
-    rank; the chosen users are ranked together by the queue's order.
+    the version of the settings that the policy was made from. The trigger and the version are only
+    recorded.
+
+    The generation has all users who meet the rules now, ranked, including users whom an agent
+    holds. The entries of users who were deferred, or skipped lately, get the state `waiting`. If
+    the dialer queue has a size limit, users who can be called before the next build are chosen
+    first, by rank. If the limit is not reached, other users are chosen too, by rank. The chosen
+    users are then numbered again from 1, all together, in the order of their ranks.
 
     A failure leaves the published generation unchanged and marks the new one failed; if the process
     dies, the next build marks it. Cost: one statement over all users of the dialer queue, in the

@@ -10,8 +10,9 @@ and no agent has two assignments at a time (guarantee 1). A rebuild changes no a
 agent on break or offline gets a user (3). Assignments follow the order of the published generation
 (4). A request has one answer (5). Answers were true when they were given, as far as rows can show
 (6). Leases are not too long, and assignments end in time (7). Only the owner changes an assignment
-(8). Terms follow one another (9). A completed call and the change of its callback are recorded
-together (10). Rows and events agree, in both directions (11).
+(8). The terms of sequencers have consecutive numbers, and no sequencer changes anything in a lane
+after the next term of that lane began (9). A completed call and the change of its callback are
+recorded together (10). Rows and events agree, in both directions (11).
 
 Not checked: the facts of a claim (3), because the CRM keeps no history; the truth of the answer
 `empty` (no user is claimable); the choice of one of several dialer queues for a request; due

@@ -127,7 +127,7 @@ class Replay:
         self._at: dict[str, datetime] = {}
         """By lane: the time of the lane's last transaction."""
         self._terms: dict[str, int] = {}
-        """By lane: the number of the present term, that of the leading sequencer."""
+        """By lane: the highest number of a sequencer's term in the events replayed so far."""
         self._lane_of: dict[int, str] = {}
         """By term: the lane that the term's sequencer leads."""
         self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
@@ -427,6 +427,8 @@ class Replay:
         """Return the end of the lease that the event sets; check that the lease is not too long.
 
         The lease may end at most one full lease after the event, or at `earlier` if that is later.
+        `earlier`: for a renewed assignment, the end of the lease before the event; for a new
+        assignment, the time of the event.
         """
         latest = max(earlier, fact.at + self._settings.of(fact.queue or "").lease)
         if fact.lease_expires_at is None:

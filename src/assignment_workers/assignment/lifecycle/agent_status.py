@@ -148,7 +148,8 @@ def silent(connection: Connection, now: datetime) -> list[int]:
 
     Signs of life are heartbeats, requests, changes of state, commands about assignments, and an
     active assignment. Only agents with an open session are returned. Cost: a read of the open
-    sessions and, if some agents seem silent, of the answers to requests of that time.
+    sessions. If some agents seem silent, the answers to requests in the last `SESSION_ENDS` are
+    read too.
     """
     before = now - SESSION_ENDS
     return list(connection.execute(_SILENT, {"before": before, "asked_since": before}).scalars())

@@ -1,9 +1,9 @@
 """Discovery of users for the pools: new users enter one, and misplaced users are moved.
 
 A pool is the set of users whose score row names a dialer queue; `policy.queues.queue_of` is the one
-rule for a user's pool. The job `discover` inserts the score row of a user without one. An existing
-row is changed by a command on the assignment queue, which judges the user again, so that nothing
-changes while an agent holds the user.
+rule for a user's pool. The job `discover` inserts the score row of a user without one. A user who
+has a score row is moved by a command on the assignment queue. The function `assign_to_queue`
+carries out the command: it judges the user again, and does not move a user whom an agent holds.
 """
 
 from __future__ import annotations

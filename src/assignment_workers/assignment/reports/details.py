@@ -1,8 +1,9 @@
 """Single items for operators: a dialer queue, a user, an agent, a job, a race. Reads only.
 
-Lists have a limit. Rows have ids and times but no names of users or agents. The column `who` of an
-operator's action names the operator. Texts that people typed may be in the details of events, and
-in the column `why` of agents and of operators' actions.
+A race is a conflict between two writers that was detected and resolved. Lists have a limit. Rows
+have ids and times but no names of users or agents. The column `who` of an operator's action names
+the operator. Texts that people typed may be in the details of events, and in the column `why` of
+agents and of operators' actions.
 """
 
 from __future__ import annotations

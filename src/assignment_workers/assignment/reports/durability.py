@@ -44,8 +44,8 @@ class Durability(BaseModel):
 def durability(connection: Connection) -> Durability:
     """Return the database servers that have a commit on disk before the agent gets the answer.
 
-    They follow from this session's settings `synchronous_standby_names` and `synchronous_commit`,
-    and from the connected standbys.
+    The result is derived from this session's settings `synchronous_standby_names` and
+    `synchronous_commit`, and from the connected standbys.
     """
     row = connection.execute(_SETTINGS).one()
     commits = _commits(

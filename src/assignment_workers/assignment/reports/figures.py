@@ -31,7 +31,8 @@ from assignment_workers.schema.tables import AssignmentState
 NEWEST = 50_000
 """Maximum number of newest rows that are read for one figure.
 
-The rows are answers to requests, claims, races or ended assignments.
+The rows are answers to requests, ended assignments, or events. The events record, for example,
+claims or races (conflicts between two writers).
 """
 COUNTED_AT_MOST = 10_000
 """Number at which the counting of dead letters, assignments and quarantined users stops."""

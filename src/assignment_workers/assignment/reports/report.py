@@ -1,6 +1,8 @@
 """Service levels over a period, from recorded answers, assignments and events. Reads only.
 
-Cost: a read of the answers, assignments and races of the period, each by an index on its time.
+Cost: a read of the period's answers, ended assignments, events and dead letters, each by an index
+on its time, and of the period's counts of answers, by their key. The doctor's checks are run as
+well; the cost of each check is limited.
 """
 
 from __future__ import annotations

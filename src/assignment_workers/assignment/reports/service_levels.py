@@ -42,12 +42,12 @@ _EXPLAINED = (
     AnswerKind.RULED,
     AnswerKind.MISTAKE,
 )
-"""The kinds of recorded answers, in the order in which they are assumed to have come too late.
+"""The kinds of recorded answers, beginning with the kind that is the likeliest to come too late.
 
 A caller that stops waiting counts its request as unanswered, but the database may still record an
-answer to the request afterwards. So that the request does not count twice, it is paired with one
-recorded answer that matches no counted answer. Answers of the first of these kinds are paired
-first, because they are the likeliest to be late.
+answer to the request afterwards. So that the request does not count twice, the request is paired
+with one recorded answer that matches no counted answer. Answers of the first kind are paired first,
+then those of the second kind, and so on.
 """
 
 

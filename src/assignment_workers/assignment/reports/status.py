@@ -44,7 +44,9 @@ OVERDUE = timedelta(minutes=10)
 SILENT_SECONDS = 4.5
 """Seconds without a transaction after which a leading sequencer counts as silent.
 
-A leading sequencer without other messages sends one to itself every 2 seconds.
+A leading sequencer that gets no other message sends a probe, a message to itself, every 2 seconds.
+It handles each probe in a transaction. So a leading sequencer that works is not silent, even if
+there is nothing else to do.
 """
 
 

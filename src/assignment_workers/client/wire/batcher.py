@@ -128,10 +128,11 @@ class Batch:
 
     @property
     def repeats(self) -> str | None:
-        """The id of the first message with this call; None for a message with a list of calls.
+        """The id of the first message that contained this message's call; None for a list of calls.
 
-        The workers recognise a repeated command by this id. If no earlier message contained the
-        call, the id of this message is returned.
+        If no earlier message contained the call, this is the id of this message. The workers
+        recognise a repeated command by this id. None: the message is for a task that accepts a list
+        of calls (`BatchKey.many`), even if the message contains only one call.
         """
         (first, *_) = self.calls
         return None if first.command.many else first.first_sent_as

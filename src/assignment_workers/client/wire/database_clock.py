@@ -18,8 +18,10 @@ KNOWN_SECONDS = 5.0
 at most this time.
 """
 QUICK_SECONDS = 0.1
-"""The most seconds that a reading of the database's clock may take to be used for several messages.
-A slower reading is less accurate and is used for one message only.
+"""The duration, in seconds, from which a reading of the database's clock counts as slow.
+
+A slow reading is less accurate and is used for one message only. A faster reading is used for
+several messages.
 """
 
 

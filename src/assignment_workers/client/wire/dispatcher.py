@@ -218,10 +218,10 @@ class Dispatcher:
     async def close(self) -> None:
         """Answer the waiting calls with `Unavailable`, and close the connections.
 
-        The counts of answers that are still in memory (see `count`) are first sent to the workers
-        if they include a request without a usable answer, because the database may know nothing of
-        that request. Otherwise the counts are dropped, because the database itself records most
-        usable answers.
+        Counts of answers may still be in memory (see `count`). If they include an answer
+        `Unavailable`, all of them are first sent to the workers, because the database may have no
+        record of the request that was answered `Unavailable`. Otherwise the counts are dropped,
+        because the database itself records most other answers.
         """
         if self._tasks and self._counts.has_lost():
             with contextlib.suppress(TimeoutError):

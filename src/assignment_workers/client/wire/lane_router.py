@@ -1,7 +1,8 @@
 """Choice of the assignment queue for a command: that of the lane which the command concerns.
 
-Any lane answers any command correctly. A wrong lane only costs a second attempt, with both lanes
-locked. The lane may therefore be guessed when the command names no dialer queue: an agent's next
+Any lane answers any command correctly. If a command comes to a wrong lane, the sequencer of that
+lane starts its transaction again, with the right lane locked as well. The only cost is this second
+attempt. The lane may therefore be guessed when the command names no dialer queue: an agent's next
 command probably concerns the lane of the agent's last user.
 """
 

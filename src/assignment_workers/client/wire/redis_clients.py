@@ -212,16 +212,18 @@ def _at(asked: Any) -> tuple[str, int]:  # noqa: ANN401 - redis-py's, of both ki
 def _note_answer(pool: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
     """Remember the Sentinel that has just answered, so that it is asked first the next time.
 
-    redis-py has moved this Sentinel to the first position in the pool's list.
+    redis-py has just moved this Sentinel to the first position in the list of Sentinels of `pool`.
+    This function therefore stores the address of the first Sentinel in that list.
     """
     _ANSWERED[pool.service_name] = _at(pool.sentinel_manager.sentinels[0])
 
 
 def _ask_first(manager: Any) -> None:  # noqa: ANN401 - redis-py's, of both kinds
-    """Move the Sentinel that last answered to the front of the Sentinels of `manager`.
+    """Move the Sentinel that last answered this process to the front of `manager`'s list.
 
-    redis-py asks the Sentinels in this order. Each connection pool has a list of its own, and
-    redis-py itself sorts only that list. Without this function, a Sentinel that is down would
+    `manager` has the list of Sentinels of one connection pool. redis-py asks the Sentinels in the
+    order of this list. When a Sentinel answers, redis-py moves the Sentinel to the front of the
+    list, but only for the pool that asked. Without this function, a Sentinel that is down would
     therefore cost one time-out for each pool, and not only one for the process.
     """
     good = set(_ANSWERED.values())

@@ -28,7 +28,11 @@ from assignment_workers.schema.tables import AccessKind, AccessRecord, ApiToken
 log = structlog.get_logger()
 
 EVERY_SECONDS = 10.0
-"""Seconds between two writes to the access log. Refusals of a minute are written after its end."""
+"""Seconds between two writes of the counts in memory to the access log.
+
+Refusals are counted by minute. The count of a minute is written at the first write after the end of
+that minute, or at `close`.
+"""
 ADDRESSES = 1_000
 """The greatest number of separate counts in memory. Calls are counted together if they have the
 same minute, kind, token, address and agent. When there are this many counts, further refusals are
@@ -36,8 +40,10 @@ counted under the address `others`, and further commands for agents under the ag
 """
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
-"""The greatest number of pairs of a token and an agent for which a gateway remembers the hour of
-the last record. When there are more, all are forgotten.
+"""The greatest number of pairs of a token and an agent that a gateway remembers.
+
+For each pair, the gateway remembers the last hour in which a command of this token for this agent
+was recorded. When there are this many pairs, all are forgotten before a further pair is added.
 """
 USE_SECONDS = 60
 """The shortest time, in seconds, between two writes of a token's last use."""
@@ -103,9 +109,10 @@ class AccessLog:
     _sums: Counter[_Sum] = field(default_factory=Counter)
     _used: set[str] = field(default_factory=set)
     _acted: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Maps a token's name and an agent to the hour of the last record, counted from the epoch.
+    """The last hour in which a token's command for an agent was recorded.
 
-    A token's commands for an agent are recorded only once in an hour.
+    Maps the token's name and the agent to the number of that hour, counted in whole hours from the
+    epoch (1970, UTC). The token's further commands for the agent in that hour are not recorded.
     """
     _task: asyncio.Task[None] | None = None
 

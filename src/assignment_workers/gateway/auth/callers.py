@@ -174,9 +174,10 @@ class Callers:
     async def bearer(self, token: str, *, outlives: bool = False) -> Caller:
         """Return the caller who has this token.
 
-        `outlives`: while the database is unavailable, a token that was valid within
-        `REMEMBERED_SECONDS` is accepted. Raises `Problem` 401 if the token is not valid, 429 for
-        too many calls, and 503 if the database that has the tokens is unavailable.
+        `outlives`: while the database is unavailable, a token is still accepted if it was valid at
+        its last look-up. It is accepted until `REMEMBERED_SECONDS` after that look-up's result
+        expired (`KNOWN_SECONDS`). Raises `Problem` 401 if the token is not valid, 429 for too many
+        calls, and 503 if the token cannot be looked up because the database is unavailable.
         """
         if not self.required:
             return EVERYBODY

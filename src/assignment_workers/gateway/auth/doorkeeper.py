@@ -39,10 +39,12 @@ COOKIE = b"assignment_workers="
 class Doorkeeper:
     """ASGI middleware that answers 429 to an address whose calls were refused too often.
 
-    Only refusals of calls without a valid token count. A call from such an address is still let
-    through if the call's own token or session was valid when it was last looked up. The middleware
-    also counts all refusals for the access log, and the answers to agents' calls for the health of
-    the system.
+    A refusal is a response 401 or 403. The limit of an address concerns only the refusals of calls
+    without a valid token. A call from an address above the limit is still let through if the call's
+    own token or session was valid when it was last looked up, or if the path is in `FOR_EVERYBODY`.
+
+    The middleware also counts every response 401 or 403 for the access log. It counts the answers
+    to agents' calls for the health of the system.
     """
 
     def __init__(

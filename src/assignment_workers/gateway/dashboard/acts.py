@@ -72,9 +72,10 @@ class Field:
     text: bool = False
     """True if the field is for a longer text. Such a field must also have `digits` False."""
     of_lists: bool = False
-    """True if the field names the user or phone number to act on.
+    """True if the field is only for pages that list users or phone numbers.
 
-    A page about one user does not show the field, because the page itself sends that user's id.
+    The operator enters in it the user or the phone number to act on. A page about one user does
+    not show the field, because the page itself sends that user's id.
     """
     of_user: bool = False
     """True if the field is for the CRM's id of a user."""

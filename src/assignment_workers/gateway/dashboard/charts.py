@@ -1,6 +1,8 @@
 """Charts as SVG, for the pages and for the report in one file. They need no script.
 
-Templates make the charts from rows of times and numbers. For pages, the rows are redacted first.
+`document.py` makes the report: one HTML file with the service levels of a period. Templates make
+the charts from rows of times and numbers. Before a page is made, its rows are redacted: free text
+is hidden from a viewer who may not read it.
 """
 
 from __future__ import annotations

@@ -65,7 +65,10 @@ def forget(response: Response, *, secure: bool) -> None:
 
 
 def proof(request: Request) -> str:
-    """Return the text that each form of this session contains, as a proof that our page sent it."""
+    """Return the proof (CSRF token), a text that each form of this session contains.
+
+    The proof shows that the form was sent from a page of the dashboard, and not by another site.
+    """
     secret = cookie_of(request).encode("utf-8", "surrogatepass") or _OWN
     return hmac.new(secret, b"a form of the dashboard", hashlib.sha256).hexdigest()
 

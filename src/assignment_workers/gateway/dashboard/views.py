@@ -162,8 +162,8 @@ def _centre(source: PageSource) -> Facts:
 def _charts(source: PageSource, period: str, queue: str | None) -> Facts:
     """Return the facts for the charts of a period.
 
-    `queue`: one dialer queue; None: all of them together. The period ends at a whole minute, so
-    that its parts are whole minutes.
+    `queue`: one dialer queue; None: all of them together. The period ends at the end of the current
+    minute. So each part of the period begins and ends at a whole minute.
     """
     length, number, seconds = PERIODS[period]
 

@@ -50,7 +50,9 @@ then read the current state again.
 class EventReader:
     """One open stream of events.
 
-    Every event that the client may see, with an id up to `last`, has been sent.
+    `last`: an event id. No event with this id or a smaller one still has to be sent on this stream.
+    Such an event was sent, or precedes the stream, or is not for this client. If missed events
+    cannot be sent, the client gets the event `reset` instead of them.
     """
 
     feed: Feed

@@ -1,4 +1,8 @@
-"""The environment of the agents: users sign, requirements appear, and jobs run at their times."""
+"""The environment of the agents: users sign, requirements appear, and jobs run at their times.
+
+A requirement is a document that a user has to send. It is a row in the CRM's table
+`claim_requirements`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,8 @@ from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder,
 REBUILD = timedelta(minutes=15)
 """The simulated time between two rebuilds of the dialer queues.
 
-The original dialer rebuilt a queue with few users at the same interval.
+The original dialer was to rebuild a queue with few users at most once in this time (original-dialer
+section 5).
 """
 CLEANUP = timedelta(minutes=10)
 SHORTEST = 4.0

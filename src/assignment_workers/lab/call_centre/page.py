@@ -53,7 +53,8 @@ class DrawnShape:
 class AxisMark:
     """A label and its position `at` on an axis of a chart, in the units of the SVG image.
 
-    For a fault, it is the name of the fault at its time.
+    The label is a value on the axis, or the name of a fault. The label of a fault is at the time at
+    which the fault began.
     """
 
     at: float

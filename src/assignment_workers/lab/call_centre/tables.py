@@ -15,7 +15,9 @@ from assignment_workers.lab.call_centre.trend import Points
 BLOATED = 2.0
 """The ratio of a table's size to that of a new copy of its rows, above which it may be bloated.
 
-Autovacuum lets a fifth of the rows be dead, and pages are never quite full.
+The ratio is well above 1, because some empty space is normal: autovacuum lets a fifth of the rows
+be dead, and pages are never quite full. A table above this ratio is bloated only if it also exceeds
+the new copy by `BLOAT_MB`.
 """
 BLOAT_MB = 1.0
 """The size in megabytes by which a table must exceed a new copy of its rows to count as bloated."""
@@ -143,7 +145,8 @@ def never_vacuumed(dead: Mapping[str, Points]) -> list[str]:
     """Return a line for each table in which too many rows were dead for too long.
 
     `dead`: by table, the number of dead rows over time, as a multiple of autovacuum's threshold.
-    After a crash of PostgreSQL, its count of dead rows begins at 0 again.
+    A crash of PostgreSQL sets its count of dead rows to 0. A period with too many dead rows
+    that goes on after a crash therefore counts as two periods.
     """
     found = []
     for name, points in sorted(dead.items()):

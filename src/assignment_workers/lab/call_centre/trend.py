@@ -2,15 +2,17 @@
 
 A figure is something that is measured repeatedly, such as the memory of a process. A process that
 warms up grows fast at first and then ever less, or in a few steps; a process that leaks keeps
-growing. Therefore the first `WARM_UP` seconds of each life of a process do not count. The samples
-after them are cut into two halves, and the figure's growth is that of the half that grows less. The
-growth of a half is the median of the slopes between all pairs of samples whose distance is at least
-half of that half (after Theil and Sen). Neither an occasional fault nor a figure that rises and
-falls in turns changes that median.
+growing. Therefore the first `WARM_UP` seconds after each start of a process do not count.
 
-A process that is killed on purpose is started again, and so has several lives. The slopes are
-computed within each life, because a new process begins small again; the median is that of the
-slopes of all lives.
+The samples after the warm-up are cut into two halves. Within a half, slopes are computed between
+pairs of samples (after Theil and Sen). Only pairs that are far apart are used: if the half has 20
+samples, the second of a pair comes at least 10 samples after the first. The growth of the half is
+the median of these slopes. The growth of the figure is that of the half that grows less. Neither an
+occasional fault nor a figure that alternately rises and falls changes the median.
+
+A process that is killed on purpose is started again. Each time from a start to the end of the
+process is one life. The slopes are computed within each life, because a new process begins small
+again; the median is that of the slopes of all lives.
 """
 
 from __future__ import annotations

@@ -112,11 +112,11 @@ class Truth:
 
 
 def run(dialer: Contender, plan: LoadPlan, looking: Engine) -> Truth:
-    """Let simulated agents call users of this dialer while its jobs rebuild the queue.
+    """Let simulated agents call users of this dialer while the dialer's jobs rebuild the queue.
 
-    Returns the agents' own records after the seconds of the plan. `looking` is an engine on the
-    dialer's database. After each answer 'empty' and each error, an agent's thread uses the engine
-    to check whether a user was waiting.
+    The run lasts for `plan.seconds` of real time. After that, the agents' own records of the run
+    are returned. `looking` is an engine on the dialer's database. After each answer 'empty' and
+    each error, an agent's thread uses the engine to check whether a user was waiting.
     """
     truth = Truth()
     stop = threading.Event()

@@ -416,7 +416,8 @@ class SkipLocked(Original):
 class Spared(SkipLocked):
     """A remedy for the original dialer: `SkipLocked`, and a rebuild keeps the assigned rows.
 
-    Holds have no lease.
+    An assignment has no lease. If an agent goes away without finishing a call, the row therefore
+    stays assigned, and no agent gets its user again.
     """
 
     def _clear(self) -> None:

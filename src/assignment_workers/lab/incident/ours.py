@@ -1,8 +1,9 @@
 """This project as a dialer in the replay, with the operations and transactions of a sequencer.
 
 Each agent's thread runs its own fenced transactions, which commit only in the current term. All
-threads share two connections: the transaction on one works while that on the other waits for the
-lane's row lock. On the real stack, the assignment queue orders the transactions instead.
+threads share two connections. While the transaction on one connection holds the lane's row lock and
+works, the transaction on the other connection waits for the lock. On the real stack, the assignment
+queue puts the transactions in order instead.
 """
 
 from __future__ import annotations
