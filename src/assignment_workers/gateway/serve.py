@@ -40,7 +40,7 @@ is longer than this.
 """
 BACKLOG = 1024
 GRACE_SECONDS = 5
-"""The most seconds for open calls to finish after the process was asked to stop."""
+"""The most seconds that HTTP calls get to finish after the process was asked to stop."""
 STALLED_SECONDS = 20
 """Seconds after which a client that does not read the sent data is disconnected."""
 

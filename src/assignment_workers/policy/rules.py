@@ -95,7 +95,7 @@ class Rule:
     means: str = ""
     """A text for people: what it means that a user breaks this rule."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
-    """The time from which a user who breaks this rule meets it again; facts need not change.
+    """The time at which a user who breaks this rule satisfies it again, only because time passes.
 
     Only a rule that delays the user's next call (`kind` is `RESTING`) has such a time.
     """

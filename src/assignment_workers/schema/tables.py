@@ -1002,11 +1002,11 @@ class AccessRecord(Base):
 
 
 class AnswerCount(Base):
-    """The number of answers of one kind in each minute of one hour, as callers received them.
+    """The number of requests for a user, in each minute of one hour, that ended in one way.
 
-    Gateways and clients count the answers in memory, and add the counts to the row some time later.
-    Unlike the table `requests`, which has only committed answers, this table also counts requests
-    that got no answer.
+    `AnswerKind` has the ways, such as an answer of one kind, or no answer in time. Gateways and
+    clients count the requests in memory, and add the counts to the row some time later. The table
+    `requests` has only committed answers.
     """
 
     __tablename__ = "answer_counts"

@@ -43,7 +43,7 @@ ENDS_AT_MOST = 2
 After that the message is not handled again, but stored as a dead letter.
 """
 EXCUSED_SECONDS = 86_400
-"""The lifetime, in seconds, of a record in Redis that a message has not ended a process.
+"""The seconds for which Redis keeps the record that a message is not to blame for a process's end.
 
 The record is read when the message is delivered again. So it lasts longer than Celery's visibility
 timeout, after which the messages of a killed maintenance worker are delivered again.

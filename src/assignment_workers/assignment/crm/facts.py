@@ -235,12 +235,13 @@ class Queries:
     def facts_of(
         self, found: Sequence[Row[*tuple[Any, ...]]], numbers: Mapping[UserId, int]
     ) -> CrmFacts:
-        """Convert the result of the query `facts` to CRM facts, each row of a CRM table once.
+        """Convert the result of the query `facts` to CRM facts.
 
         `found`: the rows of the result. Each has the columns of the persons and of all other CRM
         tables. The columns of a CRM table are null if the result row has no row of that table. A
-        row of a CRM table may occur in several rows of the result. `numbers`: the internal integer
-        id of each user, from `assignment.user_ids`, by the CRM's id.
+        row of a CRM table may occur in several rows of the result; it is converted once.
+
+        `numbers`: the integer id of each user, from `assignment.user_ids`, by the CRM's id.
         """
         plan = []
         begin = 0

@@ -18,7 +18,10 @@ from assignment_workers.identity import UserId
 from assignment_workers.schema.tables import Event
 
 COMPARED = timedelta(hours=1)
-"""Default length of the compared period, which ends with the old server's last event."""
+"""Default length of the period in which the events of the old and the new server are compared.
+
+The period ends with the old server's last event.
+"""
 
 
 class LostEvent(BaseModel):

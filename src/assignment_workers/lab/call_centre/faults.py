@@ -63,10 +63,10 @@ STEPPED_SECONDS = 6.0
 LOSING_SECONDS = 3.0
 """The seconds for which the replies to COMMIT are lost."""
 STALE_SECONDS = 15.0
-"""The longest time in seconds for which a fault waits until the stack has reacted to it.
+"""The time-out, in seconds, of two faults that end as soon as the stack has reacted to them.
 
-The fault of stale commands waits for the answers to the commands. The fault that restarts Valkey
-with older data waits for the restart. Each of the two faults ends after its wait.
+The fault of stale commands ends with the answers to the commands. The fault that restarts Valkey
+with older data ends with the restart.
 """
 LOOK_SECONDS = 0.05
 LAB = "assignment-workers demo"
