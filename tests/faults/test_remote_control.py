@@ -108,6 +108,7 @@ def test_a_task_that_waits_is_revoked_and_its_caller_told(stack: Stack) -> None:
     with celery(stack) as app:
         first, second = (app.AsyncResult(each["headers"]["id"]) for each in sent)
         said = {"task_id": [second.id], "terminate": True}
+        wait_until(lambda: len(replies(app, "ping", {}, 2)) == 2, "both workers")
         assert len(replies(app, "revoke", said, 2)) == 2, "both workers know"
         assert second.state == "PENDING", "who comes to it tells, and nobody before"
         for each in sent:
