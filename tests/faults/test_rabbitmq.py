@@ -187,7 +187,7 @@ def test_a_worker_returns_to_its_first_node_and_the_others_may_be_lost(
             other.cut()
             began, seen = time.monotonic(), len(agents.answered)
             wait_until(partial(went_on, agents, seen + 8), "work to go on")
-            assert agents.answered[seen + 7][0] - began < 3, "the lost node was not in use"
+            assert agents.answered[seen + 7][0] - began < 5, "the lost node was not in use"
         assert agents.unanswered == []
     stack.assert_healthy()
 
@@ -203,7 +203,7 @@ def test_a_client_whose_node_hangs_sends_over_the_next_one(stack: Stack, rabbit:
         first.cut()
         began = time.monotonic()
         assert isinstance(client.request_next(27, timeout=timedelta(seconds=30)), Assigned)
-        assert time.monotonic() - began < 8, "a time-out of the message, and one to connect"
+        assert time.monotonic() - began < 9, "a time-out of the message, and one to connect"
 
 
 def test_a_worker_whose_node_answers_no_command_connects_anew(rabbit: Rabbit) -> None:
@@ -213,7 +213,7 @@ def test_a_worker_whose_node_answers_no_command_connects_anew(rabbit: Rabbit) ->
         began = time.monotonic()
         with pytest.raises(connection.connection_errors):
             Queue("nobody", channel=channel).queue_declare(passive=True)
-        assert time.monotonic() - began < ANSWER_SECONDS + 1
+        assert time.monotonic() - began < ANSWER_SECONDS + 2
         connection.collect()
 
 
