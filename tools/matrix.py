@@ -60,6 +60,7 @@ PYTHON_TESTS = (
     "tests/integration/assignment/claims/test_claim.py",
     "tests/gateway/routes/test_routes.py",
 )
+PAGE_TEST = "tests/unit/tools/test_release.py::test_the_compatibility_page_has_a_row_for_each_part"
 RABBITMQ_TESTS = ("tests/faults/test_rabbitmq.py",)
 LOOPBACK = "127.0.0.1"
 STARTS_WITHIN = 30.0
@@ -134,7 +135,9 @@ def _row(part: Part) -> tuple[str, bool]:
 
 
 def _suite(part: Part, python: str, environment: Mapping[str, str]) -> tuple[str, bool]:
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *part.tests]
+    # The test of the page fails while a row on it has failed: that would fail each later row.
+    left_out = f"--deselect={PAGE_TEST}"
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", left_out, *part.tests]
     try:
         done = subprocess.run(
             command,
