@@ -341,7 +341,7 @@ def python() -> str:
         "# Python",
         """The module `assignment_workers.client`. `Client` sends Celery messages by itself and
 answers soonest; `HttpClient` asks a gateway; `AsyncClient` and `AsyncHttpClient` are the same for
-asyncio, and each method of theirs is a coroutine. `pip install assignment-workers` installs what
+asyncio, and each method of theirs is a coroutine. The package without an extra installs what
 they need and no more. The answers are frozen values to `match` on. Everything that the module does
 not name is internal, but for those of a `dialerconfig.py`, which
 [Define your own dialer](../how-to/dialer.md) explains.""",

@@ -198,17 +198,17 @@ class Settings(BaseModel):
     worker_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_WORKER_PASSWORD")
     """The password that `schema migrate --roles` gives the database role `assignment_worker`.
 
-    Unset: the role gets no password and no right to log in.
+    Unset: a new role gets no password and no right to log in; an existing role keeps both.
     """
     gateway_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PASSWORD")
     """The password that `schema migrate --roles` gives the database role `assignment_gateway`.
 
-    Unset: the role gets no password and no right to log in.
+    Unset: a new role gets no password and no right to log in; an existing role keeps both.
     """
     reader_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_READER_PASSWORD")
     """The password that `schema migrate --roles` gives the database role `assignment_reader`.
 
-    Unset: the role gets no password and no right to log in.
+    Unset: a new role gets no password and no right to log in; an existing role keeps both.
     """
     home: Path = Field(Path(".assignment-workers"), alias="ASSIGNMENT_WORKERS_HOME")
     """The folder of the embedded servers' data, of the logs and of the stack's secret."""

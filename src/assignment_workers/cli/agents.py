@@ -93,6 +93,12 @@ def answers(
     if json:
         as_json(found)
         return 0
+    if not found:
+        typer.echo(
+            f"No answer to agent {agent} is stored for that time: no request arrived,"
+            " or it was answered `unavailable`."
+        )
+        return 0
     as_table(
         f"Answers to agent {agent}",
         ["at", "asked for", "answer", "user", "why"],

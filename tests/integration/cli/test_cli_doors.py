@@ -416,6 +416,8 @@ def test_why_an_agent_got_nobody_at_a_time_is_listed(
     assert f"{UNSIGNED}: all_held" in " ".join(shown.output.split())
     before = shell.run("agents", "answers", "12", "--at", "2026-01-01T10:03Z", "--json", **servers)
     assert before.json(0) == []
+    none = shell.run("agents", "answers", "12", "--at", "2026-01-01T10:03Z", **servers)
+    assert none.output.startswith("No answer to agent 12 is stored")
     wrong = shell.run("agents", "answers", "12", "--at", "at ten", **servers)
     wrong.check(USED_WRONGLY, "--at", "10:03 or 2026-11-23T15:00:00Z")
     zoned = shell.run("agents", "answers", "12", "--at", "10:03Z", **servers)
