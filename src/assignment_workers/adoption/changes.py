@@ -107,7 +107,7 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
             ), come AS (
                 INSERT INTO {partition(number)} (generation_id, user_id, rank, score)
                 SELECT {number}, w.user_id, row_number() OVER (ORDER BY place NULLS LAST, w.user_id)
-                       + coalesce({_last_rank(number)}, 0), w.score
+                       + {_last_rank(number)}, w.score
                 FROM waiting w
                 ON CONFLICT (generation_id, user_id) DO NOTHING
             )
@@ -125,7 +125,7 @@ def _last_rank(number: int) -> str:
     """
     of_state = f"SELECT rank FROM {partition(number)} WHERE generation_id = {number} AND state ="
     return (
-        f"(SELECT max(rank) FROM ("
+        f"(SELECT coalesce(max(rank), 0) FROM ("
         f"({of_state} 'ready' ORDER BY rank DESC LIMIT 1)"
         f" UNION ALL {of_state} 'held' UNION ALL {of_state} 'waiting') AS last)"
     )

@@ -74,7 +74,8 @@ def seed(connection: Connection, *, users: int, seed: int, now: datetime) -> Non
 
 # A uniform number from 0 to 1 for each (seed, user, purpose), the same every time. STABLE, because
 # PostgreSQL writes the text of an IMMUTABLE function into a statement only if all that it calls is
-# immutable, and `||` of a number and a text is not: a call of the function costs ten times as much.
+# immutable, and `||` of a number and a text is not: with calls of the
+# function the statements took three times as long.
 _SHARE = """
 CREATE FUNCTION pg_temp.share(seed bigint, id bigint, what text) RETURNS double precision
 LANGUAGE sql STABLE AS $$

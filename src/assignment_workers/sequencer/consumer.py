@@ -19,7 +19,12 @@ from assignment_workers.errors import Malformed, NotStored
 from assignment_workers.sequencer.envelope import TaskMessage, described, named
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.suspects import ENDS_AT_MOST, Suspects, ended
-from assignment_workers.sequencer.transport import Channel, OrderedChannel, of_broker
+from assignment_workers.sequencer.transport import (
+    Channel,
+    OrderedChannel,
+    of_broker,
+    pooled_producer,
+)
 
 log = structlog.get_logger()
 
@@ -232,7 +237,7 @@ class Consumer(consumer.Consumer):
         body = message.body  # RabbitMQ's client has decoded a body that names its encoding
         if isinstance(body, str):
             body = body.encode(message.content_encoding or "utf-8")
-        with self.app.producer_or_acquire() as producer:
+        with pooled_producer(self.app) as producer:
             producer.publish(
                 bytes(body),
                 routing_key=ASSIGNMENT,

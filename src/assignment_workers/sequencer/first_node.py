@@ -13,7 +13,6 @@ from typing import Any
 
 import structlog
 from celery import bootsteps
-from kombu.utils.url import parse_url
 
 log = structlog.get_logger()
 
@@ -46,9 +45,7 @@ class FirstNode(bootsteps.StartStopStep):
         if connection.transport.driver_type != "amqp" or not nodes:
             return
         first = nodes[0]
-        named = parse_url(first)
-        port = named["port"] or connection.transport.default_port
-        if (named["hostname"], port) == (connection.hostname, connection.port or port):
+        if consumer.app.connection_for_read(first).host == connection.host:
             return
         self._answers.clear()
         every = consumer.timer.call_repeatedly

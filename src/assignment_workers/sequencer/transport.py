@@ -24,6 +24,7 @@ from typing import Any
 import structlog
 from amqp import serialization, spec
 from kombu import transport
+from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps
@@ -92,6 +93,25 @@ def of_broker(errors: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
     Kombu lists KeyError among a broker's errors, but here it means a defective message.
     """
     return tuple(each for each in errors if each is not KeyError)
+
+
+@contextmanager
+def pooled_producer(app: Any) -> Iterator[Any]:
+    """Within: a producer of a worker's pool; after an error, the next one has another connection.
+
+    kombu keeps the connection to a RabbitMQ node that hangs, which would hold up the worker with
+    each message. So after an error of the broker's client, which is raised, that connection is
+    dropped, and the next one is to the next node.
+    """
+    with app.producer_pool.acquire(block=True) as producer:
+        connection = producer.connection
+        try:
+            yield producer
+        except (*connection.connection_errors, *connection.channel_errors, OperationalError):
+            if connection.transport.driver_type == "amqp":
+                connection.collect()
+                connection.maybe_switch_next()
+            raise
 
 
 def packed(*words: str | bytes) -> bytes:

@@ -26,7 +26,6 @@ import structlog
 from celery import signals
 from celery.exceptions import SecurityWarning
 from celery.worker import state
-from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from assignment_workers import logs, memory, telemetry, traces, versions
@@ -53,7 +52,7 @@ from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.sequencer.term import Candidacy
-from assignment_workers.sequencer.transport import Consumption, install
+from assignment_workers.sequencer.transport import Consumption, install, pooled_producer
 from assignment_workers.settings import ProcessName, Settings
 from assignment_workers.tasks.app import HEARTBEATS, MAINTENANCE, create_app
 from assignment_workers.tasks.flower import guard_flower
@@ -147,28 +146,16 @@ def _sequencer(settings: Settings, tracing: Tracing, lane: str = DEFAULT_LANE) -
 
 
 def _send_probe(app: App, queue: str) -> None:
-    """Send a probe; if that fails, send the next one over a new connection, to another node.
-
-    Raises the error of the broker's client. A RabbitMQ node that hangs would otherwise hold up the
-    sequencer with each probe, because kombu keeps the connection to it.
-    """
-    with app.producer_pool.acquire(block=True, timeout=1.0) as producer:
-        connection: Any = producer.connection
-        try:
-            app.send_task(
-                "assignment.probe",
-                [datetime.now(UTC).isoformat()],
-                queue=queue,
-                ignore_result=True,
-                expires=PROBE_EXPIRES,
-                retry=False,
-                producer=producer,
-            )
-        except (*connection.connection_errors, *connection.channel_errors, BrokerError):
-            if connection.transport.driver_type == "amqp":
-                connection.collect()
-                connection.maybe_switch_next()
-            raise
+    with pooled_producer(app) as producer:
+        app.send_task(
+            "assignment.probe",
+            [datetime.now(UTC).isoformat()],
+            queue=queue,
+            ignore_result=True,
+            expires=PROBE_EXPIRES,
+            retry=False,
+            producer=producer,
+        )
 
 
 def _maintenance(settings: Settings, tracing: Tracing) -> int:
