@@ -122,7 +122,8 @@ test("an agent on break is handed nobody, and the offer that they had not accept
   assert.equal(is(await client.state(26, "break", { why: "lunch" }), "stated").released, offer.id);
   const refused = is(await client.requestNext(26), "refused");
   assert.equal(refused.code, "on_break");
-  assert.match(refused.reason, /lunch/);
+  assert.match(refused.reason, /agent 26 is on break/);
+  assert.doesNotMatch(refused.reason, /lunch/);
   const shown = await client.agent(26);
   assert.ok("session_began" in shown);
   assert.equal(shown.state, "break");

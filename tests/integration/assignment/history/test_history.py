@@ -44,7 +44,7 @@ from tests.integration.assignment.history.forgeries import (
     R,
     Run,
 )
-from tests.integration.cli.test_cli_doors import Shell
+from tests.support.shell import Shell
 from tests.support.world import (
     FREE,
     HOUR,
