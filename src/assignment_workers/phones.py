@@ -108,7 +108,7 @@ class Identity:
 
     @property
     def readable(self) -> bool:
-        """True if the text has at least one phone number."""
+        """True if at least one phone number was read in the CRM's text."""
         return bool(self.numbers)
 
     @property
@@ -304,12 +304,12 @@ def plain(text: str) -> str:
 
 
 def tails(text: str) -> list[str]:
-    """Return the last 7 digits (`REACH`) of each part of a text that may not be a phone number.
+    """Return the last 7 digits (`REACH`) of each part of `text`, which need not be a phone number.
 
     The parts are the whole text, the pieces between separators (such as commas, slashes, line
     breaks, and the word `or`), and each group of digits with the spaces, dots, dashes and brackets
     in it. A part with fewer than 7 digits is left out. The result is compared with the last digits
-    of phone numbers, because the text may mean a number that ends with the same digits.
+    of phone numbers: a phone number that ends with the same digits may be the one in the text.
     """
     return sorted(set(_tails(_clean(text))))
 

@@ -165,14 +165,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     database_url: PostgresAddress | None = Field(None, alias="DATABASE_URL")
-    """The address of the PostgreSQL database; unset: the embedded server of `up`.
+    """The address of the PostgreSQL database; unset: the server that the command `up` runs.
 
     Any form that libpq accepts, also `name=value` pairs. Of several hosts, the primary is used.
     """
     redis_url: RedisAddress | None = Field(None, alias="REDIS_URL")
     """The address of Redis or Valkey, for messages, results and beat's lock.
 
-    Unset: the embedded server of `up`. An address with Sentinel is written as in
+    Unset: the server that the command `up` runs. An address with Sentinel is written as in
     `sentinel://:password@a:26379/0;sentinel://b:26379/0?master_name=dialer`.
     """
     broker_url: BrokerAddress | None = Field(None, alias="BROKER_URL")
@@ -224,8 +224,8 @@ class Settings(BaseModel):
     crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
     """The names of an external CRM's tables and columns.
 
-    `original` stands for the names that the dialer file declares. Any other value is a key of
-    `mappings` in the dialer file.
+    `original` stands for the names that the dialer file declares; this file, `dialerconfig.py`,
+    defines the dialer queues. Any other value is a key of its `mappings`.
     """
     crm_columns: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_COLUMNS")
     """The optional columns that the CRM's table of users has; unset: none.
@@ -249,7 +249,7 @@ class Settings(BaseModel):
     offers_lapsed: Annotated[int, Field(ge=1)] = Field(
         3, alias="ASSIGNMENT_WORKERS_OFFERS_LAPSED_MAXIMUM"
     )
-    """The number of lapsed offers in a row after which an agent is set on break."""
+    """The number of offers in a row, each not accepted in time, that set an agent on break."""
     defer_maximum: Seconds = Field(
         timedelta(days=30), alias="ASSIGNMENT_WORKERS_DEFER_MAXIMUM_SECONDS"
     )
@@ -313,7 +313,8 @@ class Settings(BaseModel):
     lanes: str | None = Field(None, alias="ASSIGNMENT_WORKERS_LANES")
     """Lanes beside the default one, with their dialer queues: `night=renewals`.
 
-    The value has to be the same for every process.
+    A lane is a group of dialer queues with an assignment queue and a sequencer of its own. The
+    value has to be the same for every process.
     """
     queue_priority: Annotated[str, _parsed_by(priorities)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_PRIORITY"
@@ -327,9 +328,10 @@ class Settings(BaseModel):
     queue_limit: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_QUEUE_LIMIT"
     )
-    """The greatest number of users in a generation; unset: all who are eligible.
+    """The greatest number of users in one build of a dialer queue; unset: all who are eligible.
 
-    Users who can be called before the next build come first, by rank. Others follow, by rank.
+    A build first chooses users who can be called before the next build, then others, each by rank.
+    The chosen users are then in the order of their ranks.
     """
     level_minimum: Annotated[int, Field(ge=1)] = Field(20, alias="ASSIGNMENT_WORKERS_LEVEL_MINIMUM")
     """The number of claimable users below which a periodic check rebuilds the dialer queue."""
@@ -372,7 +374,10 @@ class Settings(BaseModel):
     )
     """The greatest number of calls to a user; unset: no limit."""
     offer_gap: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS")
-    """The shortest time from one offer of a user to the next, also after a release; unset: none."""
+    """The shortest time from one offer of a user to the next; unset: none.
+
+    It holds however the first offer ended, even if the agent gave the user back.
+    """
 
     message_maximum: Annotated[int, Field(ge=1_000_000, le=100_000_000)] = Field(
         1_000_000, alias="ASSIGNMENT_WORKERS_MESSAGE_MAXIMUM_BYTES"
@@ -392,7 +397,7 @@ class Settings(BaseModel):
     generation_retention: Seconds = Field(
         timedelta(hours=1), alias="ASSIGNMENT_WORKERS_GENERATION_RETENTION_SECONDS"
     )
-    """The time for which a retired generation's entries are stored."""
+    """The time for which a replaced build's users, with their positions, are stored."""
     text_retention: Annotated[timedelta, _seconds(86_400)] = Field(
         timedelta(days=90), alias="ASSIGNMENT_WORKERS_TEXT_RETENTION_SECONDS"
     )

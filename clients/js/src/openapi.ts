@@ -175,7 +175,7 @@ export interface paths {
         put?: never;
         /**
          * Heartbeat
-         * @description Record that the agent is present, which keeps accepted work alive.
+         * @description Record that the agent is present, which keeps the agent's accepted assignment alive.
          *
          *     The heartbeats of all agents are written in batches, about once a second. The first heartbeat
          *     that names an offer in `assignment_id` accepts the offer. Apart from that, a heartbeat does not
@@ -1417,8 +1417,8 @@ export interface components {
          * @description The operational settings in force.
          *
          *     `version` None: no version is stored yet, and the values are those of this process's environment
-         *     and of the dialer's file. `since`, `who`, `why`: the time at which the version was made, by
-         *     whom, and the reason.
+         *     and of the dialer's file, which defines the dialer queues. `since`, `who`, `why`: the time at
+         *     which the version was made, by whom, and the reason.
          */
         InForce: {
             /** Version */
@@ -1732,8 +1732,11 @@ export interface components {
          * QueueVerdict
          * @description The verdict of one dialer queue on the user.
          *
-         *     `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
-         *     `never_built`, `waiting`, `drained`, `taken_out` or `not_in_generation`. `free_at` is the time
+         *     `why` is `claimable`, or the first obstacle: `held` (an agent has the user), the name of a rule,
+         *     `paused` (the dialer queue), `never_built` (the dialer queue), `waiting` (the user is
+         *     put off for a while), `drained` (an operator drained the dialer queue), `taken_out` (the user is
+         *     eligible but was removed from the current build) or `not_in_generation` (the user is eligible
+         *     but not in the current build). `free_at` is the time
          *     at which the obstacle ends without intervention, if known. `in_force` describes the calling
          *     rules that apply, such as calling hours.
          */
@@ -2121,7 +2124,7 @@ export interface components {
          * @description One reason for which users of a dialer queue are not claimable, and the number of such users.
          *
          *     `left` is the number of users who remain after this step and all steps before. `next_free_at` is
-         *     the earliest time at which the reason ends for one of the users without intervention, if known.
+         *     the earliest time at which the reason ends by itself for one of the users, if known.
          */
         Step: {
             /** Why */
@@ -2438,7 +2441,7 @@ export interface components {
         };
         /**
          * LiveEvent
-         * @description The `data` of a server-sent event; unknown values are left out.
+         * @description The `data` of a server-sent event; a field without a value is left out.
          *
          *     Kind `reset`: missed events cannot be sent any more; read the current state again.
          */

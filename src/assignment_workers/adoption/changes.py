@@ -120,8 +120,10 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
 def _last_rank(number: int) -> str:
     """Return the SQL expression for the greatest rank of the users in a generation (build).
 
-    Users who were removed from the generation are left out. The parts of the expression are found
-    by the indexes for each state, because the dialer waits for it during the switch.
+    Users who were removed from the generation are left out. The other users are ready, held or
+    waiting. The expression has a separate subquery for each of these three states, because there is
+    an index for each state. So the expression needs little time. That matters, because the dialer's
+    statements wait meanwhile.
     """
     of_state = f"SELECT rank FROM {partition(number)} WHERE generation_id = {number} AND state ="
     return (

@@ -53,7 +53,7 @@ class Inspected:
     """A table with its classification, the verdict.
 
     `needed`: True if this release can run only when the verdict is `ours` (see `TableVerdict`).
-    Exception: the dialer's queue tables may also be absent.
+    For a queue table of the dialer, the verdict may also be `absent`.
     """
 
     table: str

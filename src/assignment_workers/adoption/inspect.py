@@ -100,13 +100,16 @@ def _is_readable(shape: Shape) -> bool:
 
 
 def _distinguishing(differences: Iterable[Difference], other: Shape) -> list[Difference]:
-    """Return those of `differences` that prove that a table is not of the schema A.
+    """Return those of `differences` that prove that a table does not have the form of schema A.
 
-    A dialer's database has one of two schemas, here called A and B. `differences`: those between
-    the table as it was found and its form in A. `other`: the table's form in B. A column of A that
-    the table lacks is a proof. So is a column, type or key that the table has in common with B. One
-    that neither A nor B has only shows that somebody has changed the table, so it proves nothing.
-    An index proves nothing either.
+    A dialer's database has one of two schemas: the one in production, or the draft of a later one.
+    Here the two are called A and B, in either order. `differences`: the differences between the
+    table as it was found and the table's form in A. `other`: the table's form in B.
+
+    A column that A has and the table lacks is a proof. A column, type or key that differs from A
+    and is the same in the table and in B is a proof too. A column, type or key of the table that
+    neither A nor B has proves nothing. It only shows that somebody has changed the table. Any other
+    difference, such as one in an index, proves nothing either.
     """
     return [
         each

@@ -1,7 +1,15 @@
 """Migrate a dialer's database to ours as the dialer runs: expand, backfill, switch, contract.
 
+The dialer continues to run meanwhile. The migration has four steps:
+
+- Expand adds what the dialer's tables lack, and creates the schema `assignment`.
+- Backfill copies the users of the dialer's queue tables into generations (builds).
+- Switch publishes the generations, and replaces the queue tables by views of our data.
+- Contract settles the callbacks and missed calls that the dialer has handed to agents, and creates
+  the view `call_queue` if there is no such table or view. It drops nothing.
+
 Each step commits its changes together with the record that it was done. So an interrupted run is
-continued, and repeating a finished one changes nothing.
+continued, and repeating a finished run changes nothing.
 """
 
 from __future__ import annotations
@@ -218,9 +226,10 @@ def additions(connection: Connection) -> Iterator[str]:
 
 
 def _run(engine: Engine, sql: str) -> None:
-    """Run a statement outside of a transaction, such as the concurrent build of an index.
+    """Run a statement outside of a transaction.
 
-    A statement with CONCURRENTLY waits for locks without a limit.
+    PostgreSQL requires this for statements with CONCURRENTLY, which build or drop an index. Such a
+    statement waits for locks without a limit.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         is_index = "CONCURRENTLY" in sql
@@ -411,7 +420,11 @@ def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
 
 
 def locked_turn(connection: Connection) -> FencedTransaction:
-    """Lock the rows of all lanes; return a fenced transaction with the default lane's present term.
+    """Lock the rows of all lanes; return a fenced transaction, in which a migration can write.
+
+    A fenced transaction is the kind of transaction in which a sequencer writes. It has the number
+    of the sequencer's term, which is the sequencer's right to write. The returned transaction has
+    the number of the default lane's present term.
 
     Because of the locks, no sequencer writes until the transaction ends. So a migration can use the
     operations of a sequencer, such as publishing a generation.

@@ -1,4 +1,4 @@
-"""Views under the names of the dialer's tables, which show our data to its old readers."""
+"""Views that have the names of the dialer's tables and show our data to programs that read them."""
 
 from __future__ import annotations
 

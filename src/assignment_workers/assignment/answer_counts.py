@@ -41,7 +41,8 @@ MINUTES = 60
 RULES = frozenset({Code.ON_BREAK, Code.OFFLINE, Code.SESSION_LIMIT, Code.BREAK_DUE, Code.CALL_GAP})
 """Codes of refusals because of a rule about the agent, such as a break that is due.
 
-Such a request has no mistake. A refusal with any other code is a mistake of the caller.
+A request that is refused with one of these codes has no mistake. A refusal with any other code is
+counted as a mistake of the caller.
 """
 USEFUL = frozenset({AnswerKind.ASSIGNED, AnswerKind.EMPTY, AnswerKind.PAUSED, AnswerKind.RULED})
 """Kinds of answers that give the agent a user, or the reason for which there is none now."""

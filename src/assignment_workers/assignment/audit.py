@@ -188,9 +188,10 @@ def _reached(connection: Connection) -> int:
 
 
 def _settled(connection: Connection, sleep: Callable[[float], None]) -> bool:
-    """Wait until no open transaction can write an event with an id below those visible now.
+    """Wait until no open transaction can write an event with a smaller id than a visible event.
 
-    Returns False if such a transaction is still open after `WRITERS_SECONDS`.
+    A visible event is one that was committed before this call. Returns False if a transaction that
+    can write such an event is still open after `WRITERS_SECONDS`.
     """
     before = writers(connection)
     for _ in range(round(WRITERS_SECONDS / _LOOK_SECONDS)):

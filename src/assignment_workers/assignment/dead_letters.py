@@ -164,8 +164,8 @@ def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
 def mark_replayed(connection: Connection, found: Letter, task_id: str) -> None:
     """Record that the dead letter's message was sent again, as the task with the id `task_id`.
 
-    Nothing is recorded if the dead letter was reopened since it was read, because the message
-    failed again.
+    `found`: the dead letter as it was read. If the message has failed again since then, the dead
+    letter was reopened. In this case nothing is recorded.
     """
     connection.execute(
         update(DeadLetter)

@@ -81,8 +81,9 @@ class Work:
     def store_counts(self, counts: Counts) -> None:
         """Commit the work on `side_connection`, and store the `counts` so far in the run's row.
 
-        Raises `Overtaken`, with nothing committed, if this run has lost the job's lock with its
-        connection and another run has marked it as failed.
+        Raises `Overtaken`, with nothing committed, if another run has marked this run as failed.
+        That can happen if the connection that has the job's lock is lost. The lock is then free,
+        and the next run of the job takes it.
         """
         mine = JobRun.id == self.number, JobRun.status == sql_text(JobStatus.RUNNING)
         row = self.side_connection.execute(

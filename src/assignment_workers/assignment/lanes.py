@@ -1,10 +1,11 @@
 """The lane of each dialer queue, as configured in the settings.
 
 A lane is a set of dialer queues. Each lane has a separate assignment queue, sequencer, term and
-lock. A fenced transaction is a sequencer's transaction that first proves the sequencer's term. The
-fenced transactions of one lane follow one another; those of two lanes run side by side. So a fenced
-transaction writes only the data of lanes whose rows it has locked: see
-`FencedTransaction.require_lanes`.
+lock. A term is a sequencer's right to write: a number that grows, and a random id. A new term makes
+the earlier terms of the lane invalid. A fenced transaction is a sequencer's transaction. First of
+all, it proves that the sequencer's term is the lane's present one. The fenced transactions of one
+lane follow one another; those of two lanes run side by side. So a fenced transaction writes only
+the data of lanes whose rows it has locked: see `FencedTransaction.require_lanes`.
 """
 
 from __future__ import annotations

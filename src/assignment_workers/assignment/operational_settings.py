@@ -1,9 +1,10 @@
 """Operational settings: those that operators change while the system runs.
 
 Each operational setting is a field of `Settings`. The values in force are in the table `settings`,
-which the module `settings_versions` reads. The environment and the dialer's file give only the
-first values. A value is a text, written as in the environment. A value applies to one dialer queue,
-to one team of agents, or to every dialer queue and team without a value of its own.
+which the module `settings_versions` reads. The environment and the dialer's file, which defines the
+dialer queues, give only the first values. A value is a text, written as in the environment. A value
+applies to one dialer queue, to one team of agents, or to every dialer queue and team without a
+value of its own.
 """
 
 from __future__ import annotations
@@ -162,8 +163,9 @@ def in_force(
 def before_versions(dialer: Dialer, given: Settings) -> Settings:
     """Return the settings that are in force while no version is stored.
 
-    They are the environment's, with the values that the dialer's file gives to single dialer
-    queues. The result is cached by dialer and environment.
+    These are the settings of the environment, `given`, together with the values of operational
+    settings that the dialer's file gives to single dialer queues. The dialer's file is the file
+    that defines the dialer queues. The result is cached by dialer and environment.
     """
     if not values_of_queues(dialer):
         return given
@@ -172,7 +174,10 @@ def before_versions(dialer: Dialer, given: Settings) -> Settings:
 
 
 def values_of_queues(dialer: Dialer) -> list[SettingValue]:
-    """Return the values of operational settings that the dialer's file gives to dialer queues."""
+    """Return the values of operational settings that the dialer's file gives to dialer queues.
+
+    The dialer's file is the file that defines the dialer queues.
+    """
     return [
         SettingValue(name=name, queue=queue.name, value=str(value))
         for queue in dialer.queues
@@ -196,7 +201,8 @@ had a value of the setting for the dialer queue, the field is ignored.
 def first_values(dialer: Dialer, given: Settings) -> list[SettingValue]:
     """Return the values of operational settings that the environment or the dialer's file gives.
 
-    `given`: the settings of the environment.
+    The dialer's file is the file that defines the dialer queues. `given`: the settings of the
+    environment.
     """
     found = values_of_queues(dialer)
     for name in OPERATIONAL.keys() & given.model_fields_set:

@@ -61,10 +61,11 @@ def adopt(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
 def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | None:
     """Store the first values of operational settings, when a term begins.
 
-    If no version exists, the first version gets the values of the environment and of the dialer's
-    file. Otherwise a new version adds values of the dialer's file, but only where no version ever
-    had a value of the same setting for the same dialer queue, such as for a new queue. Returns the
-    stored version; None if there is nothing to store.
+    A term begins when a sequencer begins to lead. The dialer's file is the file that defines the
+    dialer queues. If no version exists, the first version gets the values of the environment and of
+    the dialer's file. Otherwise a new version adds values of the dialer's file, such as those of a
+    new dialer queue. A value is added only if no version ever had a value of the same setting for
+    the same dialer queue. Returns the stored version; None if there is nothing to store.
     """
     if (first := adopt(transaction, given)) is not None:
         return first
@@ -86,9 +87,11 @@ def begin(transaction: FencedTransaction, given: Settings) -> StoredVersion | No
 
 
 def _new_values(transaction: FencedTransaction) -> list[SettingValue]:
-    """Return the values in the dialer's file that are new, such as those of a new dialer queue.
+    """Return the new values of operational settings in the dialer's file.
 
-    A value is new if no stored version ever had a value of the same setting for the same queue.
+    The dialer's file is the file that defines the dialer queues. A value is new if no stored
+    version ever had a value of the same setting for the same dialer queue. So all values of a new
+    dialer queue are new.
     """
     own = values_of_queues(transaction.dialer)
     if not own:

@@ -79,7 +79,9 @@ class StoredVersion(BaseModel):
 def current(connection: Connection, dialer: Dialer, given: Settings) -> Settings:
     """Return the settings in force, read in the caller's transaction.
 
-    `given`: the settings of the environment, which supply all settings that are not operational.
+    `given`: the settings of the environment. Operational settings (such as calling hours), which an
+    operator changes while the system runs, are read from the database; all others are those of
+    `given`.
     Cost: a read of the id of the newest version, and of its row if the process has not cached it.
     """
     found = connection.execute(_LATEST_ID).scalar_one_or_none()
@@ -177,8 +179,8 @@ class InForce(BaseModel):
     """The operational settings in force.
 
     `version` None: no version is stored yet, and the values are those of this process's environment
-    and of the dialer's file. `since`, `who`, `why`: the time at which the version was made, by
-    whom, and the reason.
+    and of the dialer's file, which defines the dialer queues. `since`, `who`, `why`: the time at
+    which the version was made, by whom, and the reason.
     """
 
     version: int | None
@@ -225,8 +227,9 @@ def shown(
 def ignored(connection: Connection, dialer: Dialer, given: Settings) -> list[str]:
     """Return a line for each value in the environment or the dialer's file that has no effect.
 
-    A variable of an operational setting has no effect if the version in force has another value;
-    the same holds for a value of the dialer's file.
+    Only values of operational settings are compared. The dialer's file is the file that defines the
+    dialer queues. A value has no effect if the version of the settings in force has another value
+    in its place, or none. The list is empty if no version is stored.
     """
     before = latest(connection)
     if before is None:
@@ -275,8 +278,9 @@ def unknown_values(connection: Connection, dialer: Dialer) -> list[str]:
 def tell_ignored(connection: Connection, dialer: Dialer, given: Settings) -> None:
     """Log a warning for each value in the environment or the dialer's file that has no effect.
 
-    A value has no effect if the version of the settings in force has another one. Called when a
-    process starts.
+    Only values of operational settings are compared. The dialer's file is the file that defines the
+    dialer queues. A value has no effect if the version of the settings in force has another value
+    in its place, or none. Called when a process starts.
     """
     for line in ignored(connection, dialer, given):
         log.warning("variable_ignored", why=line)

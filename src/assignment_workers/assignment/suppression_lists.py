@@ -104,9 +104,10 @@ class Staged:
     """The result of loading a file of suppressed phone numbers into a new list.
 
     `lines`: the number of lines read. `unreadable`: the number of lines that are not a phone
-    number. `waiting`: the number of users who, once the list is in force, are not offered until an
-    operator decides; `waiting_queues` has this number for each dialer queue. `list_id`: the number
-    of the stored list; None: nothing was stored.
+    number. `waiting`: the number of users whose phone number cannot be read and may be one of the
+    list; once the list is in force, they are not offered until an operator decides whether they may
+    be called. `waiting_queues` has this number for each dialer queue. `list_id`: the number of the
+    stored list; None: nothing was stored.
     """
 
     lines: int = 0

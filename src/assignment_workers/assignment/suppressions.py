@@ -272,8 +272,9 @@ def _key(phone: str, reader: Reader) -> str:
 
 
 def closing(transaction: FencedTransaction, hold: Held, why: str) -> dict[str, Any]:
-    """Return the row of the suppression that closes the assignment's dialer queue for its user.
+    """Return the row of a suppression of the kind `closed`.
 
+    The suppression keeps the user of the assignment `hold` out of the assignment's dialer queue.
     The statement `CLOSE` stores the row. `why`: the agent's reason.
     """
     return {

@@ -37,10 +37,12 @@ class Suspicion:
 
     @property
     def of_the_whole(self) -> int:
-        """The number of processes that ended while no request or command was handled by itself.
+        """The number of ended processes that cannot be attributed to a part of the message.
 
-        Such an end cannot be attributed to one request or command of a batch message, but only to
-        the whole message.
+        The parts of a batch message are its requests or commands. They are handled one by one if a
+        process ended during an earlier try of the message. If a process ends while it handles a
+        single part, its end is attributed to this part, and is not counted here. All other ends are
+        attributed to the whole message.
         """
         return self.ends - len(self.parts)
 

@@ -74,7 +74,7 @@ class EventKind(StrEnum):
     SUPPRESSION_LIST_CHANGED = "suppression_list_changed"
     """A list of suppressed numbers was put in force or dropped."""
     CONVERTED = "converted"
-    """A user converted and left the dialer queue."""
+    """A user converted (reached the goal of the dialer queue), and left the dialer queue."""
     DISCOVERED = "discovered"
     """A new user of the CRM received a score row, with a dialer queue or without one."""
     POOL_CHANGED = "pool_changed"
@@ -142,11 +142,14 @@ class ClaimBudgetExceeded(Exception):
 
 @dataclass(frozen=True)
 class FencedTransaction:
-    """One transaction of the sequencer, which holds the row lock of its lane.
+    """A transaction in which the sequencer of a lane writes.
 
-    No other fenced transaction of the lane runs meanwhile. `now` is the database's clock, read
-    after the lock was obtained, so the transactions of a lane never overlap in time. `term`: the
-    number of the sequencer's term, which was proved to be the present one.
+    The transaction holds the lock on the lane's row. So no other fenced transaction of the lane
+    runs meanwhile, and the fenced transactions of a lane never overlap in time. `now`: the time of
+    the database's clock, which was read after the lock was obtained.
+
+    A term is a sequencer's right to write: a number that grows, and a random id. `term`: the number
+    of the sequencer's term. This term was proved to be the lane's present one.
     """
 
     connection: Connection
@@ -197,10 +200,11 @@ class FencedTransaction:
     def require_lanes(self, *queues: str) -> None:
         """Ensure that this transaction has locked the lanes of these dialer queues.
 
-        Call this before the first write to published entries, assignments or a pause of these
-        dialer queues. Raises `OtherLanes` if a lane is not locked; the transaction runner then
-        restarts the transaction and also locks those lanes' rows, in the order of their names. With
-        one lane the cost is a comparison.
+        Call this before the first write that concerns these dialer queues. That is a write to an
+        assignment, to the pause of a dialer queue, or to an entry (the position of a user) in a
+        published generation. Raises `OtherLanes` if a lane is not locked. The transaction runner
+        then restarts the transaction and also locks the rows of the lanes that were not locked, in
+        the order of the lanes' names. With one lane the cost is a comparison.
         """
         if not self.lanes.is_one:
             self._require(map(self.lanes.of, queues))

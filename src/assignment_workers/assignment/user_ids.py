@@ -247,9 +247,11 @@ def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
     """Return a copy of `facts` with the CRM's ids of users in place of the internal integer ids.
 
     `at`: the connection or engine with which the CRM's ids are read. Internal ids are replaced in
-    the fields `user_id` and `user_ids`. They are also replaced after the word `user` in the texts
-    of refusals, and in the results of checks of the guarantees, such as those of the doctor.
-    Mappings, lists, dataclasses and models are copied. Texts that people typed stay unchanged.
+    the fields `user_id` and `user_ids`. In some texts they are also replaced after the word `user`.
+    These are the texts of refusals, and the texts of the results of checks. A check looks for
+    breaches of the system's guarantees, which docs/how-it-works.md lists; the command `doctor` runs
+    such checks. Mappings, lists, dataclasses and models are copied. Texts that people typed stay
+    unchanged.
     """
     if dialer.numbered is None:
         return facts

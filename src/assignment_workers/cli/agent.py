@@ -62,7 +62,7 @@ def request(
 
 
 def command_of(verb: AnyVerb) -> Callable[..., int]:
-    """Return the function of a command for `verb`, such as `complete`, with all its options."""
+    """Return the function that Typer runs as the command for `verb`, such as `complete`."""
 
     def command(
         assignment: AssignmentArgument,

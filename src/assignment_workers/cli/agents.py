@@ -117,10 +117,11 @@ def answers(
 
 
 def _around(at: str, now: datetime) -> datetime:
-    """Parse the value of `--at`: a time, or a time of day.
+    """Parse the value of `--at`, a time or a time of day; return the time in UTC.
 
-    A time of day means its last occurrence before `now`, which is then printed on standard error.
-    Raises `UsageError` for any other text.
+    A time of day is read by this machine's clock, as the last time before `now` with this time of
+    day. The date and time found are printed on standard error. Raises `UsageError` for any other
+    text.
     """
     try:
         of_day = time.fromisoformat(at)

@@ -70,10 +70,13 @@ def verify(
 
     The digest of an event covers the event and the digest of the event before it.
 
-    A finding is an event that was changed, deleted, moved to another position or added; the missing
-    beginning of a chain, although no purge of old events deleted it; or the missing end of a chain.
-    Only `--since` finds a past that was rewritten together with all its digests, so store exports
-    on another machine.
+    Each of these is a finding. An event was changed, deleted, added, or moved to another position.
+    The first events of a chain are missing, and no purge of old events has deleted them. The last
+    events of a chain are missing. A line of an export cannot be read.
+
+    In the database, only `--since` finds events that were rewritten together with all their
+    digests, or last events that were deleted together with their digests. So store exports on
+    another machine.
     """
     if file is not None:
         if since is not None:

@@ -111,13 +111,14 @@ def demo(
 ) -> int:
     """Simulate a call centre, and check every guarantee.
 
-    Agents log in, ask, talk, choose outcomes, skip, take breaks and close the tab. Users sign,
-    requirements appear, callbacks are promised, and both dialer queues are rebuilt. The exit
-    code is 1 if a guarantee broke.
+    Agents log in, ask, talk, choose outcomes, skip, take breaks and close the tab. Some users
+    sign: their signatures are stored in the CRM. For others a requirement appears: a document
+    that the user has to send. Callbacks are promised. The demo's two dialer queues are rebuilt.
+    The exit code is 1 if a guarantee broke.
 
-    If a stack is running here, the demo runs on that stack, but refuses to if the stack has other
-    users than those of the demo, because all users are called. If no stack is running, the demo
-    starts a stack of its own, and removes that stack at the end.
+    If a stack is running here, the demo runs on that stack. The demo refuses to run on a stack
+    with users or agents other than those of the demo, because all users are called. If no stack
+    is running, the demo starts a stack of its own, and removes that stack at the end.
     """
     plan = Plan(agents, users, seconds, speed, seed, chaos, lanes=lanes)
     recorder, verdict = _simulated(day.run, plan, report, json, rabbitmq)

@@ -123,7 +123,7 @@ def _by_queue(queues: Mapping[str, int]) -> str:
 
 @contact.command()
 def lift(why: Why, user: OptionalUser = None, phone: Phone = None, queue: OfQueue = None) -> int:
-    """Remove a user or a phone number from the list; the next build includes the users again."""
+    """Remove a user or a phone number from the do-not-contact list."""
     kind = SuppressionKind.DO_NOT_CONTACT
     command = commands.lift(kind.value, _id(user), phone, why, operator_name(), queue=queue)
     return _ask("lift", _subject(user), why, command, "off the list")

@@ -94,8 +94,8 @@ def revoke(
 def access_log(json: AsJson = False) -> int:
     """Print the newest 1,000 records of access to the gateway.
 
-    These are: tokens created and revoked, tokens that acted for agents, sign-ins, and refusals,
-    which are summed by minute.
+    The records are of tokens created and revoked, of sign-ins and sign-outs, of tokens that acted
+    for agents, and of refusals. Equal refusals of one minute are one record with their count.
     """
     with database() as connection:
         found = audit.recorded(connection)

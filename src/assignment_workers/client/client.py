@@ -103,8 +103,10 @@ class Client(OperatorMethods, AssignmentClient):
     def exchange(self, exchange: CeleryExchange) -> Any:  # noqa: ANN401 - of the exchange's kind
         """Carry out one exchange (such as a command and its answer) and return its result.
 
-        While the broker or Redis is down, the result of an `Ask` is `Unavailable`; a `Send` or a
-        `LookUp` raises `BrokerUnavailable`.
+        An `Ask` sends a command and waits for the answer. Its result is `Unavailable` if the broker
+        or Redis is down. A `Send` sends a message and does not wait for an answer. It raises
+        `BrokerUnavailable` if the broker does not accept the message. A `LookUp` reads the stored
+        result of a task. It raises `BrokerUnavailable` if Redis does not answer.
         """
         match exchange:
             case Ask(command, timeout):

@@ -231,8 +231,8 @@ def passing(celery_queue: str) -> CommandCall:
     """Build a command whose answer proves that a sequencer works on this assignment queue.
 
     The answer shows that each message that was sent to `celery_queue` before the command has been
-    carried out. The command itself only ends assignments whose lease has ended. Beat sends the same
-    command at intervals, so any process may send one more at any time.
+    carried out. The command is `assignment.expire`, which ends assignments whose lease has ended.
+    It does no harm to send the command at any time: Beat sends the same command at intervals too.
     """
     return CommandCall("assignment.expire", {}, celery_queue=celery_queue)
 

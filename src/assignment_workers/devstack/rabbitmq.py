@@ -1,6 +1,7 @@
 """A RabbitMQ node of our own, started from the program that Debian installs on this machine.
 
-`up` starts no RabbitMQ. The laboratory and the tests do, where the program is installed.
+`up` starts no RabbitMQ. The simulated call centre (`cli.call_centre`) and some tests can start a
+node, if the program is installed.
 """
 
 from __future__ import annotations

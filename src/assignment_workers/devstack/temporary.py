@@ -196,11 +196,12 @@ def _used(path: Path) -> int:
 def stack(folder: Path, variables: Mapping[str, str], *, own_disk: bool = False) -> Iterator[Stack]:
     """Run a whole stack in `folder`, with a demo CRM and a standby sequencer.
 
-    `own_disk`: give PostgreSQL a file system in memory, which `disk_of` finds, if this account may
-    mount one and there is enough memory. A separate process runs `up` with the settings in
-    `variables`, a home in `folder` and free ports for the gateway and Flower. Settings in the
-    environment of this process are ignored. The output goes to `stack.log` in `folder`. Raises
-    `StackFailed` if the stack does not start.
+    A separate process runs `up` with the settings in `variables`, a home in `folder` and free ports
+    for the gateway and Flower. Settings in the environment of this process are ignored. The output
+    goes to `stack.log` in `folder`. Raises `StackFailed` if the stack does not start.
+
+    `own_disk` True: PostgreSQL gets a file system in memory, if this account may mount one and
+    enough memory is free (`MEMORY_BYTES`). `disk_of` returns this file system.
     """
     home, log = folder / "home", folder / "stack.log"
     ours = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "CRM_DATABASE_URL")

@@ -115,9 +115,9 @@ def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
     """Return the reason why `account` cannot be used, or None if it can be used.
 
     To be used, the account must have the right to execute `program` and to write in `folder`. A
-    process that changes to the account tests these rights; `program` itself is not executed. An
-    account with the way `account` also cannot be used if this process lacks CAP_KILL, because this
-    process could not end the account's processes.
+    process that changes to the account tests these rights; `program` itself is not executed. If
+    `account.way` is `account`, this process also needs the capability CAP_KILL. Without CAP_KILL,
+    this process could not end the account's processes.
     """
     if account.way == "account" and not _may(CAP_KILL):
         return "CAP_KILL is missing, and its processes could not be ended"

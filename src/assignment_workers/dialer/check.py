@@ -287,9 +287,10 @@ def _unsteady(expression: ColumnElement[Any], why: str) -> Iterator[str]:
 
 
 def _foreign(expression: ColumnElement[Any]) -> Iterator[str]:
-    """Yield an error for each table that a rule or an order reads outside of a subquery.
+    """Yield an error for each table that a SQL expression reads outside of a subquery.
 
-    A person may have several rows in such a table. The tables of persons and of scores are allowed,
+    The expression is the condition of a rule, or a part of the order of users in a dialer queue. A
+    person may have several rows in such a table. The tables of persons and of scores are allowed,
     because a person has at most one row in each.
     """
     for each in expression._from_objects:  # noqa: SLF001 - SQLAlchemy has no public name for it

@@ -19,8 +19,8 @@ VARIABLE = "ASSIGNMENT_WORKERS_DIALER_CONFIG"
 PACKAGED = "assignment_workers.dialers.claims"
 """The name of the module that defines the packaged dialer, which is installed with this project.
 
-The packaged dialer is used if the setting names no file and the working directory has no
-`dialerconfig.py`.
+The packaged dialer is used if the setting `ASSIGNMENT_WORKERS_DIALER_CONFIG` names no file and the
+working directory has no `dialerconfig.py`.
 """
 
 _made: dict[Path, Dialer] = {}
@@ -29,8 +29,10 @@ _made: dict[Path, Dialer] = {}
 def path_of(settings: Settings) -> Path:
     """Return the path of the dialer's file.
 
-    It is the file that the setting names, or else `dialerconfig.py` in the working directory, or
-    else the packaged one. Raises `UsageError` if there is none.
+    It is the file that the setting `ASSIGNMENT_WORKERS_DIALER_CONFIG` names. If the setting names
+    no file, it is `dialerconfig.py` in the working directory. If there is no such file, it is the
+    file of the packaged dialer. Raises `UsageError` if the file that the setting names does not
+    exist, or if there is no file at all.
     """
     if settings.dialer_config is not None:
         if not settings.dialer_config.is_file():
@@ -46,7 +48,12 @@ def path_of(settings: Settings) -> Path:
 
 
 def is_packaged(settings: Settings) -> bool:
-    """Return True if the packaged dialer is used, because no file is configured."""
+    """Return True if the packaged dialer is used.
+
+    It is used if the setting `ASSIGNMENT_WORKERS_DIALER_CONFIG` names no file and the working
+    directory has no `dialerconfig.py`, or if the setting names the packaged dialer's own file.
+    Raises `UsageError` as `path_of` does.
+    """
     return path_of(settings) == _packaged()
 
 

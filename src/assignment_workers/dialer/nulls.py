@@ -51,8 +51,9 @@ def may_be_null(expression: ClauseElement, known: Columns = frozenset()) -> bool
 def _of_leaf(expression: ClauseElement, known: Columns) -> bool | None:
     """Return True if an expression may be null, False if it cannot be; None if its parts decide.
 
-    Only the kind of the expression itself is examined: a column may be null, `EXISTS` cannot be.
-    `known`: the columns that are not null.
+    Only the kind of the expression itself is examined. For example, an `EXISTS` cannot be null. A
+    column may be null unless it is in `known`, the columns that are not null. An `AND` gives None,
+    because its parts decide.
     """
     match expression:
         case Null():

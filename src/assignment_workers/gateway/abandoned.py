@@ -36,7 +36,10 @@ class Abandoned:
 
     def __init__(self, *, grace: timedelta = GRACE) -> None:
         self.client: AsyncClient
-        """The client that sends the release commands. It must be set before the first call."""
+        """The client that sends the release commands.
+
+        The client must be set before this object is called for the first time.
+        """
         self._grace = grace
         self._tasks: set[asyncio.Task[None]] = set()
 

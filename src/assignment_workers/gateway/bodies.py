@@ -183,7 +183,7 @@ class LiveDetails(BaseModel):
 
 
 class LiveEvent(BaseModel):
-    """The `data` of a server-sent event; unknown values are left out.
+    """The `data` of a server-sent event; a field without a value is left out.
 
     Kind `reset`: missed events cannot be sent any more; read the current state again.
     """

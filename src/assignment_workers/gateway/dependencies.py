@@ -1,4 +1,4 @@
-"""The dependencies of routes: the parts of the gateway, the caller, and the possible problems."""
+"""The dependencies of routes: the parts of the gateway, the caller, and the error responses."""
 
 from __future__ import annotations
 

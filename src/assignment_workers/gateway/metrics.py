@@ -360,9 +360,10 @@ def _of_jobs(now: Figures) -> Iterator[Metric]:
 
 
 def gauge(name: str, told: str, values: Labelled, *labels: str) -> Metric:
-    """Return a gauge with the help text `told` and a value for each combination of `labels`.
+    """Return a gauge with the help text `told` and the values `values`.
 
-    Unknown values are left out.
+    `labels` are the names of the gauge's labels. The keys of `values` are combinations of the
+    labels' values. A combination whose value is None, which means unknown, is not in the gauge.
     """
     made = GaugeMetricFamily(f"{PREFIX}_{name}", told, labels=labels)
     for given, value in values.items():

@@ -88,9 +88,9 @@ class Installation:
     """The facts about a system that do not change while it runs.
 
     `queues`: the dialer queues. `broker`: the broker's name for people, `Redis` or `RabbitMQ`.
-    `external_crm`: True if the CRM is in another database. `crm_grace`: the age up to which claims
-    use the mirror, our copy of that CRM's facts, while the CRM cannot be read; None: claims never
-    use it.
+    `external_crm`: True if the CRM is in another database. The mirror is our copy of that CRM's
+    facts. `crm_grace`: the age up to which users are assigned by the facts of the mirror while the
+    CRM cannot be read; None: users are never assigned by the mirror.
     """
 
     lanes: Lanes = ONE_LANE

@@ -1,7 +1,7 @@
 """The health of the system and of its components, as pages, commands and metrics report it.
 
-The names and texts of components contain no host and no address, because `/readyz` shows the names
-to everybody, and pages show the texts.
+The names and texts of components contain no host and no address, because not only operators see
+them. `/readyz` shows the names to callers without a token. Pages show the texts to supervisors too.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Banner(BaseModel):
 
     state: HealthState
     component: str
-    """The component's name for programs."""
+    """The name, for programs, of the component in the worst trouble."""
     headline: str
     """One line: what is wrong."""
     meaning: str

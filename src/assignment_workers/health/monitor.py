@@ -11,7 +11,7 @@ import structlog
 from assignment_workers.health.inputs import Inputs
 from assignment_workers.health.judgement import judge, live
 from assignment_workers.health.model import Component, Health, HealthState
-from assignment_workers.health.readings import Readings
+from assignment_workers.health.readings import READING_SECONDS, Readings
 from assignment_workers.health.signs import SeenSign, SeenState
 from assignment_workers.settings import Settings
 
@@ -24,6 +24,12 @@ WITHIN_SECONDS = 1.2
 same limit, so that a server on a busy machine is not taken for a frozen one.
 """
 
+ONCE_SECONDS = 3.0
+"""Seconds within which all servers must answer if a command reads the health only once.
+
+A process that has just started is slower, and there is no later reading to correct a wrong one.
+"""
+
 
 class HealthMonitor:
     """A background thread that reads the health of the system again and again.
@@ -33,8 +39,8 @@ class HealthMonitor:
 
     `since` of a component is the earliest known start of its present state. There are three sources
     for the start: the facts read from the servers, the earlier readings of this process, and the
-    signs of life of gateways. A gateway's sign of life contains the start of each state, other than
-    good, that the gateway sees.
+    signs of life of gateways. A gateway's sign of life names each component that the gateway does
+    not see as good, with the component's state and the start of this state.
     """
 
     def __init__(self, settings: Settings, *, read: Callable[[Readings], None]) -> None:
@@ -109,20 +115,22 @@ def log_change(component: Component, before: SeenState | None) -> None:
 
 
 def read_once(settings: Settings) -> Health:
-    """Read the health of the system once, within 1.5 seconds (`READING_SECONDS`)."""
-    return next(read_repeatedly(settings))
+    """Read the health of the system once, within three seconds (`ONCE_SECONDS`)."""
+    return next(read_repeatedly(settings, within=ONCE_SECONDS))
 
 
-def read_repeatedly(settings: Settings) -> Generator[Health, None, None]:
+def read_repeatedly(
+    settings: Settings, *, within: float = READING_SECONDS
+) -> Generator[Health, None, None]:
     """Yield the health of the system without end. Each value is read when it is requested.
 
-    Each reading takes at most 1.5 seconds (`READING_SECONDS`). `since` of a component is the start
+    Each reading takes at most `within` seconds. `since` of a component is the start
     of its present state, if this time is known from the servers or from a gateway; else None.
     """
     inputs = Inputs(settings)
     try:
         while True:
-            readings = inputs.read()
+            readings = inputs.read(within=within)
             yield _timed(judge(readings, inputs.installation), readings, {})
     finally:
         inputs.close()

@@ -103,8 +103,9 @@ class CertificateFacts:
 class QueueFacts:
     """A dialer queue, the time of its pause, and the time at which its generation was published.
 
-    The generation is the one from which users are assigned now. `paused_at` is None if the dialer
-    queue is not paused, `published_at` if the dialer queue has no such generation.
+    A generation is one complete build of a dialer queue. Users are assigned from the published
+    one. `paused_at` is None if the dialer queue is not paused. `published_at` is None if the dialer
+    queue has no published generation.
     """
 
     queue: str
@@ -116,10 +117,10 @@ class QueueFacts:
 class JobFacts:
     """The last runs of a job, from the records that each run stores in the database.
 
-    A run is skipped if the job is running already, or was done already for its due time.
-    `begun_at`: the start of the last run, skipped or not. `ran_at`, `status` and `error`: the
-    start, status and error of the last run that was not skipped. `succeeded_at`: the start of the
-    last run that succeeded.
+    A run is skipped if another run of the job is in progress. It is also skipped if the job has
+    already succeeded for the run's due time. `begun_at`: the start of the last run, skipped or not.
+    `ran_at`, `status` and `error`: the start, status and error of the last run that was not
+    skipped. `succeeded_at`: the start of the last run that succeeded.
     """
 
     job: str

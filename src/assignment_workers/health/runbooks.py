@@ -48,7 +48,7 @@ class Runbook:
 
 @cache
 def runbooks() -> dict[str, Runbook]:
-    """Return all runbooks by name, in the order of the document."""
+    """Return all runbooks by name, in the order in which the runbooks page has them."""
     _, *parts = f"\n{markdown()}".split(f"\n{HEADING}")
     found = [Runbook(title, text.strip()) for title, _, text in (p.partition("\n") for p in parts)]
     return {each.name: each for each in found}

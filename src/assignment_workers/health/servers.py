@@ -204,7 +204,9 @@ def _sent_at(name: str, body: str) -> datetime | None:
     """Return the time at which a message was sent; None if it is not known.
 
     The time is read from the message's id (`name`) if the id is a UUID that begins with a time.
-    Otherwise it is read from `body`: a probe (task `assignment.probe`) has it as its argument.
+    Otherwise it is read from `body`, if the first argument of the task is a time. The argument of a
+    probe is its sending time. A probe is a message of the task `assignment.probe`, which a
+    sequencer sends to itself to prove that it still leads.
     """
     try:
         made = UUID(name)

@@ -32,7 +32,8 @@ from assignment_workers.schema.dialer import UserCallScore
 DECLARED = "original"
 """The value of the setting `ASSIGNMENT_WORKERS_CRM_MAPPING` for an external CRM without a mapping.
 
-The tables and columns of such a CRM have the same names as in the dialer's file.
+The tables and columns of such a CRM have the names that the dialer file declares. A dialer file is
+the Python file that defines the dialer, for example `dialerconfig.py`.
 """
 
 
@@ -101,11 +102,11 @@ class Dialer:
     persons: Persons = field(default_factory=Persons)
     """The CRM's table of persons. The default is `crm.users`, whose ids are integers."""
     mappings: Mapping[str, Mapping[str, Names]] = field(default_factory=dict)
-    """Mappings for CRMs whose table and column names differ from those in this dialer's file.
+    """Mappings for CRMs whose table and column names differ from those that this dialer declares.
 
-    Each mapping has a key, by which the setting `ASSIGNMENT_WORKERS_CRM_MAPPING` selects it. It
-    maps the name of a table in this file to the names in the CRM. A table that the mapping leaves
-    out has the same names in both.
+    Each mapping has a key. The setting `ASSIGNMENT_WORKERS_CRM_MAPPING` is the key of the mapping
+    to use. A mapping maps the dialer's name for a table to the CRM's names of the table and of its
+    columns. A table that a mapping leaves out has the names that the dialer declares.
     """
 
     @property
@@ -182,10 +183,11 @@ class Dialer:
     def external_facts(self, mapping: str, optional: Mapping[str, str]) -> ExternalFacts:
         """Return the tables that this dialer reads from a CRM in another database.
 
-        `mapping`: a key of `mappings`, which selects the CRM's names of tables and columns;
-        `original` means that the CRM has the names in the dialer's file. `optional`: the CRM's
-        names of the persons' columns `country` and `time_zone`, if the CRM has them. Raises
-        `KeyError` for an unknown mapping.
+        `mapping`: a key of `mappings`; the CRM's tables and columns have the names in that mapping.
+        If `mapping` is `original`, they have the names that the dialer file declares. (A dialer
+        file is the Python file that defines the dialer, for example `dialerconfig.py`.)
+        `optional`: the CRM's names of the persons' columns `country` and `time_zone`, if the CRM
+        has them. Raises `KeyError` for an unknown mapping.
         """
         named = {**self.mappings, DECLARED: {}}[mapping]
         persons, *tables = (each.named(named.get(each.name)) for each in self.sources())

@@ -53,7 +53,10 @@ class Persons:
     tables. Every interface still accepts and shows the CRM's id.
     """
     names: Mapping[str, str] = field(default_factory=dict)
-    """Maps our name of a column to the CRM's name, such as `{"phone_number": "mobile"}`."""
+    """Maps the dialer's name for a column to the CRM's, such as `{"phone_number": "mobile"}`.
+
+    A column that is left out has the same name in both.
+    """
 
     @property
     def numbered(self) -> str | None:
@@ -84,7 +87,10 @@ class Names:
     of: str
     """The name of the table in the CRM, with its schema unless that is the connection's schema."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Maps our name of a column to the CRM's name; a column left out has the declared name."""
+    """Maps the dialer's name for a column to the CRM's name.
+
+    A column that is left out has the CRM name that the dialer declares for it.
+    """
 
 
 @dataclass(frozen=True)
@@ -113,9 +119,12 @@ class FactSource:
     database.
     """
     columns: Mapping[str, str]
-    """Maps our name of each column that is read to the CRM's name."""
+    """Maps the dialer's name for each column to the CRM's name.
+
+    Only the columns that are read are listed.
+    """
     types: Mapping[str, TypeEngine[Any]]
-    """Maps our name of each column to its type.
+    """Maps the dialer's name for each column to the column's type.
 
     A column that is here but not in `columns` does not exist in the CRM; its value is null.
     """
@@ -335,7 +344,8 @@ NEW_PERSONS = News("users", CrmUser.created_at, CrmUser.id, CrmUser.id)
 def person_column(name: str, type_: TypeEngine[Any]) -> ColumnClause[Any]:
     """Return a column of the CRM's table of persons, for use in rules and orders.
 
-    `name` is our name; if the CRM's name differs, it is in the dialer's `Persons.names`.
+    `name` is the dialer's name for the column. If the CRM's name for the column is different, the
+    dialer's `Persons.names` must map `name` to the CRM's name.
     """
     return ColumnClause(name, type_, _selectable=CrmUser.__table__)
 
@@ -348,7 +358,8 @@ def fact_table(
     The column of the type `PersonId` contains the person's id. A table without such a column needs
     a `ForeignKey` to another fact table, which leads to the person. A rule reads the table inside
     of `exists(…)`, so the column or the foreign key should have an index. `of`: the CRM's name of
-    the table, if it is not `name`. `names` maps our column names to the CRM's.
+    the table, if it is not `name`. `names` maps the name of a column in `columns` to the CRM's name
+    of that column, if the two differ.
     """
     info = {_OF: of or name, _NAMES: dict(names or {})}
     return Table(name, MetaData(schema=CrmBase.metadata.schema), *columns, info=info)

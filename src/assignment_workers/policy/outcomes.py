@@ -60,7 +60,10 @@ class Outcome:
     Users with a higher score are called later, unless a dialer queue has an order of its own.
     """
     delay: timedelta = timedelta(0)
-    """The time until the user may be called again, unless a callback time is given."""
+    """The time until the user may be called again.
+
+    If the agent gives a time for a callback, that time applies instead.
+    """
     terminal: bool = False
     """True if the user is never offered again, neither by a dialer queue nor for a callback."""
     success: bool = False

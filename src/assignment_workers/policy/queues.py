@@ -34,7 +34,10 @@ comes first. No two users are equal, because user ids differ.
 _NUMBERS = Numbers()
 UNKNOWN_ZONE_FOR = timedelta(days=1)
 BUILD_INTERVAL = timedelta(hours=1)
-"""The longest time between two builds of a dialer queue: beat starts one each hour."""
+"""The longest time between two builds of a dialer queue.
+
+Beat, the scheduler of Celery, starts a build of each dialer queue every hour.
+"""
 
 
 @dataclass(frozen=True, eq=False)

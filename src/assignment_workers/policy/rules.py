@@ -122,7 +122,7 @@ class RuleParameters:
 
 @dataclass(frozen=True, eq=False)
 class ReadyRule:
-    """A rule that this package provides for every dialer queue.
+    """A ready-made rule of this package, which any dialer queue may use.
 
     The function `make` returns the rule for one dialer queue. Its argument has the name of the
     queue, the terminal outcomes, and the settings for calling and for phone numbers.
@@ -484,9 +484,9 @@ def in_hours(hours: CallingHours) -> Rule:
 def in_hours_soon(hours: CallingHours) -> ColumnElement[bool]:
     """Return a SQL condition: calling hours allow a call before the next build of the queue.
 
-    Each time zone where the user may be must reach its calling hours before that build. SQL
-    parameters list these zones, one list for each holiday calendar; `soon_zones` returns the name
-    of the parameter.
+    A user may be in several time zones; each of them must have a calling hour before that build.
+    The zones that have one are given as SQL parameters, one list for each holiday calendar;
+    `soon_zones` returns the name of the parameter.
     """
     return _all_zones_in(hours, soon_zones)
 

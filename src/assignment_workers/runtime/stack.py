@@ -112,7 +112,7 @@ def resolve(settings: Settings) -> Settings:
 def write(home: Path, stack: Stack) -> None:
     """Write the stack's addresses and secrets to `stack.json` in the stack's directory (mode 0600).
 
-    A reader never sees a part of the file.
+    The file is replaced at once, so another program never reads an incomplete one.
     """
     write_private(home / FILE, stack.model_dump_json(indent=2) + "\n")
 

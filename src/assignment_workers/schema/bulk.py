@@ -37,8 +37,9 @@ def insert_rows(
 
     `columns`: the columns to fill. `parameter`: the parameter's name; its value is a list of
     objects. Each time in a row must have a UTC offset, also for a column that stores UTC without a
-    zone. `unless`: a column of this or another table; a row is left out if its value of the same
-    name is already in that column.
+    zone. `unless`: a column of this or another table, whose name is also that of one of `columns`.
+    Rows whose value is already in that column are left out: with `Forgotten.user_id`, for example,
+    the rows whose `user_id` is in the table of `Forgotten`.
     """
     naive = {each.key for each in columns if isinstance(each.type, NaiveInstant)}
     types = {each.key: Instant if each.key in naive else each.type for each in columns}

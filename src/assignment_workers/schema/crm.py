@@ -1,8 +1,8 @@
 """The columns of the CRM's tables that we read, in our database or in an external one.
 
 The tables are those that the replaced dialer read (docs/original-dialer.md, section 2). The CRM is
-never written in production. The dialer's file declares which columns are read, and their names in
-the CRM (`policy.facts`).
+never written in production. Which columns are read, and their names in the CRM, is declared in the
+file that defines this system's dialer queues, `dialerconfig.py` (`policy.facts`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ complete read.
 class PersonId(BigInteger):
     """The column type for a person's id in a fact table, which is a table about users.
 
-    A rule compares such a column with `Person.id`; `Person` is the name of `CrmUser` in the
-    dialer's file. If the CRM's ids are not integers, both columns have the integer that this
-    project has assigned to each id of the CRM.
+    A rule compares such a column with `Person.id`. `Person` is the name of `CrmUser` in
+    `dialerconfig.py`, the file that defines the dialer queues and their rules. If the CRM's ids are
+    not integers, both columns have the integer that this project has assigned to each id of the
+    CRM.
     """
 
 
@@ -54,7 +55,11 @@ class CrmUser(CrmBase):
     last_name: Mapped[str | None]
     phone_number: Mapped[str | None]
     country: Mapped[str | None]
-    """The user's country. Optional, like `time_zone`: read only if the settings name its column."""
+    """The user's country.
+
+    A CRM may lack the columns `country` and `time_zone`. Each is used only if the setting
+    `crm_columns` names it.
+    """
     time_zone: Mapped[str | None]
     email_address: Mapped[str | None]
     current_signature_file_id: Mapped[str | None]

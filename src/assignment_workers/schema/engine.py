@@ -176,11 +176,12 @@ def connect(
     as PgBouncer refuse unknown options. Behind a pooler, each transaction may run in another
     session: the set-up is then repeated in each transaction, and no statement is prepared.
 
-    `index_plans_only`: use an index to look up rows wherever a suitable one exists. The reason: a
+    `index_plans_only`: use an index to look up rows wherever a suitable one exists. Sequential
+    scans, hash joins and merge joins are switched off for this. The reason: a
     prepared statement keeps its plan, and a plan made while a table was small would continue to
     scan the whole table as it grows, until statistics are gathered again. A table without a
-    suitable index must therefore stay small, or its query must itself switch hash and merge joins
-    on again (as in `assignment.crm.reader`).
+    suitable index must therefore stay small, or its query must switch these joins on again (as in
+    `assignment.crm.reader`).
 
     `gate`: refuses new connections while it is closed. If it is None, no connection is refused.
 
@@ -242,8 +243,9 @@ def bound(engine: Engine, longest: timedelta, gate: ConnectionGate | None = None
     """Limit the wait for each answer on the engine's connections.
 
     `longest`: the statement timeout. `gate`: refuses new connections while it is closed. Call this
-    after all other connect listeners are registered, so that each set-up statement is limited to
-    five seconds (`EXCHANGE_SECONDS`), even if `longest` is more.
+    after all other connect listeners are registered. These listeners set up each new connection by
+    statements. The wait for each such statement is limited to five seconds (`EXCHANGE_SECONDS`),
+    even if `longest` is more, because the limit for `longest` is set by the last listener.
     """
     seconds = longest.total_seconds() + MARGIN_SECONDS
 

@@ -87,10 +87,12 @@ class Hosts:
         return made
 
     def _newest(self, connect: Callable[..., C]) -> C:
-        """Connect to every host that accepts writes; return the connection to the newest timeline.
+        """Connect to all hosts that accept writes; return the connection to the primary.
 
-        A host that timed out in the last five seconds (`LOOK_SECONDS`) is asked only if no other
-        host serves, and not in the first two seconds (`CONNECT_SECONDS`) after its time-out.
+        The primary is the host with the newest timeline; connections to other hosts are closed. A
+        host that timed out in the last five seconds (`LOOK_SECONDS`) is asked only if no other host
+        serves. In the first two seconds (`CONNECT_SECONDS`) after its time-out it is not asked even
+        then.
         """
         best: tuple[int, C, dict[str, str]] | None = None
         failures = []

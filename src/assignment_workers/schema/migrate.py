@@ -126,8 +126,10 @@ def _engine(database_url: str) -> Engine:
 def check(connection: Connection) -> None:
     """Raise `SchemaMismatch` unless this release works with the database's schema.
 
-    It works with its own schema and with a newer one that still serves this release. The error
-    names the remedy.
+    It works with the schema of its own revision. It also works with a newer schema if the comment
+    on the revision table names this release's revision, or an older one, as the oldest that may run
+    with that schema (`SERVES_FROM`). The dialer's tables are checked as well. The error names the
+    remedy.
     """
     at, needed = revision(connection), head()
     if at != needed and _is_newer(at):

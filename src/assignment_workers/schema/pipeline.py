@@ -1,9 +1,10 @@
 """Run statements of the busiest transactions: compiled once, prepared, several in a round trip.
 
-The statements are SQLAlchemy expressions, in a transaction that SQLAlchemy begins and ends. But
-SQLAlchemy and the driver spend more on each execution than the database spends on a claim. So the
-statements go directly over the driver's connection. Statements that do not depend on one another's
-rows share a round trip, together with the transaction's BEGIN or COMMIT.
+The statements are SQLAlchemy expressions, in a transaction that SQLAlchemy begins and ends. But for
+each execution, SQLAlchemy and the driver need more time than the database needs for a whole claim,
+which is the step that assigns users to agents. So the statements go directly over the driver's
+connection. Statements that do not depend on one another's rows share a round trip, together with
+the transaction's BEGIN or COMMIT.
 """
 
 from __future__ import annotations

@@ -42,7 +42,12 @@ does not depend on clocks or brokers.
 
 
 class GenerationState(StrEnum):
-    """The states of a generation: building → published → retired, or failed."""
+    """The states of a generation, which is one build of a dialer queue.
+
+    building: being built, or built and not published yet. published: claims take users from it.
+    retired: replaced by a later generation. failed: not built to its end, or not published because
+    a later generation was published first.
+    """
 
     BUILDING = "building"
     PUBLISHED = "published"
@@ -99,17 +104,21 @@ class JobStatus(StrEnum):
 
 
 UNMARKED = UUID(int=0)
-"""The id of a term of release 0.1, whose terms had no ids."""
+"""The id of each term that began under release 0.1, in which a term had only a number.
+
+A term is the right of one sequencer to write.
+"""
 
 
 class LaneTerm(Base):
-    """The current term of each lane, which is the sequencer's right to write: one row per lane.
+    """The current term of a lane: the right of one sequencer to write. One row per lane.
 
-    Every transaction on the assignment queue locks this row to prove its term. The row changes when
-    a term begins or the operational settings change, and every few seconds for standbys of release
-    0.1. Values that are updated more often are in `sequencer_signs`, because PostgreSQL keeps every
-    version of a row while a reader of an old snapshot is active, and each proof would scan all
-    versions.
+    Every transaction of the lane's sequencer locks this row, and so proves that its term is still
+    the current one. The row changes when a term begins or the operational settings change. It also
+    changes every few seconds, because standby sequencers of release 0.1 read in it that the leader
+    is alive. Values that are updated more often are in `sequencer_signs`. The reason: PostgreSQL
+    keeps every version of a row while a reader of an old snapshot is active, and each transaction
+    that locks the row would have to scan all its versions.
     """
 
     __tablename__ = "sequencer"
@@ -129,9 +138,9 @@ class LaneTerm(Base):
     seen_at: Mapped[datetime | None] = mapped_column(Instant)
     """The time of a recent transaction of the leader, written every few seconds.
 
-    Standbys of release 0.1 read it as the leader's sign of life; a leader of 0.1 writes no other.
-    `probed_at` and `probe_seconds` are no longer used. The release after this one drops all three
-    columns.
+    A leader of release 0.1 writes no other sign of life, and standby sequencers of 0.1 read no
+    other. `probed_at` and `probe_seconds` are no longer used. The release after this one drops
+    these two columns and `seen_at`.
     """
     probed_at: Mapped[datetime | None] = mapped_column(Instant)
     probe_seconds: Mapped[float | None]
@@ -142,14 +151,15 @@ class LaneTerm(Base):
     """The numbers of the lane's latest terms, newest first.
 
     If sequencers took messages under these terms and did not acknowledge them, a new leader puts
-    the messages back into the assignment queue. Each new sequencer of any lane increments the term,
-    so the terms of one lane have gaps.
+    the messages back into the assignment queue. The number of a new term is one more than the
+    highest number of all lanes, so the numbers of one lane have gaps.
     """
     settings_id: Mapped[UUID | None]
     """The id of the version of the operational settings in force; null before the first version.
 
-    Each transaction reads this id when it locks the row to prove its term. A change of the settings
-    locks and writes the rows of all lanes, so no transaction misses it.
+    Each transaction of the lane's sequencer reads this id when it locks this row (see `LaneTerm`).
+    A change of the settings locks and writes the rows of all lanes, so no transaction misses the
+    change.
     """
     dialer: Mapped[dict[str, str] | None] = mapped_column(JSONB)
     """The digest of each part of the dialer file that the lane's last leader used.
@@ -187,8 +197,8 @@ class SettingsVersion(Base):
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
     """The author of the version: the token's name, `anybody` if tokens are off, or the operating
-    system user who ran the command. `sequencer`: the sequencer stored first values, taken from the
-    environment or the dialer's file.
+    system user who ran the command. `sequencer`: a sequencer stored first values. They come from
+    the environment and from the file that defines the dialer queues (`dialerconfig.py`).
     """
     why: Mapped[str]
     changes: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
@@ -200,10 +210,10 @@ class SettingsVersion(Base):
 
 
 class SequencerSign(Base):
-    """The times of the last transaction and the last probe of a lane's leader.
+    """The times of a recent transaction and of the last probe of a lane's leader.
 
-    They are the leader's signs of life. `last_turn_at` is updated at most once a second. A probe is
-    a message that the leader sends to itself.
+    They are the leader's signs of life. A probe is a message that the leader sends to itself.
+    Transactions write `last_turn_at` once a second at most. Each probe writes it as well.
     """
 
     __tablename__ = "sequencer_signs"
@@ -407,8 +417,8 @@ class AgentSession(Base):
 
     The row is created when a status is first set, or when the agent first fails to accept an
     assignment in time. `state` is null for an agent whose status was never set. Only transactions
-    that prove the sequencer's term write this table. Agents' heartbeats are stored in another table
-    (`AgentSeen`), so a heartbeat cannot overwrite a status.
+    that first prove that their sequencer still leads (see `LaneTerm`) write this table. Agents'
+    heartbeats are stored in another table (`AgentSeen`), so a heartbeat cannot overwrite a status.
     """
 
     __tablename__ = "agents_state"
@@ -522,8 +532,9 @@ class Command(Base):
 class Event(Base):
     """The record of one state change, stored in the transaction of that change.
 
-    It is a part of guarantee 11 in docs/how-it-works.md. The ids of a lane's events are in the
-    order of commit. A trigger keeps the table append-only. Free text is stored in `event_texts`.
+    So no change is committed without its record (guarantee 11 in docs/how-it-works.md). The ids of
+    a lane's events are in the order of commit. A trigger keeps the table append-only. Free text is
+    stored in `event_texts`.
     """
 
     __tablename__ = "events"
@@ -584,7 +595,7 @@ class AuditBatch(Base):
     """The position of the batch's first event in the lane's hash chain, counted from 1."""
     last: Mapped[int] = mapped_column(BigInteger)
     ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
-    """The ids of the batch's events, in the order of the chain."""
+    """The ids of the batch's events, in the order of the lane's hash chain."""
     digests: Mapped[bytes]
     """The digests of the batch's events, 32 bytes per event, in the order of `ids`."""
     upto: Mapped[int] = mapped_column(BigInteger)
@@ -767,10 +778,12 @@ class SuppressionKind(StrEnum):
 
 
 class Suppression(Base):
-    """A user, or a phone number, that is not to be called until the row is lifted.
+    """A ban on calls of one user, or of one phone number.
 
-    A number concerns all users who have it. The suppression applies to every dialer queue, or to
-    `queue` alone; the kind `closed` always has a queue.
+    It ends when it is lifted (`lifted_at`), or at the time `expires_at`. The ban of a number
+    applies to all users who have the number. A suppression applies to every dialer queue, or to
+    `queue` alone. The kind `closed` always has a queue, because it means that one dialer queue no
+    longer offers the user.
     """
 
     __tablename__ = "suppressions"
@@ -1002,7 +1015,7 @@ class AccessRecord(Base):
 
 
 class AnswerCount(Base):
-    """The number of requests for a user, in each minute of one hour, that ended in one way.
+    """Counts of the requests of one hour that ended in one way: a count for each minute.
 
     `AnswerKind` has the ways, such as an answer of one kind, or no answer in time. Gateways and
     clients count the requests in memory, and add the counts to the row some time later. The table
@@ -1126,7 +1139,8 @@ class CrmRead(Base):
 
     whole: Mapped[bool] = mapped_column(primary_key=True)
     read_at: Mapped[datetime] = mapped_column(Instant)
-    """The start of the read. The copy has the facts of that time or later."""
+    """The time at which the read began. `crm_mirror` has the CRM's facts as of this time or later.
+    """
     seconds: Mapped[float]
     counts: Mapped[dict[str, int]] = mapped_column(JSONB)
 
@@ -1134,17 +1148,19 @@ class CrmRead(Base):
 class Watermark(Base):
     """The progress of a job that reads a table in several runs (`assignment.pools.discover`).
 
-    `source` is the name of a CRM table, which the job `discover` reads to find new rows, or
-    `reconciliation`: the job `reconcile`, which reads all users. A pass is one reading of the table
-    to its end.
+    The job `discover` looks for new rows in several CRM tables, and has a row for each: `source` is
+    the name of the CRM table. The job `reconcile` reads all users, and has one row: its `source` is
+    `reconciliation`. The columns speak of passes: a pass is one reading of a table to its end, in
+    one run or several.
     """
 
     __tablename__ = "watermarks"
 
     source: Mapped[str] = mapped_column(primary_key=True)
     reached: Mapped[datetime | None] = mapped_column(Instant)
-    """The latest `created_at` of the rows that completed passes have read, but never in the future.
+    """The latest `created_at` of the rows that completed passes have read.
 
+    If that time is still to come when a pass is completed, the time of the run is stored instead.
     The next pass of `discover` reads the rows whose `created_at` is later than this time, and also
     those of the ten minutes before this time (`discover.OVERLAP`). Null: `discover` has completed
     no pass, or the job is `reconcile`.

@@ -213,7 +213,8 @@ class Consumer(consumer.Consumer):
         """Retry storing the dead letters that are not stored, oldest first, until one fails."""
         channel = self.task_consumer.channel if self.task_consumer else None
         if isinstance(channel, Channel):
-            channel.store_again(self.app.serves)
+            for queue in self.app.consumed:
+                channel.store_again(queue)
         while self._held:
             message, unstored = self._held[0]
             try:

@@ -119,7 +119,8 @@ _PASSED = (
 class TaskMessage(Message):
     """A validated message in the form that Celery reads.
 
-    `ack` acknowledges the broker's message.
+    It is built from a message that the broker delivered, and has the same delivery tag. So `ack`
+    acknowledges the delivered message.
     """
 
     __slots__ = ("_payload", "unstored")

@@ -39,7 +39,7 @@ class FirstNode(bootsteps.StartStopStep):
         self._answers = threading.Event()
 
     def start(self, consumer: Any) -> None:
-        """Start the attempts if the new connection is not to the first node."""
+        """Start the attempts to reach the first node, if the new connection is to another node."""
         connection = consumer.connection
         nodes = connection.alt
         if connection.transport.driver_type != "amqp" or not nodes:
@@ -52,7 +52,7 @@ class FirstNode(bootsteps.StartStopStep):
         self._timer = every(LOOK_SECONDS, self._look, (consumer, first))
 
     def stop(self, consumer: Any) -> None:
-        """Stop the attempts when the broker connection or the worker ends."""
+        """Stop trying to reach the first node when the broker connection or the worker ends."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -250,9 +250,12 @@ class Leadership(bootsteps.StartStopStep):
     def _is_excused(self, sign: Sign) -> bool:
         """Return True if this leader is silent for a reason that would silence a standby as well.
 
-        The reasons: Redis refuses writes, or COMMITs wait for a synchronous standby of PostgreSQL.
-        `sign`: the leader's last sign of life. While Redis refuses writes, an empty transaction is
-        run here to give a new sign.
+        The reasons: Redis refuses writes, or COMMITs wait for a synchronous replica of PostgreSQL.
+        `sign`: the leader's last sign of life.
+
+        While Redis refuses writes, the leader cannot send itself a probe, the message whose
+        handling is a sign of life. So this function runs an empty transaction in its place, which
+        is a new sign of life.
         """
         limit = SILENCE.total_seconds()
         if sign.silent > limit / 2 and WRITE_REFUSALS.within(limit):

@@ -51,10 +51,11 @@ class Sequencer:
     ) -> None:
         """Prepare the process; `stand` tries to lead.
 
-        `candidacy`: the connection that takes the lane's lock. `crm`: the external CRM; None if the
-        CRM is in our own database. `send_probe` sends this sequencer a message to itself. `begin`
-        is called at the start of each term, before a message is taken, to run the transactions that
-        prepare the term.
+        `engine`: the database in which the transactions run. `candidacy`: the connection that takes
+        the lane's lock. `crm`: the external CRM; None if the CRM is in our own database. `queue`:
+        the name of the lane's assignment queue. `lanes`: the lanes of this installation.
+        `send_probe` sends this sequencer a message to itself. `begin` is called at the start of
+        each term, before a message is taken, to run the transactions that prepare the term.
         """
         self.engine = engine
         self.candidacy = candidacy

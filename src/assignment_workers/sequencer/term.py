@@ -1,11 +1,17 @@
 """Leadership: an advisory lock on its own connection elects; the term permits writing.
 
-States: standing by (no lock) → leading (lock held, term raised) → over (the connection or the signs
-of life are gone; the process ends, and its supervisor starts it as a standby). The lock alone is
-not relied on: once a successor leads, a leader that lost the lock unnoticed has a stale term, and
-its transactions find no row. The number of the term alone is not relied on either: a database that
-moves back to a restored backup or an asynchronous standby gives out a number again. Each term has a
-random id, which no copy of the past has. Each transaction proves the number and the id.
+A process has three states, in this order. It stands by while it does not hold the lane's lock. It
+leads once it holds the lock and has begun a new term. Its leadership is over if the connection of
+the lock is lost or the signs of life stop. The process then ends, and its supervisor starts it
+again as a standby.
+
+A term has a number and a random id, which are stored in the lane's row in the table `sequencer`.
+Each transaction proves both: it looks for the row with this number and this id.
+
+* The lock alone does not suffice, because a leader may lose it without noticing. Once a successor
+  has begun a term, the transactions of the former leader find no row and fail.
+* The number alone does not suffice either. A database that moves back to a restored backup, or to
+  an asynchronous replica, gives out a number again. No such copy of the past has the random id.
 """
 
 from __future__ import annotations
@@ -53,9 +59,10 @@ After a longer wait, the standby counts as unavailable.
 
 APPLICATION = "assignment-workers sequencer"
 PARTS_AT_MOST = 5
-"""The greatest number of differing parts of two dialer files that one log line names.
+"""The most parts that are named in one log line when two dialer files are compared.
 
-A dialer file defines the dialer queues, their rules and the outcomes.
+The named parts differ between the two files. A dialer file defines the dialer queues, their rules
+and the outcomes.
 """
 
 
@@ -153,10 +160,10 @@ class Candidacy:
     def try_to_lead(self) -> Term | None:
         """Begin and return a new term if the lane's lock is free; None if it is held.
 
-        Term numbers grow by one with each new sequencer of any lane, so a number names one
-        sequencer. Raises `CommitsWait` while COMMITs wait for a synchronous standby. Raises
-        `psycopg.OperationalError` if the database fails, or if the leader of another lane assigns
-        dialer queues to lanes differently.
+        The number of a new term is the highest number of all lanes' terms, plus one. So terms of
+        different lanes never have the same number. Raises `CommitsWait` while COMMITs wait for a
+        synchronous replica of PostgreSQL. Raises `psycopg.OperationalError` if the database fails.
+        Also raises it if `disagreement` would return a reason.
         """
         connection = self.connect()
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [self.lock]).fetchone()
@@ -193,8 +200,9 @@ class Candidacy:
     def disagreement(self) -> str | None:
         """Return the reason for which this process may not lead now, in one line, or None.
 
-        The reason: the leader of another lane assigns dialer queues to lanes differently. Two
-        sequencers could then both write to one dialer queue.
+        The reason: another lane has a leader, and by this leader's settings the lane has other
+        dialer queues than by the settings of this process. Two sequencers could then both write to
+        one dialer queue. Dialer queues that only one of the two processes knows are ignored.
         """
         return self._disagreement(self.connect())
 

@@ -97,11 +97,12 @@ def of_broker(errors: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
 
 @contextmanager
 def pooled_producer(app: Any) -> Iterator[Any]:
-    """Within: a producer of a worker's pool; after an error, the next one has another connection.
+    """Yield a producer of a worker's pool; with RabbitMQ, drop its connection after an error.
 
-    kombu keeps the connection to a RabbitMQ node that hangs, which would hold up the worker with
-    each message. So after an error of the broker's client, which is raised, that connection is
-    dropped, and the next one is to the next node.
+    The error is one of the broker's client, and is raised again. After it, kombu itself would keep
+    the connection. If the connection's RabbitMQ node hangs, each further message would then hold up
+    the worker. So the connection is dropped here, and the next connection is to the next node of
+    the address.
     """
     with app.producer_pool.acquire(block=True) as producer:
         connection = producer.connection
@@ -353,7 +354,7 @@ class QoS(redis.QoS):
     channel: Channel
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Record a message that was taken from its queue as not acknowledged."""
+        """Record that a message was taken from its queue and is not acknowledged yet."""
         try:
             super().append(message, delivery_tag)
         except ResponseError as error:
@@ -656,8 +657,9 @@ class RabbitChannel(pyamqp.Channel):
     def wait(self, *args: Any, **options: Any) -> Any:
         """Wait for RabbitMQ's answer to a command; raise `TimeoutError` after `ANSWER_SECONDS`.
 
-        RabbitMQ sends heartbeats meanwhile, so that the time-out of the socket alone would never
-        end the wait for a queue whose leader is on a lost node.
+        RabbitMQ does not answer for a replicated queue if the queue's leading replica is on a lost
+        node. It still sends heartbeats during the wait. Each heartbeat starts the time-out of the
+        socket again, so that time-out alone would never end the wait.
         """
         if self.connection is None:  # closed: super() says so
             return super().wait(*args, **options)
@@ -699,9 +701,10 @@ class RabbitConnection(pyamqp.Connection):
 
     @contextmanager
     def deadline(self, seconds: float) -> Iterator[None]:
-        """Have each read within the block end after `seconds` in total, with `TimeoutError`.
+        """Set a deadline for all reads within the block: `seconds` after the start of the block.
 
-        A block within another one keeps the outer deadline.
+        A read that is not finished at the deadline raises `TimeoutError`. A block within another
+        block has the deadline of the outer one.
         """
         outer = self._ends
         self._ends = monotonic() + seconds if outer is None else outer

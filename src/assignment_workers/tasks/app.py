@@ -109,8 +109,10 @@ def _require_certificate(app: App, name: str) -> None:
 def _name_sentinels(app: App, name: str) -> None:
     """Set the options by which Celery finds a Redis through Sentinel.
 
-    `name` is `broker` or `result_backend`. Options of the configuration file take precedence over
-    the query of the address.
+    `name` is `broker` or `result_backend`. The options come from the address, for example
+    `master_name` from its query. The transport options of the configuration file take precedence
+    over them. TLS options of the address replace those of the file. Does nothing if the address is
+    not that of a Sentinel.
     """
     setting = "broker_url" if name == "broker" else name
     url = str(app.conf[setting] or "")

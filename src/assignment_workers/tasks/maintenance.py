@@ -60,7 +60,8 @@ def regenerate_queue(run: TaskRun, queue: Word | None = None, trigger: Trigger =
     """Build a new generation of one dialer queue, or of each, and send the command to publish it.
 
     Returns, per dialer queue, the generation's number and size, or why the build was skipped.
-    `queue` None: every dialer queue. `trigger` is stored with the run of the job.
+    `queue` None: every dialer queue. `trigger`: the cause of the build, such as `hourly`; it is
+    stored with the run of the job and with the generation.
     """
     queues = list(run.of.dialer.policies)
     if queue is not None and queue not in queues:

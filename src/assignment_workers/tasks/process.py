@@ -201,13 +201,17 @@ def _work(
 ) -> int:
     """Run a Celery worker that carries out `tasks` from the Celery queues `queues`.
 
-    Returns the exit code. `pool` is the name of Celery's pool class. A dead letter of a message
-    that is refused before its task runs has the name of the first queue. `lane`: the lane of a
+    Returns the exit code. `pool` is the name of Celery's pool class. `lane`: the lane of a
     sequencer; None for other processes.
+
+    The worker's consumer refuses some messages before their tasks run. The dead letter of such a
+    message is stored under the name of the first of `queues`, even if the message was on another
+    one. A message that the Redis transport itself refuses is stored under the name of its own
+    queue.
     """
     name = role if lane in {None, DEFAULT_LANE} else f"{role}-{lane}"
     largest = app.settings.message_maximum
-    app.serves, app.served = queues[0], tasks
+    app.serves, app.served, app.consumed = queues[0], tasks, tuple(queues)
     app.refusals = Refusals(app.engine, app.backend, largest=largest)
     app.suspects = Suspects(app.engine, app.results)
     signals.worker_shutting_down.connect(app.suspects.excuse_soon, weak=False)
@@ -294,7 +298,7 @@ def _gateway(settings: Settings, tracing: Tracing) -> int:
 
 
 def _check_redis(settings: Settings) -> None:
-    """Raise `UsageError` for a Redis that could lose or reorder messages, or accepts none.
+    """Raise `UsageError` for a Redis that could lose or reorder messages, or accepts no messages.
 
     A Redis that cannot be reached is not checked; a warning is logged.
     """

@@ -1,5 +1,8 @@
 """Messages as shown in Flower and the log: only allowed ids, times and words of this package.
 
+A text is shown only if it has the form of an id, a time or a single word, and only if the name of
+its argument or fact is in `SHOWN`.
+
 The sender's own rendering of a message (`argsrepr`, `kwargsrepr`, `shadow`) is not used. Flower's
 list shows the beginning of the arguments and of the result, so both begin with a summary, such as
 `agent 12, sales` and `assigned user 3652`. A comma separates an agent or user in a summary from the
@@ -146,8 +149,9 @@ class RedactedRequest(Request):
     def _send_all(self, ended: str, fields: dict[str, Any]) -> None:
         """Send all three events of a task after it has ended: received, started, and the last one.
 
-        They were held back, because most runs of this task do nothing. `ended`: the type of the
-        last event; `fields`: its fields.
+        A routine task runs often and seldom changes anything. Flower is not to list the runs that
+        did nothing, and only the end of a run shows that it did something. So no event is sent
+        before the end. `ended`: the type of the last event; `fields`: its fields.
         """
         eventer = self.eventer
         if not (eventer and eventer.enabled):

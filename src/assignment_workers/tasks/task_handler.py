@@ -108,9 +108,14 @@ class App(Celery):
     """The names of the tasks of the assignment queue."""
     maintenance_tasks: frozenset[str]
     heartbeat_tasks: frozenset[str]
-    """The names of the maintenance tasks that must not wait behind a long job."""
+    """The names of the tasks that store agents' heartbeats; heartbeat workers run no other tasks.
+
+    These tasks are maintenance tasks, too, but they must not wait behind a long job.
+    """
     serves: str
     """The name of the Celery queue that this process consumes, or of the first of several."""
+    consumed: Sequence[str]
+    """The names of all Celery queues that this process consumes."""
     served: frozenset[str]
     """The names of the tasks that this process carries out."""
     refusals: Refusals
@@ -475,11 +480,11 @@ class TaskRun:
         return self.runner.run(operation, command=command)
 
     def sender(self, part: int = 0) -> str | None:
-        """Return the name of the API token with which another caller sent an agent's request.
+        """Return the name of the API token with which a caller other than the agent sent a request.
 
-        The request has the index `part` among the requests or commands of this run. None: it was
-        sent with the agent's own token or with none, or the name is invalid. The name begins with
-        `UNAUTHENTICATED` if the message has no valid signature.
+        `part`: the index of the request among the requests or commands of this run. The result is
+        None if the request was sent with the agent's own token or with none, or if the name is
+        invalid. The name begins with `UNAUTHENTICATED` if the message has no valid signature.
         """
         place = part + (self.part or 0)
         return self.senders[place] if place < len(self.senders) else None

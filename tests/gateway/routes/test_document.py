@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis import Case
+from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
+from schemathesis.core.transport import Response
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from assignment_workers.gateway.app import create_app
@@ -48,13 +51,25 @@ BOUNDED = settings(
 AGENT = 80
 
 
+def is_too_late(case: Case[Any], response: Response) -> bool:
+    """True if there was no answer within the time that the request itself gives, 0.1 s and more."""
+    timeout = isinstance(case.body, dict) and case.body.get("timeout_ms")
+    return (
+        bool(timeout)
+        and response.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+        and response.json()["detail"].startswith("no answer within")
+    )
+
+
 # /v1/events never ends; its own tests are below and in test_events.
 @SCHEMA.exclude(path="/v1/events").parametrize()
 @BOUNDED
 def test_every_route_keeps_to_the_document(case: Case[Any], gateway: Gateway) -> None:
     bearer = BEARERS.get((case.operation.tags or [""])[0])
     headers = {"Authorization": f"Bearer {gateway.tokens[bearer]}"} if bearer else {}
-    case.call_and_validate(base_url=gateway.url, headers=headers)
+    response = case.call(base_url=gateway.url, headers=headers)
+    excluded: list[Any] = [not_a_server_error] if is_too_late(case, response) else []
+    case.validate_response(response, headers=headers, excluded_checks=excluded)
 
 
 @SCHEMA.include(path_regex="/v1/assignments/").parametrize()
@@ -65,7 +80,10 @@ def test_every_move_on_a_hold_keeps_to_the_document(case: Case[Any], gateway: Ga
         case.body["agent_id"] = AGENT
     headers = {"Authorization": f"Bearer {gateway.tokens['frontend']}"}
     response = case.call(base_url=gateway.url, headers=headers)
-    case.validate_response(response, headers=headers, excluded_checks=[negative_data_rejection])
+    excluded: list[Any] = [negative_data_rejection]
+    if is_too_late(case, response):
+        excluded.append(not_a_server_error)
+    case.validate_response(response, headers=headers, excluded_checks=excluded)
 
 
 @pytest.mark.parametrize(

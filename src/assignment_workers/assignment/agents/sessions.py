@@ -57,14 +57,18 @@ EXPIRE, TEND = "expire", "agent.tend"
 class Session:
     """Data about an agent, by which `turned_away` decides if the agent may be assigned a user.
 
-    `why`: the reason of the agent's state, unless a person typed the reason. `calls`: the number of
-    calls completed in the present session. `working_since`: the beginning of the work since the
+    `why`: the reason of the agent's state; None if a person typed the reason. `calls`: the number
+    of calls completed in the present session. `working_since`: the beginning of the work since the
     last break. `team`: the agent's team, which may have limits of its own.
     """
 
     agent_id: int
     state: str | None
-    """The agent's state; None: the agent never set a state, and no limit of a session applies."""
+    """The agent's state; None: no state was ever set for the agent.
+
+    If the state is None, the agent is not refused because of a limit of a session, such as the
+    maximum number of calls.
+    """
     why: str | None
     calls: int
     working_since: datetime | None
@@ -75,8 +79,9 @@ class Session:
 def untyped_reason() -> ColumnElement[str | None]:
     """Return a SQL expression: the reason of an agent's state; null if a person typed the reason.
 
-    If a request is refused because of the agent's state, the refusal includes this reason. Callers
-    who may not read texts that people typed get the refusal too.
+    If a request is refused because of the agent's state, the refusal includes this reason. Some
+    callers who get the refusal may not read texts that people typed. Therefore, a reason that a
+    person typed is not included.
     """
     ours = or_(*(AgentSession.by == literal(each, Text()) for each in (EXPIRE, TEND)))
     return case((ours, AgentSession.why))
@@ -188,9 +193,10 @@ class Moves:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return each agent's new state and number of completed calls, for the statement `MOVED`.
+        """Return one row for each agent with an added change, for the statement `MOVED`.
 
-        The rows are ordered by agent id, to avoid deadlocks.
+        A row has the agent's id, the new state, and the number of calls that the agent completed in
+        this transaction. The rows are ordered by agent id, to avoid deadlocks.
         """
         return [self._by_agent[agent] for agent in sorted(self._by_agent)]
 

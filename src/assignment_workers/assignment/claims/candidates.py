@@ -78,16 +78,17 @@ class Claimable(Protocol):
     def source_id(self) -> UUID | None: ...
     @property
     def details(self) -> Mapping[str, Any]:
-        """Return the values of `details` in the event that records the user's assignment."""
+        """Return the details that are stored in the event of the user's assignment."""
 
 
 @dataclass
 class Head:
     """The best-ranked users of one dialer queue, read in batches only as far as requests need.
 
-    Users who were read but must not be assigned now are in one of three attributes:
-    `held_elsewhere` has those who have an active assignment, and `resting` those who have to wait.
-    `ineligible` maps each other user who breaks a rule to the name of that rule.
+    Users who were read but must not be assigned now are in one of three attributes.
+    `held_elsewhere` has the users who have an active assignment. `resting` has the users who have
+    to wait. `ineligible` has the remaining users who break a rule; it maps the id of the user to
+    the name of the rule.
     """
 
     transaction: FencedTransaction

@@ -112,7 +112,8 @@ class _Place:
     waited: bool = False
     """True if the wait of some users of the queue is over, but they are not claimable yet.
 
-    This transaction cannot make them claimable, because it has not locked the queue's lane.
+    A transaction may change only lanes (groups of dialer queues) that it has locked. This
+    transaction has not locked the queue's lane, so it cannot make these users claimable.
     """
 
 

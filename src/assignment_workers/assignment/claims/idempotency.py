@@ -1,8 +1,11 @@
 """The inbox: one answer for each request and each command, however often it arrives (guarantee 5).
 
-Answers to requests are rows of the table `requests`. Every other message of the assignment queue is
-a row of `commands`, stored in the transaction that carries out the command, and looked up in the
-round trip that proves the term, the sequencer's fencing token. docs/how-it-works.md has the list of
+Every message of the assignment queue has requests, or is a command, or is a probe. A probe only
+shows that the sequencer is alive, and the answer to a probe is not stored. The answer to a request
+is a row of the table `requests`. The answer to a command is a row of the table `commands`. The
+transaction that carries out a command stores this row. Before a command is carried out, the
+sequencer looks for the row. This look-up needs no round trip of its own: it is sent together with
+the check of the term, the sequencer's fencing token. docs/how-it-works.md has the list of
 guarantees.
 """
 
@@ -66,13 +69,16 @@ LONGEST_ID = 200
 
 @dataclass(frozen=True)
 class CommandIdentity:
-    """One message of the assignment queue that is not an agent's request.
+    """The identity of a command, by which the command is carried out only once.
 
-    `id` stays the same however often the message is delivered or sent again. `task`: the name of
-    the Celery task. `subject`: a text that names the state that the command sets; None if an older
-    command, carried out late, cannot overwrite a newer state. `position`: the number of the command
-    in the order of sending, as `next_position` returned it; None: the command has no number yet,
-    and gets the next one when it is carried out.
+    A command is a message on an assignment queue, or a part of a message with several commands. An
+    agent's request for a user is not a command. `id`: the command's id, which stays the same
+    however often the message is delivered or sent again. `task`: the name of the Celery task.
+    `subject`: a text that names the state that the command sets, such as the state of one agent. A
+    command with a `position` is refused if a newer command with the same subject was carried out
+    already. None: an older command, carried out late, cannot overwrite a newer state. `position`:
+    the number of the command in the order of sending, as `next_position` returned it. None: the
+    command has no number yet, and gets the next one when it is carried out.
     """
 
     id: str
@@ -109,10 +115,13 @@ def once(
     """Return the stored answer of the command; without one, run the operation and store its answer.
 
     `found`: the rows of the query `looking_for(command)`, read in this transaction. `operation`:
-    the function that carries out the command. A command is refused as superseded if a command with
-    a later position and the same `subject`, which sets the same state, was carried out already;
-    this is recorded as a conflict (race). A command whose id another task used is refused too.
-    Cost: one row, written with the commit.
+    the function that carries out the command.
+
+    Commands with the same `subject` set the same state. The `position` of a command is its number
+    in the order of sending. A command is refused as superseded if a command with the same subject
+    and a later position was carried out already. The refusal is recorded as a race (a conflict of
+    two writers). A command is also refused if a command of another task has used its id. Cost: one
+    row, written with the commit.
     """
     ((task, stored, latest),) = found
     if task is not None:
@@ -362,10 +371,10 @@ _SHOWN = select(*HELD_COLUMNS).where(
 
 
 def _looking_up(asked: FromClause) -> Select[*tuple[Any, ...]]:
-    """Select the stored answer and the agent of each request in the table `asked`.
+    """Select the stored answer, the agent and the assignment's id of each request in `asked`.
 
-    Few requests have an assignment. Therefore, this query selects only the assignments' ids, and a
-    second query reads the other columns of these few assignments. Assignments are looked up by a
+    Few requests have an assignment. Therefore, this query reads no other column of an assignment;
+    a second query reads the other columns of these few assignments. Assignments are looked up by a
     subquery for each request, not by a join. With a join, the planner might choose to read the
     whole table while the table is small, and keep this plan in the cache.
     """

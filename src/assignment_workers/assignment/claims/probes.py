@@ -35,8 +35,9 @@ class RulePlan:
 def plans(
     connection: Connection, policies: Mapping[str, Policy], now: datetime
 ) -> Iterator[RulePlan]:
-    """Yield the query plan of each rule that is not built into this package, by dialer queue.
+    """Yield the query plan of each rule that the dialer adds, one dialer queue after the other.
 
+    Rules that are built into this package are left out. A rule of two dialer queues has two plans.
     Each rule's query is explained, not run. Sequential and bitmap scans are switched off for the
     rest of the caller's transaction, so a plan has a sequential scan only where no index serves the
     rule.

@@ -11,8 +11,9 @@ class ClaimRequest:
     """One request of an agent for a user.
 
     `queue`: the dialer queue that the user has to come from. If None, the user may come from any
-    dialer queue that the agent is allowed. These queues are tried in the order of the setting
-    `queue_priority` for the agent's team, and then in the order of the dialer's queues.
+    dialer queue that the agent is allowed. These queues are tried one after the other. Queues that
+    are in the setting `queue_priority` come first, in the order that the setting has for the
+    agent's team. The other queues follow, in the order in which the dialer defines them.
 
     `deadline`: from this instant of the database's clock on, no user is assigned; None: no limit.
     `sent_at`: the time of sending. `sent_by`: the name of the API token with which a caller other

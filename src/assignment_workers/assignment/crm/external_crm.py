@@ -97,8 +97,8 @@ class Crm:
         """Read the facts of these users with one statement; users not in the CRM have no facts.
 
         `users` maps each user's number in `assignment.user_ids` to the CRM's id of the user.
-        `seconds`: the time limit of a job's read; None: the limit of a claim, the CRM's `timeout`.
-        Raises `CrmUnavailable` if the CRM does not answer in that time.
+        `seconds`: the time limit, which a background job gives; None: the limit of a claim, the
+        CRM's `timeout`. Raises `CrmUnavailable` if the CRM does not answer in that time.
         """
         own = list(users.values())
         if not own:
@@ -233,9 +233,12 @@ class Crm:
     def _read(self, what: Callable[[Connection], T], *, seconds: float | None = None) -> T:
         """Run the function `what`, which reads the CRM, within a time limit; return its result.
 
-        `seconds`: the limit; the function gets a new connection. None: the limit is that of a
-        claim, and the function gets a connection of the pool. The CRM's server enforces the limit
-        of a claim, too.
+        `what` gets a connection to the CRM. `seconds`: the time limit of a read by a background
+        job; `what` then gets a new connection, opened for this read. None: it is a read of a claim,
+        the limit is the CRM's `timeout`, and `what` gets a connection of the pool. On connections
+        of the pool, the CRM's server also ends each statement that takes longer than `timeout`.
+        Raises `CrmUnavailable` if the read fails or takes too long, or if the circuit breaker is
+        open.
         """
         engine = self._quick if seconds is None else self._slow
         if self._breaker.opened:

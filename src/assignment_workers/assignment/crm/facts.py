@@ -145,10 +145,12 @@ class Queries:
     def _joined(self) -> FromClause:
         """Build the FROM clause that joins the table of persons with all tables about persons.
 
-        A plain join of, for example, the tables of notes and deals would combine each note of a
-        person with each deal. Therefore, each person is repeated once for each chain of linked
-        tables, such as deals and the items of deals. A table is joined only to the repetitions for
-        the chains that it is in. In the other repetitions, its columns are null.
+        The links between the tables form chains that begin at the persons. For example, deals refer
+        to persons, and items refer to deals: this is one chain. Notes refer to persons: this is
+        another chain. A plain join would combine each note of a person with each deal of that
+        person. Therefore, each person is repeated: there is one copy for each chain. A table is
+        joined only to the copies for the chains that contain the table. In the other copies, the
+        columns of the table are null.
         """
         linked = [(each, each.link) for each in self.declared.sources if each.link is not None]
         ways: dict[str, list[int]] = {each.name: [] for each, _ in linked}
@@ -213,7 +215,10 @@ class Queries:
         return self._columns[str(getattr(found.table, "name", ""))][str(found.name)]
 
     def _translated(self, joined: FromClause) -> FromClause:
-        """Return a join of our tables rewritten to the CRM's table and column names."""
+        """Return the SQL join `joined` with the CRM's names of its tables and columns.
+
+        `joined` has the names that the dialer declares for them, and that its rules use.
+        """
 
         def replaced(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
             if isinstance(element, Column) and _is_of_crm(element.table):

@@ -115,8 +115,10 @@ def quoted(of: Table | Column[Any]) -> str:
 def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict[str, int]:
     """Delete a user's rows from the mirror, our copy of the CRM; return their number, by table.
 
-    The name of a table includes its schema. Tables that do not exist, or lack the columns that lead
-    to the user, are left out.
+    In the result, the name of a table includes its schema. The rows are found by the columns that
+    lead from a table to the user, sometimes over other tables. If one of these tables or columns
+    does not exist, or if no such columns are declared, the table is skipped and is absent from the
+    result.
     """
     there = {
         (name, column.partition(" ")[0])

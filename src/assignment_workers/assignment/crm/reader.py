@@ -253,8 +253,9 @@ class CrmReader:
     ) -> Rows:
         """Run a query that reads CRM facts from its parameters; return its rows.
 
-        In a sequencer's transaction, hash and merge joins are switched on for this query only,
-        because parameters have no index.
+        A sequencer's connection has hash and merge joins switched off, so that statements look up
+        rows by an index. Rows that come from a parameter have no index. Therefore, in a sequencer's
+        transaction, these joins are switched on for this query only.
         """
         if self._run_in_turn is None:
             return self._run(statement, parameters)

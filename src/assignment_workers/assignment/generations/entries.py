@@ -229,10 +229,12 @@ _ALL_PUBLISHED = (
 def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
     """Ensure that this transaction has locked every lane in which these users have entries.
 
-    An entry is the position of a user in a generation. Raises `OtherLanes` if a lane is not locked.
-    The caller's transaction is then run again with these lanes locked. No new entries can appear
-    meanwhile, because a publication locks every lane. Cost: nothing with one lane; otherwise a
-    primary-key lookup for each user in each published generation of the lanes that are not locked.
+    An entry is the position of a user in a published generation. A lane is a group of dialer queues
+    with a lock of its own. Raises `OtherLanes` if one of these lanes is not locked; the caller's
+    transaction is then run again with that lane locked, too. After a successful check, the users
+    get no entries in other lanes before the transaction ends: a publication locks every lane, so it
+    has to wait for this transaction. Cost: nothing with one lane; otherwise a primary-key lookup
+    for each user in each published generation of the lanes that are not locked.
     """
     others = transaction.queues_of_other_lanes
     if others and users:

@@ -144,10 +144,12 @@ def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     chain (`audit.cut`); events that are not in the chain yet stay. Sessions of the dashboard are
     deleted a day after they expire.
 
-    An answer stays until `request_retention` after both the answer and its request's deadline, so
-    that a redelivered message is never taken for a new one. While no sequencer leads, or one has
-    just begun to lead, all answers stay, because messages taken by a killed sequencer wait in Redis
-    for the next sequencer without a time limit. Assignments are never deleted.
+    The answer to a command stays for the time `request_retention`. The answer to a request stays
+    until this time has passed since the answer, and also since the request's deadline, if any. So a
+    redelivered message is never taken for a new one. While a lane (a group of dialer queues) has no
+    leading sequencer, or its sequencer has just begun to lead, all answers stay. The reason is that
+    messages taken by a killed sequencer wait in the broker for the next sequencer without a time
+    limit. Assignments are never deleted.
     """
     history = func.now() - settings.history_retention
     counts: Counts = {}
@@ -211,8 +213,11 @@ def forget_texts(connection: Connection, *, settings: Settings) -> Counts:
 def _purging(connection: Connection) -> Iterator[None]:
     """Allow the deletion of events inside the block.
 
-    Uses the database role `assignment_purge` if it exists and may be used, and otherwise the
-    setting `assignment.purge`.
+    Outside the block, a trigger refuses each deletion. If the database role `assignment_purge` may
+    delete events, and this connection's role is a member of it, the block runs with the role
+    `assignment_purge`. Otherwise, the block runs with PostgreSQL's run-time setting
+    `assignment.purge` switched on; the trigger heeds this setting only if no role
+    `assignment_purge` may delete events.
     """
     if connection.execute(_HAS_ROLE).scalar_one():
         begin, end = "SET LOCAL ROLE assignment_purge", "RESET ROLE"

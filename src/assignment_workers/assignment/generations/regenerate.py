@@ -157,7 +157,7 @@ def _filled(
 
 
 def partition(number: int) -> str:
-    """Return the name, with schema, of the table of this generation's users and their positions."""
+    """Return the name, with schema, of the table with the users of generation `number`."""
     return f"assignment.entries_{number:d}"
 
 
@@ -180,9 +180,11 @@ def fail(connection: Connection, number: int, queue: str, now: datetime, error: 
 
 
 def _fail_abandoned(side_connection: Connection, queue: str) -> None:
-    """Mark generations of this dialer queue whose build never finished as failed.
+    """Mark the unfinished generations of this dialer queue as failed.
 
-    The processes that built them are dead, because the caller holds the lock of the build job.
+    The connection of a build holds the lock of the build job until the build ends. The caller holds
+    this lock now. Therefore, no earlier build is still running: if its generation is unfinished,
+    its process has died, or has lost the connection.
     """
     dead = side_connection.execute(
         select(Generation.id, func.clock_timestamp()).where(

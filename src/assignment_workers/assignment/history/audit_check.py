@@ -396,8 +396,9 @@ def _compared(
 ) -> ChainFault | None:
     """Compare the end of a lane's chain in an earlier export with the chain in the database.
 
-    `then`: the exported end. `now`: the present ends, by lane. `anchor`: the point at which the
-    chain begins now. Returns the fault, or None.
+    `then`: the exported end. `now`: the present ends, by lane. `anchor`: the end of the part
+    of the lane's chain whose events were already deleted; the events after it are still stored.
+    Returns the fault, or None.
     """
     if now.get(lane, genesis(lane)).position < then.position:
         return ChainFault.SHORTENED
@@ -453,7 +454,11 @@ class _One(BaseModel):
 
 
 def _read(connection: Connection, lane: str) -> Iterator[tuple[Any, Mapping[int, StoredEvent]]]:
-    """Yield the batches of a lane's hash chain in order, each with its stored events by id."""
+    """Yield the parts (batches) of a lane's hash chain in order, each with its events by id.
+
+    A batch is a row of the table `audit_batches`, with the ids and digests of consecutive events of
+    the lane. Events of the batch that are missing in the database are not in the mapping.
+    """
     after = 0
     while batch := connection.execute(_NEXT, {"lane": lane, "after": after}).one_or_none():
         found = connection.execute(ONE_OF, {"ids": batch.ids})

@@ -1,5 +1,8 @@
 """Check the guarantees against all records: events, assignments and requests.
 
+A lane is a group of dialer queues. Each lane has one sequencer at a time, which makes the lane's
+changes under its term: a fencing token with a number. A new sequencer of the lane gets a new term.
+
 Event ids show the order in which transactions committed: for the events of one lane, and also for
 events of different lanes about the same user, agent or dialer queue. Therefore, one pass over the
 events in the order of their ids can follow the state that they describe and check each event
@@ -45,12 +48,14 @@ def check(
 ) -> list[Breach]:
     """Return the breaches of guarantees in the recorded history; an empty list if there are none.
 
-    `dialer`: the dialer of this process. `settings`: the settings of the environment; operational
-    settings are read as they were in force at each time. `bound`: the longest time that an
-    assignment may outlast its lease while a sequencer leads. Events older than the setting
-    `history_retention` are not replayed, because some may be deleted. If the database's clock was
-    changed, times that the change made ambiguous are not compared. All is read from one snapshot,
-    so the system may be running; `connection` must not be in a transaction yet.
+    `dialer`: the dialer of this process. `settings`: the settings of the environment. Some settings
+    (the operational settings, such as calling hours) can be changed by an operator while the system
+    runs. Their values are read from the database, and each event is checked against the values that
+    were in force at its time. `bound`: the longest time that an assignment may outlast its lease
+    while a sequencer leads. Events older than the setting `history_retention` are not replayed,
+    because some may be deleted. If the database's clock was changed, times that the change made
+    ambiguous are not compared. All is read from one snapshot, so the system may be running;
+    `connection` must not be in a transaction yet.
     """
     connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     return judge(connection, dialer=dialer, settings=settings, bound=bound)
@@ -85,7 +90,7 @@ def judge(
 
 
 def facts(connection: Connection, since: datetime) -> Iterator[Fact]:
-    """Yield the events from `since` on, in their order; at most 10,000 rows are in memory."""
+    """Yield the events from the time `since` on, by id; at most 10,000 rows are in memory."""
     rows = connection.execute(
         _FACTS, {"since": since}, execution_options={"stream_results": True, "yield_per": 10_000}
     )

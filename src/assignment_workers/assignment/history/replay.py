@@ -98,9 +98,10 @@ KINDS_WITHOUT_TERM = {
     EventKind.MISSED_CALL_FOR_OPERATOR,
     EventKind.RACE,
 }
-"""Kinds of events that may be recorded without a sequencer's term.
+"""Kinds of events that may be recorded without a term, the fencing token of a sequencer.
 
-Other processes than the sequencer may record them. They do not change which users are claimable.
+Processes that are no sequencers have no term, but may record events of these kinds. The events of
+these kinds do not change which users are claimable.
 """
 
 
@@ -129,7 +130,7 @@ class Replay:
         self._terms: dict[str, int] = {}
         """By lane: the highest number of a sequencer's term in the events replayed so far."""
         self._lane_of: dict[int, str] = {}
-        """By term: the lane that the term's sequencer leads."""
+        """By number of a term (a sequencer's fencing token): the lane that the sequencer leads."""
         self._silences: dict[str, list[tuple[datetime, datetime]]] = {}
         """By lane: periods in which the lane may have had no leader, or the clock was set forward.
 
@@ -206,7 +207,11 @@ class Replay:
         }
 
     def led(self, lane: str, terms: Collection[int]) -> None:
-        """Record that sequencers with these terms led the lane, in the replayed time or before."""
+        """Record that the lane was led under these terms.
+
+        `terms`: the numbers of terms (the fencing tokens of sequencers). A sequencer with such a
+        term may have led the lane before the first replayed event or during the replayed period.
+        """
         self._lane_of |= dict.fromkeys(terms, lane)
 
     def stood(self, hold: ReplayedAssignment) -> None:
@@ -291,8 +296,12 @@ class Replay:
     def _line(self, fact: Fact, term: int) -> None:
         """Check that the event follows the earlier transactions of its lane.
 
-        The transactions of a lane must not overlap, and their terms must not decrease. The events
-        that publish one generation must follow each other, with no event of any lane in between.
+        `term`: the number of the term (the fencing token) of the sequencer that made the change.
+        Transactions of a lane must not overlap, so no event may have an earlier time than the
+        lane's event before it, except the event that records a step of the clock. The numbers of
+        the terms of a lane's events must not decrease. After the event that retires a generation,
+        the next event of any lane must be the event that publishes the next generation. Only events
+        without a term may stand between these two events: they are not checked here.
         """
         if fact.kind == EventKind.TERM_BEGUN:
             self._lane_of[term] = fact.lane or DEFAULT_LANE
@@ -413,9 +422,10 @@ class Replay:
             self._breach(10, fact, f"user {user} is kept for agent {fact.kept_for}")
 
     def _not_for(self, agent: int, now: datetime) -> Mapping[int, datetime]:
-        """Return the users whom the agent skipped within `skip_agent`, with the time of each skip.
+        """Return the users whom the agent skipped lately, with the time of each skip.
 
-        These users must not be offered to this agent again.
+        After a skip, this agent must not get the user again for the time of the setting
+        `skip_agent`. Only users for whom this time has not passed at `now` are returned.
         """
         skipped = self._skipped.get(agent, {})
         while skipped and next(iter(skipped.values())) <= now - self._skip_at_most:

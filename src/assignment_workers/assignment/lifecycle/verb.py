@@ -246,9 +246,11 @@ class Verb(Generic[P, M_co]):
         return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
 
     def operation_signature(self, first: Parameter) -> Signature:
-        """Return the signature of the function that the verb's Celery task runs.
+        """Return the signature of the function that the Celery task of this verb runs.
 
-        The parameters are `first`, and then every argument that a message of the verb carries.
+        A verb is an action of an agent, such as `complete`. `first`: the function's first
+        parameter, by which the function gets the context of the task's run. The other parameters
+        are the arguments that a message of this verb carries.
         """
         return Signature(
             [

@@ -134,8 +134,8 @@ def remove_converted(
 def _spoke(dialer: Dialer) -> ScalarSelect[Any]:
     """Select the agents who spoke to the user, the one with the latest call first.
 
-    The time for which the agent held the user is taken as the length of the call, because only the
-    telephony system knows the real length.
+    Only completed calls of at least a certain length count. The time for which the agent held the
+    user is taken as the length, because only the telephony system knows the real one.
     """
     unanswered = [sql_text(each.name) for each in dialer.outcomes if not each.keeps]
     calls = (

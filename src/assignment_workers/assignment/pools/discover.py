@@ -366,8 +366,9 @@ def _watermark(connection: Connection, source: str) -> Watermark | Row[*tuple[An
 def _store_counts(work: Work, source: str, counts: Counts, **values: object) -> None:
     """Commit the work so far, with the job's counts and the position up to which users were read.
 
-    `source`: the name of the CRM table that is read, or `reconciliation` for the job `reconcile`.
-    `values`: the position, as new values of columns in the row of `source` in `Watermark`.
+    The position is stored in the table of `Watermark`, in the row of `source`. `source`: the name
+    of the CRM table that is read, or `reconciliation` for the job `reconcile`. `values`: the new
+    values of columns in that row, by the column's name.
     """
     work.side_connection.execute(
         update(Watermark).where(Watermark.source == source).values(**values)
@@ -385,10 +386,13 @@ class _Standing:
     current: ColumnElement[str | None] | InstrumentedAttribute[str | None]
     place: ColumnElement[str | None]
     which: ColumnElement[str | None]
-    """The reason why the present dialer queue is wrong; null if it is right or must stay.
+    """The reason for which the user has to be moved; null if the user is not to be moved.
 
-    `in_none`: the user is in no dialer queue. `in_wrong`: the user is in a dialer queue other than
-    the right one. `other_word`: the user's score row names a queue that the dialer does not have.
+    `in_none`: the user belongs to a dialer queue, but is in none. `in_wrong`: the user is in a
+    dialer queue other than the right one. `other_word`: the user's score row names a queue that the
+    dialer does not have. Null: the user is in the right dialer queue, or the CRM's facts put the
+    user into no dialer queue. Null, too: an agent holds the user, the user has converted, or the
+    user is not in the CRM.
     """
 
 
@@ -527,6 +531,6 @@ _MOVE = (
 )
 """SQL that moves users to other dialer queues, by an update of their score rows.
 
-A row is updated only if it still names the dialer queue in which the user was judged. So a change
-that another program made meanwhile is not undone.
+A row is updated only if it still names the dialer queue that it named when the new one was
+determined. So a change that another program made meanwhile is not undone.
 """

@@ -43,10 +43,12 @@ The guarantees are numbered in docs/how-it-works.md. Guarantee 2: a rebuild dist
 Guarantee 9: only one sequencer writes. The function `interleavings` counts the breaches of both.
 """
 HEAD = 100
-"""Number of best-ranked claimable users of a generation whom a check reads.
+"""Maximum number of rows that each of two checks reads.
 
-The check finds users who were passed over by claims. Another check, for callbacks that wait for an
-operator, reads the same number of overdue callbacks.
+One check finds users whom claims passed over. It reads the claimable users with the best ranks, at
+most this number in each published generation. The other check finds callbacks that cannot be handed
+out until an operator acts. It reads at most this number of callbacks, those with the earliest
+promised times. Each was promised for a time more than an hour ago, and was postponed.
 """
 
 
@@ -144,9 +146,10 @@ def interleavings(findings: Iterable[CheckResult | StoredCheck]) -> int:
 def repair(transaction: FencedTransaction) -> Done:
     """Correct the entries of the published generations, so that they agree with the assignments.
 
-    An entry is the position of a user in a generation. Entries of users with an active assignment
-    are marked held; other entries that are marked held become ready. The answer has the counts
-    `marked_held` and `given_back`. No assignment changes.
+    An entry is the position of a user in a generation. Ready and waiting entries of users with an
+    active assignment are marked held. Held entries of other users are marked ready. No assignment
+    changes. The answer has two counts. `marked_held`: the entries that were marked held.
+    `given_back`: the entries that were marked ready.
     """
     transaction.require_all_lanes()
     marked = transaction.connection.execute(_MARK_HELD)

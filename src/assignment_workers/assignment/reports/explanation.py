@@ -51,8 +51,11 @@ class QueuePosition(BaseModel):
 class QueueVerdict(BaseModel):
     """The verdict of one dialer queue on the user.
 
-    `why` is `claimable`, or the first obstacle: `held`, the name of a rule, `paused`,
-    `never_built`, `waiting`, `drained`, `taken_out` or `not_in_generation`. `free_at` is the time
+    `why` is `claimable`, or the first obstacle: `held` (an agent has the user), the name of a rule,
+    `paused` (the dialer queue), `never_built` (the dialer queue), `waiting` (the user is
+    put off for a while), `drained` (an operator drained the dialer queue), `taken_out` (the user is
+    eligible but was removed from the current build) or `not_in_generation` (the user is eligible
+    but not in the current build). `free_at` is the time
     at which the obstacle ends without intervention, if known. `in_force` describes the calling
     rules that apply, such as calling hours.
     """
@@ -146,7 +149,7 @@ class Step(BaseModel):
     """One reason for which users of a dialer queue are not claimable, and the number of such users.
 
     `left` is the number of users who remain after this step and all steps before. `next_free_at` is
-    the earliest time at which the reason ends for one of the users without intervention, if known.
+    the earliest time at which the reason ends by itself for one of the users, if known.
     """
 
     why: str

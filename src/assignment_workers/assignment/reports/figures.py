@@ -100,8 +100,9 @@ class StoredCheck(BaseModel):
     """The stored result of one check of a guarantee, from the last scheduled run of all checks.
 
     It has the same fields as `doctor.CheckResult`, which is the result of a check that has just
-    been run; a stored result is as old as that run (`Figures.examined_at`). `ok` is True if the
-    check passed. `count` is the number of breaches, up to a hundred; `examples` are some of them.
+    been run. A stored result is as old as the last scheduled run (`Figures.examined_at`). `ok`
+    is True if the check passed. `count` is the number of breaches, up to a hundred; `examples` are
+    some of them.
     """
 
     check: str

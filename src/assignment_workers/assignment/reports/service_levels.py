@@ -44,10 +44,11 @@ _EXPLAINED = (
 )
 """The kinds of recorded answers, beginning with the kind that is the likeliest to come too late.
 
-A caller that stops waiting counts its request as unanswered, but the database may still record an
-answer to the request afterwards. So that the request does not count twice, the request is paired
-with one recorded answer that matches no counted answer. Answers of the first kind are paired first,
-then those of the second kind, and so on.
+A caller that stops waiting counts its request as unanswered. The database may still record an
+answer to the request afterwards. Then the request would count twice: as unanswered and as answered.
+Therefore the function `_explained` pairs each unanswered request with one recorded answer, among
+the recorded answers that match no counted answer. The function takes answers of the first kind
+first, then those of the second kind, and so on.
 """
 
 

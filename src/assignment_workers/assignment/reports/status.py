@@ -324,7 +324,11 @@ def _sequencer(
 
 
 def queue_statuses(connection: Connection, queues: Iterable[str]) -> list[QueueStatus]:
-    """Return the status of each stored dialer queue, those of `queues` first, in their order."""
+    """Return the status of each dialer queue that has a row in the database.
+
+    First come the dialer queues that are named in `queues`, in the order of `queues`. The others
+    follow, in the order of their names.
+    """
     order = [*queues]
     rows = sorted(
         connection.execute(_QUEUES).mappings().all(),

@@ -1,1 +1,1 @@
-"""Transport of the client's commands: batches, brokers, lanes and clocks."""
+"""Transport of the client's commands to the workers, and of the answers back."""

@@ -121,7 +121,9 @@ class Batch:
     def kwargs(self, at: Callable[[float], datetime]) -> dict[str, Any]:
         """Return the keyword arguments of the message.
 
-        `at` converts a time of the event loop's clock to a time of the database's clock.
+        The arguments of a call may include its deadline, a time of the database's clock. The
+        deadline is computed from `Call.ends`, a time of the event loop's clock. `at` converts a
+        time of the event loop's clock to a time of the database's clock.
         """
         arguments = [call.command.said_by(at(call.ends)) for call in self.calls]
         return {"requests": arguments} if self.calls[0].command.many else arguments[0]

@@ -1,6 +1,7 @@
 """A client's estimate of the database's current time, without a connection to the database.
 
-The deadline of a request is a time of the database's clock.
+A client needs this estimate to send a request, because the deadline in the request is a time of the
+database's clock.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class DatabaseClock:
     async def read(self) -> None:
         """Update the estimate from Redis, unless the last reading is recent enough.
 
-        The estimate is the sum of Redis's time and the difference to the database's clock, which a
-        sequencer stores in Redis. Raises `RedisError` if Redis does not answer.
+        The estimate is Redis's time plus the difference between the database's clock and Redis's.
+        A sequencer stores this difference in Redis. Raises `RedisError` if Redis does not answer.
         """
         began = self._steady()
         if self._read is not None and began < self._known_until:

@@ -51,8 +51,10 @@ out, because it may contain personal data.
 """
 
 CLIENT_FAILED = "the client failed; its log has the error"
-"""The reason that a caller is given if the call's message could not be made or sent, because of an
-error that is not an unavailable server.
+"""The reason that a caller is given if an unexpected error occurred in this client.
+
+Because of the error, the client could not make or send the call's message, could not subscribe to
+results, or could not read the result. If a server is unavailable, another reason is given.
 """
 
 TICK_SECONDS = 0.25

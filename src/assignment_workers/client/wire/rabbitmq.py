@@ -27,7 +27,8 @@ class AmqpSender:
     """A `Sender` for RabbitMQ. RabbitMQ confirms each message once it is stored safely.
 
     Workers declare the queues; this class declares none. A message to a queue that is not declared
-    yet is refused, because RabbitMQ would drop it. A separate thread waits for RabbitMQ.
+    yet is refused, because RabbitMQ would drop it. A separate thread sends the messages and waits
+    for the confirmations, so that the event loop is not blocked.
     """
 
     def __init__(self, url: str) -> None:
@@ -63,8 +64,9 @@ class AmqpSender:
     def _publish(self, queue: str, envelope: Envelope) -> None:
         """Publish a message; reconnect once if the connection was lost since the last message.
 
-        A message that is not confirmed may be in a queue whose leader is lost, at a node that is
-        well: so the same node is tried first, and another one if it accepts no connection.
+        The client reconnects to the same node first. Only if this node accepts no connection is
+        another node tried. A missing confirmation does not show that the node is down: the leader
+        of the queue may be lost on another node, while this node is well.
         """
         passing = (*self._connection.connection_errors, *self._connection.channel_errors)
         for is_last in (self._producer is None, True):

@@ -34,9 +34,12 @@ Refusals are counted by minute. The count of a minute is written at the first wr
 that minute, or at `close`.
 """
 ADDRESSES = 1_000
-"""The greatest number of separate counts in memory. Calls are counted together if they have the
-same minute, kind, token, address and agent. When there are this many counts, further refusals are
-counted under the address `others`, and further commands for agents under the agent `others`.
+"""The number of counts in memory from which no separate count is added.
+
+Below this number, refusals are counted together if they have the same minute, kind, token and
+address. Commands for agents are counted together if they have the same minute, token and agent.
+From this number on, a refusal that has no count yet is counted under the address `others`, without
+its token. A command for an agent is then counted under the agent `others`.
 """
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
@@ -99,9 +102,12 @@ class _Sum(NamedTuple):
 
 @dataclass
 class AccessLog:
-    """Collects refusals, uses of tokens and commands for agents, to write them to the access log.
+    """Collects refusals, commands for agents and uses of tokens, and writes them to the database.
 
-    They are counted in memory until they are written to the database.
+    Everything stays in memory until the next write. Refusals are written to the access log as
+    counts. If a token that is not the agent's own sends commands for an agent, only the first
+    command in each hour is written to the access log. For a used token, the time of its last use
+    is written to the table of tokens, not to the access log.
     """
 
     engine: Engine

@@ -24,16 +24,20 @@ from assignment_workers.gateway.problems import Problem, refused, unavailable
 from assignment_workers.schema.tables import TokenRole
 
 KNOWN_SECONDS = 3.0
-"""Seconds for which a checked token is not looked up again. A revoked token is accepted for at most
-that time, unless the database is unavailable (`REMEMBERED_SECONDS`).
+"""Seconds for which the result of a token's look-up is used, before the token is looked up again.
+
+A revoked token is accepted for at most this time. While the database is unavailable, a revoked
+token may be accepted for longer (see `REMEMBERED_SECONDS`).
 """
 KNOWN_AT_MOST = 10_000
 LOOK_UP_SECONDS = 2.0
 """The most seconds to wait for the look-up of a token in the database."""
 REMEMBERED_SECONDS = 3600.0
-"""Seconds for which a dashboard session is still accepted while the database is unavailable, if the
-session was valid before. The same holds for a token, but only at the paths of metrics and health
-(`OUTLIVES_DATABASE`). An operator can then find out what is wrong.
+"""Seconds for which a dashboard session is still accepted while the database is unavailable.
+
+The session must have been valid at its last look-up. The seconds begin when the result of that
+look-up expires (see `KNOWN_SECONDS`). The same holds for a token, but only at the paths of metrics
+and health (`OUTLIVES_DATABASE`). An operator can then find out what is wrong.
 """
 OUTLIVES_DATABASE = frozenset({"/metrics", "/v1/health"})
 """The paths at which a token that was valid is accepted while the database is unavailable."""
@@ -174,10 +178,11 @@ class Callers:
     async def bearer(self, token: str, *, outlives: bool = False) -> Caller:
         """Return the caller who has this token.
 
-        `outlives`: while the database is unavailable, a token is still accepted if it was valid at
-        its last look-up. It is accepted until `REMEMBERED_SECONDS` after that look-up's result
-        expired (`KNOWN_SECONDS`). Raises `Problem` 401 if the token is not valid, 429 for too many
-        calls, and 503 if the token cannot be looked up because the database is unavailable.
+        `outlives` True: while the database is unavailable, a token is still accepted if it was
+        valid at its last look-up. The result of a look-up expires after `KNOWN_SECONDS`. The token
+        is then accepted for `REMEMBERED_SECONDS` more. Raises `Problem` 401 if the token is not
+        valid, 429 for too many calls, and 503 if the token cannot be looked up because the
+        database is unavailable.
         """
         if not self.required:
             return EVERYBODY
@@ -272,9 +277,12 @@ class Callers:
         """Return the token with this key from the cache or the database; None if there is none.
 
         `key` is the token's name, or the digest of the cookie of a session that the token opened.
-        `look_up` reads the token from the database. `outlives`: while the database is unavailable,
-        the result of an earlier look-up is accepted for `REMEMBERED_SECONDS`. Otherwise raises
-        `Problem` 503 if the database does not answer within `LOOK_UP_SECONDS`.
+        `look_up` reads the token from the database. A result is cached for `KNOWN_SECONDS`.
+
+        The database is unavailable if it fails or does not answer within `LOOK_UP_SECONDS`. If
+        `outlives` is True, a token from the cache is then returned, but only until
+        `REMEMBERED_SECONDS` after its cached result expired. In every other case, `Problem` 503 is
+        raised while the database is unavailable.
         """
         now = self.clock()
         until, kept = self._known.get(key, (0.0, None))

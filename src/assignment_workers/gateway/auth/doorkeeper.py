@@ -31,7 +31,7 @@ sent at once, and its connection is closed.
 """
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
 AGENT_PATHS = ("/v1/requests", "/v1/assignments/")
-"""The paths of agents' calls, whose responses are counted for the health of the system."""
+"""The paths that agents' programs call. Their responses are counted for the system's health."""
 SIGN_IN = frozenset({"/login", links.PATH})
 COOKIE = b"assignment_workers="
 
@@ -43,8 +43,8 @@ class Doorkeeper:
     without a valid token. A call from an address above the limit is still let through if the call's
     own token or session was valid when it was last looked up, or if the path is in `FOR_EVERYBODY`.
 
-    The middleware also counts every response 401 or 403 for the access log. It counts the answers
-    to agents' calls for the health of the system.
+    The middleware also counts every response 401 or 403 for the access log. It counts the
+    responses to agents' programs (`AGENT_PATHS`) for the health of the system.
     """
 
     def __init__(

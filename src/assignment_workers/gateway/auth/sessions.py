@@ -30,10 +30,14 @@ def begin(
 ) -> str | None:
     """Begin a dashboard session and return its cookie; None if `link` was used before.
 
-    A session is opened either by a token or by the secret that `assignment-workers up` made for its
-    processes. `token`: the name of the token, or None. `stack`: the digest of the secret, or None.
-    `link`: the name of the one-time code in the sign-in link; None: no link was used. `address`:
-    the address of the browser, for the access log. The caller commits.
+    A session is opened by an API token, or by the secret that `assignment-workers up` made for its
+    processes. The secret may be presented directly or by a sign-in link. A sign-in link is signed
+    with the secret and works once.
+
+    `token`: the name of the API token; None if the secret opens the session. `stack`: the digest
+    of the secret; None if an API token opens the session. `link`: the identifier of the sign-in
+    link that was used; None: no link was used. `address`: the address of the browser, for the
+    access log. The caller commits.
     """
     cookie = secrets.token_urlsafe(32)
     now = func.clock_timestamp()

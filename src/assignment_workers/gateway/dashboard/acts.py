@@ -247,9 +247,9 @@ def subject_of(said: Mapping[str, str]) -> str:
 def _whom(asked: Asked) -> tuple[UserId | None, str | None]:
     """Return the user id and the phone number that an action concerns, each None if missing.
 
-    The user id is in the form's field `subject` (on a page about one user) or `user`, the phone
-    number in `phone`. The sequencer refuses a command that has a user id and a phone number. Raises
-    `Problem` 422 if the user id is invalid.
+    The user id is in the form's field `subject` (on a page about one user) or `user`. The phone
+    number is in the field `phone`. If the form has a user id and a phone number, both are returned;
+    the sequencer refuses a command that has both. Raises `Problem` 422 if the user id is invalid.
     """
     phone = asked.said.get("phone") or None
     named = asked.said.get("subject") or asked.said.get("user")

@@ -48,7 +48,7 @@ class ChartLine:
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis. On the time axis, `moment` is its time."""
+    """A mark on an axis. `moment`: its time on the time axis; None on the axis of values."""
 
     at: float
     label: str

@@ -64,7 +64,11 @@ async def wall(request: Request) -> Response:
 @ROUTES.get("/engine")
 @as_page
 async def engine(request: Request) -> Response:
-    """Show the engine room: components, processes, queues, jobs and guarantees."""
+    """Show the page "Engine room": components, processes, Celery queues, jobs and findings.
+
+    The findings are those of the doctor: the results of its checks of the guarantees that
+    docs/how-it-works.md lists.
+    """
     return await show(request, views.engine())
 
 
@@ -152,7 +156,7 @@ async def races(request: Request) -> Response:
 @ROUTES.get("/events/{number}")
 @as_page
 async def event(request: Request, number: str) -> Response:
-    """Show an event, such as a race."""
+    """Show a recorded event, such as an assignment or a race (a conflict of two writers)."""
     return await show(request, views.event(_number(number, "event")))
 
 
@@ -180,7 +184,7 @@ async def do_not_contact(request: Request) -> Response:
 @ROUTES.get("/settings")
 @as_page
 async def settings(request: Request) -> Response:
-    """Show the operational settings."""
+    """Show the operational settings: those that operators change while the system runs."""
     return await show(request, views.settings())
 
 

@@ -54,7 +54,11 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class PageSource:
-    """The database cache, the schedule and the settings from which pages read their facts."""
+    """The sources from which pages read their facts.
+
+    They are a cache of values read from the database, the schedule of beat, and the settings of
+    this process.
+    """
 
     read_cache: ReadCache
     schedule: Schedule
@@ -65,7 +69,11 @@ class PageSource:
         return current(connection, loaded(), self.settings)
 
     def policies(self, connection: Connection) -> Mapping[str, Policy]:
-        """Return the policy (the rules) of each dialer queue, with the calling rules in force."""
+        """Return the policy of each dialer queue by name.
+
+        A policy has all rules of one dialer queue. Calling rules, such as the calling hours, are
+        configured in the settings. The policies follow the calling rules that are in force now.
+        """
         return policies_of(loaded(), self.in_force(connection))
 
     def now(self) -> Figures:
@@ -100,7 +108,8 @@ class View:
     """The names of the actions on the page, or a function that chooses them by the facts."""
     subject: str = ""
     place: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts for the templates, which are not from the database."""
+    """Further values for the templates, such as the chosen period. They are not from the database.
+    """
     template: str = "page.html"
     key: object = None
     """A part of the key under which the rendered page is cached.
@@ -188,7 +197,11 @@ def _charts(source: PageSource, period: str, queue: str | None) -> Facts:
 
 
 def engine() -> View:
-    """Return the page "Engine room": components, processes, queues, jobs and guarantees."""
+    """Return the page "Engine room": components, processes, Celery queues, jobs and findings.
+
+    The findings are those of the doctor: the results of its checks of the guarantees that
+    docs/how-it-works.md lists. The page also shows the lanes, races and actions of operators.
+    """
 
     def read(source: PageSource) -> Facts:
         now = source.now()
@@ -515,7 +528,10 @@ def dead_letter(number: int) -> View:
 
 
 def settings() -> View:
-    """Return the page of the operational settings."""
+    """Return the page of the operational settings.
+
+    These are the settings that operators change while the system runs.
+    """
 
     def read(source: PageSource) -> Facts:
         return {

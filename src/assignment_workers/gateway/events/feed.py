@@ -36,8 +36,10 @@ AWAY = (DBAPIError, PoolTimeout)
 PAGE = 500
 """The greatest number of events that one query reads."""
 BEHIND_AT_MOST = 100_000
-"""The greatest number of missed events that are sent to a client that reconnects. A client that
-missed more gets the event `reset`.
+"""The greatest distance between the last event id of a client that reconnects and the newest id.
+
+Up to this distance, the client gets the events that it missed. Beyond it, the client gets the event
+`reset` instead.
 """
 SILENCE_SECONDS = 15.0
 """Seconds without a notification after which the database is queried for new events, in case a
@@ -237,8 +239,8 @@ class Feed:
     async def _hand_on_up_to(self, until: int) -> None:
         """Pass on the events with ids up to `until`.
 
-        No event can still appear with an id that is missing, because every transaction that could
-        have written the event has ended.
+        The ids may have gaps, but no event can still appear in a gap. The caller has called
+        `_settle`, which waits for the end of every transaction that could write such an event.
         """
         while self.position < until:
             found = await self._ask(
@@ -252,8 +254,8 @@ class Feed:
         """Wait until no new event can appear with an id below the last id that was read.
 
         A transaction that has taken an id and has not ended could still write such an event, so
-        this method waits for the end of each such transaction. After that, no event can appear with
-        an id that is missing.
+        this method waits for the end of each such transaction. After the wait, an id without an
+        event stays unused if it is below the last id that was read.
         """
         held_back = await self._ask(events.writers)
         while held_back:

@@ -50,9 +50,9 @@ then read the current state again.
 class EventReader:
     """One open stream of events.
 
-    `last`: an event id. No event with this id or a smaller one still has to be sent on this stream.
-    Such an event was sent, or precedes the stream, or is not for this client. If missed events
-    cannot be sent, the client gets the event `reset` instead of them.
+    `last`: the event id up to which the stream is complete. Each event up to this id was sent, or
+    precedes the start of the stream, or is not for this client. If missed events cannot be sent,
+    the client gets the event `reset` instead of them.
     """
 
     feed: Feed

@@ -100,7 +100,8 @@ def _body(said: bytes, *, more: bool = True) -> dict[str, Any]:
 async def _end(send: Send) -> None:
     """Send the end of the response; give up after a second if the client does not read.
 
-    The server then closes the connection.
+    After a failed attempt, the HTTP server closes the connection, because the response is not
+    complete.
     """
     try:
         async with asyncio.timeout(LAST_WORD_SECONDS):

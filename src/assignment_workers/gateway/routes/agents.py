@@ -171,7 +171,7 @@ async def state(
 async def heartbeat(
     request: Request, agent: AgentPath, body: HeartbeatBody, here: Here, who: Actor
 ) -> Response:
-    """Record that the agent is present, which keeps accepted work alive.
+    """Record that the agent is present, which keeps the agent's accepted assignment alive.
 
     The heartbeats of all agents are written in batches, about once a second. The first heartbeat
     that names an offer in `assignment_id` accepts the offer. Apart from that, a heartbeat does not

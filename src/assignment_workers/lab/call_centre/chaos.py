@@ -19,7 +19,10 @@ from assignment_workers.lab.call_centre.recorder import Recorder
 
 FIRST_AFTER = 5.0
 RECOVERY = 12.0
-"""The seconds at the end of a run in which no fault is caused; at most half of the run."""
+"""The seconds at the end of a run in which no fault is caused.
+
+In a run shorter than twice this time, no fault is caused in the second half of the run.
+"""
 AGAIN_AFTER = 0.1
 UNABLE = (SQLAlchemyError, redis.RedisError, BrokerUnavailable, OSError, psutil.Error)
 """The errors after which an attempt to cause a fault is given up.

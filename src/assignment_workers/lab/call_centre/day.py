@@ -34,9 +34,11 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 QUIET_SECONDS = 300.0
-"""The longest time in seconds to wait, before or after the day, for sequencers that lead.
+"""The longest time in seconds to wait until each lane has a leading sequencer again.
 
-After the day, all builds must be published within the same time.
+A lane is a group of dialer queues. Its leading sequencer is the one worker that handles its
+assignment queue. The stack is given this time after the simulated day, and also before the day if
+the SQL clock was replaced. After the day, all builds must be published within the same time.
 """
 
 AGENTS = """
@@ -194,8 +196,8 @@ class _Day:
 def _come_to_rest(engine: Engine, client: Client, lanes: Lanes) -> None:
     """Wait until each lane has a leading sequencer and each build is published.
 
-    Meanwhile, send the messages that end assignments whose lease has ended, and that publish
-    finished builds.
+    Meanwhile, send two kinds of messages. One kind ends the assignments whose lease has ended. The
+    other kind publishes finished builds.
     """
 
     def is_at_rest() -> bool:

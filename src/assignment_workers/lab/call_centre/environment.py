@@ -26,8 +26,8 @@ from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder,
 REBUILD = timedelta(minutes=15)
 """The simulated time between two rebuilds of the dialer queues.
 
-The original dialer was to rebuild a queue with few users at most once in this time (original-dialer
-section 5).
+The value is taken from the original dialer. Between two rebuilds of a queue with few users, the
+original dialer was to wait at least this long (original-dialer section 5).
 """
 CLEANUP = timedelta(minutes=10)
 SHORTEST = 4.0
@@ -87,10 +87,11 @@ class Environment:
         self._to_sign.append(user)
 
     async def users(self) -> None:
-        """Change facts of some users in the CRM each second, until the day is over.
+        """Change facts of some users in the CRM each second, until the simulated day is over.
 
-        Some users sign. For others a requirement appears: a row in the CRM's table
-        `claim_requirements`, for a document that the user has to send.
+        For some users, a signature is stored in the CRM's table of users. For others, a requirement
+        appears: a row in the CRM's table `claim_requirements`, for a document that the user has to
+        send.
         """
         chance = Random(f"{self.plan.seed} users")
         while await self._after(1.0):

@@ -4,13 +4,18 @@ Each fault is a context manager: the fault lasts for its block, and the end of t
 fault. The context manager yields False if the fault cannot be caused now, for example because the
 process is down.
 
-Everything runs on one machine, which limits the faults. There is no second database server, so no
-request can be served while PostgreSQL is frozen, and a recovery is measured from the end of the
-freeze. Frozen sessions keep their locks, as sessions behind a network that drops packets do until
-the server notices. A killed RabbitMQ, which is no process of the stack, is started again at the end
-of the fault. The machine has one clock, so the database's clock is moved for SQL alone, by
-functions that shadow PostgreSQL's own. The disk can be full only in a stack that the run has
-started, because only there PostgreSQL has a file system to itself.
+Everything runs on one machine, and this limits the faults:
+
+- There is no second database server. Therefore no request can be served while PostgreSQL is frozen,
+  and the recovery is measured from the end of the freeze.
+- Frozen database sessions keep their locks. A session whose packets are dropped by a network also
+  keeps its locks, until the server notices the loss.
+- RabbitMQ is no process of the stack. If a fault kills RabbitMQ, the end of the fault starts it
+  again.
+- The machine has only one clock. Therefore the database's clock is moved only for SQL: functions
+  with the names of PostgreSQL's own come before them in the search path.
+- The disk can be full only in a stack that the run has started, because only there PostgreSQL has
+  a file system to itself.
 """
 
 from __future__ import annotations
@@ -49,9 +54,10 @@ from assignment_workers.runtime.stack import Stack
 FREEZE_SECONDS = 4.0
 """The seconds for which Valkey, or a process of this project, is frozen."""
 SILENCE_SECONDS = 9.0
-"""The seconds for which PostgreSQL or RabbitMQ does not answer, or a standby is missing.
+"""The seconds for which PostgreSQL or RabbitMQ does not answer.
 
-The time is longer than the deadline for PostgreSQL's answers.
+The fault `_no_standby` lasts as long. In that fault, each COMMIT waits for a standby server of
+PostgreSQL that does not exist. The time is longer than the deadline for PostgreSQL's answers.
 """
 FULL_SECONDS = 5.0
 AWAY_SECONDS = 3.0

@@ -42,8 +42,9 @@ class Plan:
     None: the setting of the stack applies. Only a soak (a long run to find leaks) sets a time.
     """
     lanes: str = ""
-    """The lanes of a new stack, in the form of ASSIGNMENT_WORKERS_LANES; empty: only the default
-    lane.
+    """The lanes of a new stack, in the form of the setting `ASSIGNMENT_WORKERS_LANES`.
+
+    A lane is a group of dialer queues with a sequencer of its own. Empty: only the default lane.
     """
     own_stack: bool = False
     """True if the stack was started for this run, so that a fault may change its database for good.

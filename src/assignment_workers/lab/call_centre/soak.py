@@ -333,7 +333,8 @@ class Meter:
     def outlived(self) -> list[str]:
         """Delete rows older than their retention; return a line for each table where some remain.
 
-        Rows that are older by less than `GRACE` do not count.
+        Of the rows that remain, only those that outlived their retention by `GRACE` or more are
+        counted.
         """
         self.prune()
         parameters = {

@@ -30,6 +30,7 @@ DEAD_SECONDS = 180.0
 """The longest time in seconds for which a table may have too many dead rows.
 
 Too many means more than twice autovacuum's threshold. Autovacuum checks the tables once a minute.
+It therefore has about three occasions to clean a table within this time.
 """
 
 # A generation's table counts with `entries`, attached or not. The

@@ -95,8 +95,9 @@ def _warm(life: Points) -> Points:
 def _slope(halves: Iterable[Points]) -> float:
     """Return the median growth of a figure per second.
 
-    `halves` has one list for each start of the measured process: either the first half of the
-    samples of each process, or the second half.
+    `halves` has one list of samples for each life, the time from a start of the process to its end.
+    Either each list is the first half of the life's samples, or each list is the second half.
+    Lives with too few samples are not included.
     """
     return statistics.median(slope for half in halves for slope in _slopes(half))
 

@@ -1,7 +1,8 @@
 """The verdict of a simulated run: the guarantees that were broken, and the service levels.
 
-`judge` replays the events of the run, runs the doctor, compares the answers that the agents got
-with the tables, and computes the service levels.
+`judge` replays the events of the run. It runs the doctor, which checks all guarantees against the
+tables. It compares the answers that the agents got with the tables. It also computes the service
+levels.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 
 BOUND = timedelta(seconds=60)
-"""The longest time for which an assignment may outlive its lease. No fault lasts that long."""
+"""The longest time for which an assignment may outlive its lease.
+
+A fault may delay the end of an assignment, but no fault lasts as long as this time.
+"""
 SOON = 0.1
 """The longest time in seconds from a request to its answer that counts as fast.
 
@@ -92,7 +96,10 @@ class Verdict(BaseModel):
     untried: list[str]
     """A line for each kind of fault that could not be caused in this stack, with the reason."""
     records: dict[str, int]
-    """Counts from the database: assignments by state, generations, events, races, and so on."""
+    """Counts from the database: assignments by state, generations, events, and so on.
+
+    They include races: conflicts of two writers that were detected and resolved.
+    """
 
     @property
     def late(self) -> list[str]:

@@ -1,6 +1,7 @@
 """This project as a dialer in the replay, with the operations and transactions of a sequencer.
 
-Each agent's thread runs its own fenced transactions, which commit only in the current term. All
+Each agent's thread runs its own fenced transactions. A fenced transaction first proves its term,
+which is the fencing token of a sequencer. It commits only if that term is the current one. All
 threads share two connections. While the transaction on one connection holds the lane's row lock and
 works, the transaction on the other connection waits for the lock. On the real stack, the assignment
 queue puts the transactions in order instead.
@@ -153,9 +154,9 @@ class Ours:
             self.runner.run(lambda transaction: expire(transaction, settings=self.settings))
 
     def stuck(self) -> int:
-        """Return the number of active assignments in the tables, each of which holds a user.
+        """Return the number of active assignments in the tables.
 
-        After all agents have left, these users are lost.
+        Each active assignment holds a user. Users who are held after all agents have left are lost.
         """
         counted = text("SELECT count(*) FROM assignment.assignments WHERE state = 'active'")
         with self.engine.connect() as connection:

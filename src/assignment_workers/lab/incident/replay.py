@@ -97,8 +97,9 @@ def replay(
 
     `names`: the ways, such as `original` or `ours`. The temporary databases are created on the
     server of `server_url`, and dropped afterwards. The database that `server_url` names is neither
-    read nor written. `done` is called with each result. Raises `UsageError` if the role may not
-    create databases, and `DatabaseUnavailable` if the server cannot be reached.
+    read nor written. `done` is called with each result. Raises `UsageError` if the database
+    user in `server_url` may not create databases. Raises `DatabaseUnavailable` if the server cannot
+    be reached.
     """
     results: list[ReplayResult] = []
     with _scratch(server_url, plan) as copies:
