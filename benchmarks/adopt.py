@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from random import Random
 
 import psutil
 import psycopg
@@ -69,7 +70,7 @@ DIALER = {
     "reads the queue": f"SELECT id FROM {UNSIGNED} WHERE status = 'pending'"
     " ORDER BY queue_position LIMIT 1",
     "writes the queue": f"UPDATE {UNSIGNED} SET priority_score = priority_score + 1 WHERE id ="
-    f" (SELECT id FROM {UNSIGNED} WHERE queue_position = 77 LIMIT 1)",
+    f" (SELECT id FROM {UNSIGNED} WHERE queue_position = %(any)s LIMIT 1)",
     "promises a callback": "INSERT INTO callbacks (id, user_id, scheduled_for,"
     " original_call_session_id) VALUES (gen_random_uuid(), random() * 100000, now(),"
     " gen_random_uuid())",
@@ -137,19 +138,19 @@ class Wait:
 
 
 @contextmanager
-def dialer(database_url: str) -> Iterator[dict[str, Wait]]:
+def dialer(database_url: str, rows: int) -> Iterator[dict[str, Wait]]:
     """A dialer at work until the end of the block; refused writes end that part of it."""
     over, waits = threading.Event(), {name: Wait() for name in DIALER}
     failed: list[BaseException] = []
 
     def work(name: str, sql: str) -> None:
-        wait = waits[name]
+        wait, chance = waits[name], Random(name)
         with connected(database_url) as mine:
             mine.execute("SELECT set_config('application_name', %s, false)", [name])
             while not over.is_set():
                 began = time.perf_counter()
                 try:
-                    mine.execute(sql.encode())
+                    mine.execute(sql.encode(), {"any": chance.randint(1, rows)})
                 except psycopg.errors.FeatureNotSupported:
                     return
                 except psycopg.Error as error:
@@ -206,7 +207,7 @@ def analyse(database_url: str) -> None:
         connection.execute(b"ANALYZE")
 
 
-def adopt(database_url: str) -> tuple[dict[str, Ran], dict[str, Wait], dict[str, Wait]]:
+def adopt(database_url: str, rows: int) -> tuple[dict[str, Ran], dict[str, Wait], dict[str, Wait]]:
     """Every step of docs/adopting.md: what each cost, and how a dialer waited.
 
     The waits are those of a dialer alone, for as long as the commands that only look, and of one
@@ -214,10 +215,10 @@ def adopt(database_url: str) -> tuple[dict[str, Ran], dict[str, Wait], dict[str,
     """
     ran = {"compare, without statistics": run(database_url, "compare")}
     analyse(database_url)
-    with dialer(database_url) as alone:
+    with dialer(database_url, rows) as alone:
         for words in ("inspect", "compare", "migrate --dry-run"):
             ran[words] = run(database_url, *words.split())
-    with dialer(database_url) as meanwhile:
+    with dialer(database_url, rows) as meanwhile:
         ran["migrate"] = run(database_url, "migrate")
     ran["migrate again"] = run(database_url, "migrate")
     ran["rollback"] = run(database_url, "rollback")
@@ -234,7 +235,7 @@ def main() -> None:
             admin.execute("CREATE DATABASE dialer")
         url = f"{at.database_url.rpartition('/')[0]}/dialer"
         fill(url, rows)
-        ran, alone, meanwhile = adopt(url)
+        ran, alone, meanwhile = adopt(url, rows)
     show(
         f"Taking over a dialer with {rows:,} rows in each table",
         ["schema", "seconds", "most memory, MB"],

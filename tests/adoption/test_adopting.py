@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine
 
+from assignment_workers.adoption import promises
 from assignment_workers.adoption.compare import Compared, compare
 from assignment_workers.adoption.migrate import BATCH, LOCK_AT_MOST, SWITCH_AT_MOST
 from assignment_workers.adoption.shapes import KEPT
@@ -122,5 +123,6 @@ def test_the_runbooks_figures_are_those_of_the_code() -> None:
     assert f"{BATCH:,} rows at a time" in DOCUMENT
     assert f"at most {round(LOCK_AT_MOST.total_seconds() * 1000)} ms" in DOCUMENT
     assert f"{round(SWITCH_AT_MOST.total_seconds() * 1000)} ms for the switch" in DOCUMENT
-    assert f"cancelled {online.BATCH:,} at a time" in DOCUMENT
+    assert f"cancelled {online.AT_A_TIME} at a time" in DOCUMENT
+    assert f"settled {promises.AT_A_TIME} at a time" in DOCUMENT
     assert f"`{UNSIGNED}{KEPT}`" in DOCUMENT

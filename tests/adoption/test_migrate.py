@@ -274,6 +274,11 @@ def test_a_rollback_gives_back_tables_on_which_the_old_statements_run(
     with connected(url) as connection:
         dialers.dirty(connection)
         before = connection.execute(f"SELECT count(*) FROM {UNSIGNED}").fetchone()
+    indexes = (
+        "SELECT tablename, indexname FROM pg_indexes WHERE schemaname = 'public'"
+        f" AND tablename IN ('{UNSIGNED}', '{OUTSTANDING}') ORDER BY 1, 2"
+    )
+    indexed = rows(url, indexes)
     moved(url)
     leader = Candidacy(url, dialer=loaded())
     assert leader.try_to_lead() is not None
@@ -289,6 +294,7 @@ def test_a_rollback_gives_back_tables_on_which_the_old_statements_run(
             "ended_at = now(), ended_xid = 1, version = 2 WHERE user_id = 3"
         )
     assert rollback(url) == [f"public.{UNSIGNED}", f"public.{OUTSTANDING}"]
+    assert rows(url, indexes) == indexed
     with connected(url) as connection:
         assert connection.execute(f"SELECT count(*) FROM {UNSIGNED}").fetchone() == before
         assert connection.execute(

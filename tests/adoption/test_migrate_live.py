@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from assignment_workers.adoption.migrate import BOOKS, LOCK_AT_MOST, SWITCH_AT_MOST
+from assignment_workers.adoption.shapes import KEPT
 from assignment_workers.schema import migrate as migrations
 from tests.adoption import dialers
 from tests.adoption.dialers import OUTSTANDING, UNSIGNED, connected
@@ -296,3 +297,8 @@ def test_what_is_changed_while_it_is_copied_is_carried_over(empty_database_url: 
         url, "SELECT queue, user_id, agent_id FROM assignment.assignments WHERE state = 'active'"
     )
     assert rows(url, "SELECT count(*) FROM pg_trigger WHERE tgname ~ '^note_'") == [(0,)]
+    by_user = (
+        "SELECT count(*) FROM pg_indexes WHERE indexdef ~ '^CREATE INDEX .* USING btree .user_id.$'"
+    )
+    kept = f"{by_user} AND tablename IN ('{UNSIGNED}{KEPT}', '{OUTSTANDING}{KEPT}')"
+    assert rows(url, kept) == [(2,)], "by which changes are found, however large the tables are"

@@ -8,12 +8,17 @@ from sqlalchemy import Connection, text
 
 from assignment_workers.adoption.sources import SourceTable, score
 from assignment_workers.assignment.generations.regenerate import partition
+from assignment_workers.schema import online
 
-FEW = 2_000
+FEW = 500
 """The number of recorded changes below which the switch begins. The switch is the transaction that
 replaces the dialer's tables by views of ours; it applies the remaining changes itself.
 """
-AT_A_TIME = 20_000
+AT_A_TIME = 1_000
+"""The most changes that one statement applies.
+
+The number is small, so that PostgreSQL finds their rows by an index, however large the tables are.
+"""
 
 TABLE = """CREATE TABLE IF NOT EXISTS assignment.adoption_changes (
     queue text NOT NULL, user_id bigint NOT NULL)"""
@@ -66,6 +71,24 @@ def end(source: SourceTable) -> Iterator[str]:
     """Yield the statements that stop recording the changes of a dialer's queue table."""
     for what in _SEEN:
         yield f"DROP TRIGGER IF EXISTS note_{what} ON public.{source.table}"
+
+
+def index(source: SourceTable) -> Iterator[str]:
+    """Yield the statements that build an index on the column `user_id` of a dialer's queue table.
+
+    `carry_over` finds the rows of changed users by it, because the dialer's own tables may have no
+    such index. Nobody waits for the build. Run each statement separately, outside of a transaction.
+    """
+    yield from online.index_statements(_index_name(source.table), source.table, "user_id")
+
+
+def drop_index(table: str) -> str:
+    """Return the statement that removes the index of `index` from a dialer's queue table."""
+    return f"DROP INDEX IF EXISTS public.{_index_name(table)}"
+
+
+def _index_name(table: str) -> str:
+    return f"{table}_adoption_user"
 
 
 def carry_over(connection: Connection, source: SourceTable, number: int, other: int | None) -> int:
@@ -134,7 +157,7 @@ def _last_rank(number: int) -> str:
 
 
 def remaining(connection: Connection) -> int:
-    """Return the number of the dialer's changes that are not applied yet; 2,000 (`FEW`) at most.
+    """Return the number of the dialer's changes that are not applied yet; 500 (`FEW`) at most.
 
     While the dialer's queue tables are copied into generations (builds), triggers record each user
     whose rows the dialer changes in these tables. Each such record is a change. `carry_over`

@@ -54,10 +54,10 @@ LOCK_AT_MOST = timedelta(milliseconds=250)
 """The longest time that a statement waits for a lock. It is short, because statements of the dialer
 wait behind such a statement.
 """
-SWITCH_AT_MOST = timedelta(milliseconds=700)
+SWITCH_AT_MOST = timedelta(milliseconds=250)
 """The longest time for which `switch` keeps the dialer's queue tables locked.
 
-Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits less than a second.
+Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits at most half a second.
 """
 LIMIT_RENEWED_AFTER = timedelta(milliseconds=50)
 """The time after which `ended_after` sets PostgreSQL's statement timeout again.
@@ -120,6 +120,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
                 each.queue: backfill(engine, each, tell=tell, batch=batch) for each in sources
             }
             one_queue_each(engine, numbers)
+            _run_each(engine, [sql for each in sources for sql in changes.index(each)])
             catch_up(engine, sources, numbers, tell)
             patiently(
                 lambda: switch(engine, sources, numbers, settings=settings), seconds=TRY_SECONDS
@@ -140,6 +141,11 @@ def guard(engine: Engine) -> None:
     """
     with engine.connect() as connection:
         statements = list(guards.missing(connection))
+    _run_each(engine, statements)
+
+
+def _run_each(engine: Engine, statements: list[str]) -> None:
+    """Run each statement by itself, outside of a transaction; retry it while a lock is not free."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
             for sql in statements:
@@ -276,7 +282,8 @@ def switch(
             connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
         with ended_after(connection, SWITCH_AT_MOST):
             for each in sources:
-                while carry_over(connection, each, numbers[each.queue], _other(numbers, each)):
+                number, other = numbers[each.queue], _other(numbers, each)
+                while carry_over(connection, each, number, other) == changes.AT_A_TIME:
                     pass
                 connection.execute(text(";".join(changes.end(each))))
             place_holds(connection, sources, numbers)

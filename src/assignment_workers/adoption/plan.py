@@ -95,6 +95,8 @@ def _backfill(connection: Connection, sources: list[SourceTable]) -> Iterator[st
         yield f"{copy_statement(source, number, partition(number))};"
         yield f"-- {source.table}: which rows lose; {rows} rows read once"
         yield f"{duplicates_statement(source)};"
+        yield "-- an index for the changes made meanwhile; building it locks nobody"
+        yield from (f"{sql};" for sql in changes.index(source))
 
 
 def _switch(connection: Connection, sources: list[SourceTable]) -> Iterator[str]:

@@ -15,10 +15,11 @@ from assignment_workers.adoption.backfill import TRY_SECONDS, Tell
 from assignment_workers.schema.engine import PLANS_WITHOUT_INDEX
 from assignment_workers.schema.retry import patiently
 
-AT_A_TIME = 500
+AT_A_TIME = 100
 """Maximum number of callbacks or missed calls that one transaction settles.
 
-A statement of the dialer that changes one of these rows may wait until the transaction ends.
+A statement of the dialer may wait until the transaction ends: if it changes one of these rows, or
+reports the same missed call again.
 """
 OLD = "7 days"
 """Maximum lateness of a callback or missed call that becomes pending again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Engine, select, text
 
 from assignment_workers.adoption.backfill import TRY_SECONDS
+from assignment_workers.adoption.changes import drop_index
 from assignment_workers.adoption.dependents import definitions, follow
 from assignment_workers.adoption.guards import remove
 from assignment_workers.adoption.migrate import (
@@ -66,6 +67,8 @@ def _roll_back(engine: Engine) -> list[str]:
         )
         finish(transaction, [Release(Owner(row.id, row.agent_id)) for row in active])
         remove(connection)
+        for _, table in kept:
+            connection.execute(text(drop_index(table)))
         return [f"{schema_of(connection)}.{table}" for _, table in kept]
 
 

@@ -15,6 +15,10 @@ from alembic import op
 BATCH = 5_000
 """Rows changed per transaction. A dialer that writes one of these rows waits for that transaction.
 """
+AT_A_TIME = 500
+"""Rows cancelled per transaction. They are few, because a dialer waits for them not only if it
+writes one of them, but also if it promises another callback to one of their users.
+"""
 
 
 @contextmanager
@@ -73,7 +77,7 @@ def index_statements(
 
 
 def cancel(table: str, which: str) -> None:
-    """Set pending rows of the dialer's `table` to cancelled, 5000 rows (`BATCH`) per transaction.
+    """Set pending rows of the dialer's `table` to cancelled, 500 (`AT_A_TIME`) per transaction.
 
     `which`: a query that returns the ids of the rows. Call this function only in a `with alone():`
     block.
@@ -95,11 +99,12 @@ def cancel_statement(table: str, which: str) -> str:
             superseded := ARRAY({which});
             WHILE first <= cardinality(superseded) LOOP
                 batch := ARRAY(SELECT id FROM public.{table} WHERE status = 'pending'
-                    AND id = ANY(superseded[first : first + {BATCH - 1}]) FOR UPDATE SKIP LOCKED);
+                    AND id = ANY(superseded[first : first + {AT_A_TIME - 1}])
+                    FOR UPDATE SKIP LOCKED);
                 UPDATE public.{table} SET status = 'cancelled', updated_at = timezone('UTC', now())
                 WHERE id = ANY(batch);
                 COMMIT;
-                first := first + {BATCH};
+                first := first + {AT_A_TIME};
             END LOOP;
             batch := ARRAY(
                 SELECT id FROM public.{table} WHERE id = ANY(superseded) AND status = 'pending');
