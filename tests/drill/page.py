@@ -40,6 +40,7 @@ def write(folder: Path, drilled: Drilled) -> int:
     A loss that was measured before is replaced. 1: a guarantee broke, a request stayed without an
     answer, or a pause was too long.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"drill-{drilled.broker.lower()}.json"
     runs = RUNS.validate_json(data.read_bytes()) if data.exists() else []
     new = {(each.host, each.how) for each in drilled.losses}
