@@ -291,7 +291,7 @@ NULL = "\\N"
 
 
 def reach(number: str) -> str:
-    """Return the last 7 digits (`REACH`) of a number, for comparison with an unreadable number."""
+    """Return the last 7 digits (`REACH`) of a number, for comparison with the end of another."""
     return number[-REACH:]
 
 
@@ -494,7 +494,7 @@ def _country(said: str | None) -> str | None:
 
 
 def _clean(text: str) -> str:
-    """Convert a text to ASCII digits and signs, and remove invisible characters."""
+    """Return the text with ASCII digits and hyphens, and without invisible characters."""
     made = []
     for char in unicodedata.normalize("NFKC", text):
         category = unicodedata.category(char)

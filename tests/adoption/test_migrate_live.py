@@ -11,7 +11,9 @@ from random import Random
 import psycopg
 import pytest
 
+from assignment_workers.adoption import migrate
 from assignment_workers.adoption.migrate import BOOKS, LOCK_AT_MOST, SWITCH_AT_MOST
+from assignment_workers.adoption.rollback import rollback
 from assignment_workers.adoption.shapes import KEPT
 from assignment_workers.schema import migrate as migrations
 from tests.adoption import dialers
@@ -302,3 +304,88 @@ def test_what_is_changed_while_it_is_copied_is_carried_over(empty_database_url: 
     )
     kept = f"{by_user} AND tablename IN ('{UNSIGNED}{KEPT}', '{OUTSTANDING}{KEPT}')"
     assert rows(url, kept) == [(2,)], "by which changes are found, however large the tables are"
+
+
+def test_a_switch_that_needs_longer_gets_it_after_several_tries(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow or distant database 250 ms never suffice."""
+    monkeypatch.setattr(migrate, "SWITCH_TRIES", 2)
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        dialers.queue(connection, UNSIGNED, (1, 1, "assigned", 999), (2, 2, "pending", None))
+    migrations.upgrade(url)
+    with connected(url) as connection:
+        for sql in BOOKS:
+            connection.execute(sql.encode())
+        connection.execute("CREATE SEQUENCE tries")
+        connection.execute("""
+            CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                PERFORM nextval('tries'), pg_sleep(0.35); RETURN NULL; END $$
+        """)
+        connection.execute(
+            "CREATE TRIGGER dawdle AFTER INSERT ON assignment.adoption_decisions"
+            " FOR EACH STATEMENT EXECUTE FUNCTION dawdle()"
+        )
+    moved(url)
+    assert rows(url, "SELECT last_value >= 3 FROM tries") == [(True,)], "it was too slow at first"
+    check(url)
+
+
+PARTITIONED = f"""
+    ALTER TABLE {UNSIGNED} RENAME TO whole;
+    CREATE TABLE {UNSIGNED} (LIKE whole INCLUDING DEFAULTS) PARTITION BY HASH (id);
+    CREATE TABLE half PARTITION OF {UNSIGNED} FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE other_half PARTITION OF {UNSIGNED} FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    ALTER TABLE {UNSIGNED} ADD PRIMARY KEY (id);
+    DROP TABLE whole
+"""
+
+
+@pytest.mark.parametrize(
+    "hinders",
+    [
+        PARTITIONED,
+        f"CREATE TABLE {UNSIGNED}_adoption_user (of_theirs text)",
+        f"CREATE INDEX {UNSIGNED}_adoption_user ON callbacks (user_id)",
+    ],
+    ids=["a partitioned table", "a table of the name", "another table's index of the name"],
+)
+def test_where_the_index_by_user_cannot_be_built_the_switch_goes_without(
+    empty_database_url: str, hinders: str
+) -> None:
+    url = empty_database_url
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        connection.execute(hinders.encode())
+        dialers.queue(connection, UNSIGNED, (1, 1, "assigned", 26), (2, 2, "pending", None))
+    theirs = f"SELECT count(*) FROM pg_class WHERE relname = '{UNSIGNED}_adoption_user'"
+    before = rows(url, theirs)
+
+    def tell(said: str) -> None:
+        if f"{UNSIGNED}: 2 rows read" in said:
+            with connected(url) as mine:
+                mine.execute(f"UPDATE {UNSIGNED} SET status = 'skipped' WHERE user_id = 2")
+                dialers.queue(mine, UNSIGNED, (3, 3, "pending", None))
+
+    moved(url, batch=1000, tell=tell)
+    check(url)
+    assert {user for (user, _, status, _) in state(url)[0] if status == "pending"} == {3}
+    assert rows(url, theirs) == before
+    rollback(url)
+    assert rows(url, theirs) == before
+
+
+def test_an_index_of_a_run_that_was_killed_is_built_anew(empty_database_url: str) -> None:
+    url = empty_database_url
+    name = f"{UNSIGNED}_adoption_user"
+    with connected(url) as connection:
+        dialers.deployed(connection)
+        dialers.queue(connection, UNSIGNED, (1, 1, "pending", None), (1, 2, "pending", None))
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            connection.execute(f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON {UNSIGNED} (user_id)")
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
+    assert rows(url, valid, name) == [(False,)]
+    moved(url)
+    assert rows(url, valid, name) == [(True,)]

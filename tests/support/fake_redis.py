@@ -57,7 +57,7 @@ class Wire:
 class Consumed:
     """A channel that consumes one queue of a Redis within the process."""
 
-    def __init__(self, ordered: bool, *queues: str) -> None:
+    def __init__(self, ordered: bool, *queues: str, prefix: str = "") -> None:
         self.server = fakeredis.FakeServer(version=(7,))
         self.redis = fakeredis.FakeRedis(server=self.server, protocol=2)
         self.refused: list[tuple[str, bytes, str]] = []
@@ -67,7 +67,8 @@ class Consumed:
         connection = Connection("redis://", transport=with_consumption(transport, shared))
         channel: Any = OrderedChannel if ordered else Channel
         pool = self.redis.connection_pool
-        made: Any = type("Faked", (channel,), {"_get_pool": lambda *_, **__: pool})
+        of_server = {"_get_pool": lambda *_, **__: pool, "global_keyprefix": prefix}
+        made: Any = type("Faked", (channel,), of_server)
         self.channel: Any = made(connection.transport)
         self.wire = Wire(pool.get_connection())
         self.channel.client.connection = self.wire
@@ -88,6 +89,6 @@ class Consumed:
 
 
 @contextmanager
-def consumed(*queues: str, ordered: bool = True) -> Iterator[Consumed]:
-    """A channel on a Redis of its own."""
-    yield Consumed(ordered, *queues)
+def consumed(*queues: str, ordered: bool = True, prefix: str = "") -> Iterator[Consumed]:
+    """A channel on a Redis of its own; `prefix` comes before each of its keys."""
+    yield Consumed(ordered, *queues, prefix=prefix)

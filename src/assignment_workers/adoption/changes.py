@@ -13,12 +13,12 @@ from assignment_workers.schema import online
 FEW = 500
 """The number of recorded changes below which the switch begins. The switch is the transaction that
 replaces the dialer's tables by views of ours; it applies the remaining changes itself.
-"""
-AT_A_TIME = 1_000
-"""The most changes that one statement applies.
 
-The number is small, so that PostgreSQL finds their rows by an index, however large the tables are.
+It is also the number of changes that one statement of the switch applies. It is small, so that
+PostgreSQL finds the changed rows by an index, however large the tables are.
 """
+AT_A_TIME = 20_000
+"""The most changes that one statement applies before the switch."""
 
 TABLE = """CREATE TABLE IF NOT EXISTS assignment.adoption_changes (
     queue text NOT NULL, user_id bigint NOT NULL)"""
@@ -73,26 +73,53 @@ def end(source: SourceTable) -> Iterator[str]:
         yield f"DROP TRIGGER IF EXISTS note_{what} ON public.{source.table}"
 
 
-def index(source: SourceTable) -> Iterator[str]:
-    """Yield the statements that build an index on the column `user_id` of a dialer's queue table.
+def index(connection: Connection, source: SourceTable) -> tuple[str, ...]:
+    """Return the statements that build an index on the column `user_id` of a dialer's queue table.
 
     `carry_over` finds the rows of changed users by it, because the dialer's own tables may have no
-    such index. Nobody waits for the build. Run each statement separately, outside of a transaction.
+    such index. Nobody waits for the build. Run each statement outside of a transaction, in this
+    order; after a failure, begin with the first one again. Without the index the switch takes
+    longer, so no statement is returned where it cannot be built: for a partitioned table, and if
+    the index's name is taken.
     """
-    yield from online.index_statements(_index_name(source.table), source.table, "user_id")
+    name = _index_name(source.table)
+    fits = text(_INDEX_FITS.format(table=source.table, name=name))
+    if not connection.execute(fits).scalar():
+        return ()
+    return (
+        *online.index_statements(name, source.table, "user_id"),
+        f"ANALYZE public.{source.table} (user_id)",
+    )
 
 
-def drop_index(table: str) -> str:
-    """Return the statement that removes the index of `index` from a dialer's queue table."""
-    return f"DROP INDEX IF EXISTS public.{_index_name(table)}"
+def drop_index(connection: Connection, table: str) -> None:
+    """Remove the index of the function `index` from a dialer's queue table, if it is there."""
+    name = _index_name(table)
+    if connection.execute(text(_IS_INDEX_OF.format(table=table, name=name))).scalar():
+        connection.execute(text(f"DROP INDEX public.{name}"))
 
 
 def _index_name(table: str) -> str:
     return f"{table}_adoption_user"
 
 
-def carry_over(connection: Connection, source: SourceTable, number: int, other: int | None) -> int:
-    """Apply at most `AT_A_TIME` recorded changes of a dialer's queue table to a generation (build).
+_IS_INDEX_OF = """SELECT true FROM pg_index WHERE indrelid = to_regclass('public.{table}')
+    AND indexrelid = to_regclass('public.{name}')"""
+_INDEX_FITS = """SELECT c.relkind = 'r' AND (to_regclass('public.{name}') IS NULL
+    OR EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid
+               AND indexrelid = to_regclass('public.{name}')))
+    FROM pg_class c WHERE c.oid = to_regclass('public.{table}')"""
+
+
+def carry_over(
+    connection: Connection,
+    source: SourceTable,
+    number: int,
+    other: int | None,
+    *,
+    most: int = AT_A_TIME,
+) -> int:
+    """Apply at most `most` recorded changes of a dialer's queue table to a generation (build).
 
     `source`: the queue table. `number`: the generation. `other`: the generation of the other dialer
     queue; None: there is no other. A user of a changed row is removed from `number` if the queue
@@ -112,7 +139,7 @@ def carry_over(connection: Connection, source: SourceTable, number: int, other: 
         connection.execute(
             text(f"""
             WITH taken AS MATERIALIZED (
-                SELECT ctid FROM assignment.adoption_changes WHERE queue = :queue LIMIT {AT_A_TIME}
+                SELECT ctid FROM assignment.adoption_changes WHERE queue = :queue LIMIT {most}
             ), changed AS MATERIALIZED (
                 DELETE FROM assignment.adoption_changes c USING taken WHERE c.ctid = taken.ctid
                 RETURNING c.user_id

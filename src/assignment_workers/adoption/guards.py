@@ -35,28 +35,31 @@ are cancelled.
 """
 
 
-def missing(connection: Connection) -> Iterator[str]:
+def missing(connection: Connection) -> Iterator[tuple[str, ...]]:
     """Yield the statements that create our missing triggers and unique indexes.
 
     Before a unique index is created, pending rows that it would reject are cancelled (`UNIQUE`).
-    Run each statement separately, outside of a transaction. The functions in
+    Run each statement separately, outside of a transaction. If one of several in a tuple fails,
+    begin with the tuple's first one again. The functions in
     `dialer_claims.FUNCTIONS`, which some of the triggers call, are always replaced. The database
     must be at the revision of this release.
     """
-    yield from FUNCTIONS
+    yield from ((sql,) for sql in FUNCTIONS)
     for (table, name), words in {**_OF_OUR_MIGRATIONS, **TRIGGERS}.items():
         if not connection.execute(text(_HAS_TRIGGER.format(table)), {"name": name}).scalar():
-            yield f"CREATE OR REPLACE TRIGGER {name} {words}"
+            yield (f"CREATE OR REPLACE TRIGGER {name} {words}",)
     for name, (table, column, order) in UNIQUE.items():
         if connection.execute(text(_HAS_INDEX.format(name))).scalar():
             continue
-        yield online.cancel_statement(
-            table,
-            f"""SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY {column}
-                ORDER BY {order}) AS n FROM public.{table}
-                WHERE {PENDING} AND {column} IS NOT NULL) AS told WHERE n > 1""",
+        yield (
+            online.cancel_statement(
+                table,
+                f"""SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY {column}
+                    ORDER BY {order}) AS n FROM public.{table}
+                    WHERE {PENDING} AND {column} IS NOT NULL) AS told WHERE n > 1""",
+            ),
+            *online.index_statements(name, table, column, unique=True, where=PENDING),
         )
-        yield from online.index_statements(name, table, column, unique=True, where=PENDING)
 
 
 def remove(connection: Connection) -> None:

@@ -106,10 +106,10 @@ def _distinguishing(differences: Iterable[Difference], other: Shape) -> list[Dif
     Here the two are called A and B, in either order. `differences`: the differences between the
     table as it was found and the table's form in A. `other`: the table's form in B.
 
-    A column that A has and the table lacks is a proof. A column, type or key that differs from A
-    and is the same in the table and in B is a proof too. A column, type or key of the table that
-    neither A nor B has proves nothing. It only shows that somebody has changed the table. Any other
-    difference, such as one in an index, proves nothing either.
+    There are two proofs. First, the table lacks a column that A has. Second, the table has a
+    column, type or key that B has and A has not. A column, type or key that neither A nor B has
+    proves nothing: it only shows that somebody has changed the table. Any other difference, such as
+    one in an index, proves nothing either.
     """
     return [
         each

@@ -14,9 +14,10 @@ continued, and repeating a finished run changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain, repeat
 from math import inf
 from time import monotonic
 from typing import Any
@@ -55,9 +56,21 @@ LOCK_AT_MOST = timedelta(milliseconds=250)
 wait behind such a statement.
 """
 SWITCH_AT_MOST = timedelta(milliseconds=250)
-"""The longest time for which `switch` keeps the dialer's queue tables locked.
+"""The longest time for which the statements of `switch` keep the dialer's queue tables locked.
 
-Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits at most half a second.
+Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits at most half a second; the
+COMMIT is added to this.
+"""
+SWITCH_TRIES = 10
+"""The number of tries of `switch` with `SWITCH_AT_MOST`. Later tries have `SWITCH_AT_LAST`.
+
+Tries that did not get the locks are not counted.
+"""
+SWITCH_AT_LAST = timedelta(milliseconds=700)
+"""The same as `SWITCH_AT_MOST`, once so many tries took longer than that (`SWITCH_TRIES`).
+
+The switch may need the time if the database is slow or far away, if the dialer's tables lack an
+index of the column `status`, or if many of their rows are assigned.
 """
 LIMIT_RENEWED_AFTER = timedelta(milliseconds=50)
 """The time after which `ended_after` sets PostgreSQL's statement timeout again.
@@ -120,11 +133,16 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
                 each.queue: backfill(engine, each, tell=tell, batch=batch) for each in sources
             }
             one_queue_each(engine, numbers)
-            _run_each(engine, [sql for each in sources for sql in changes.index(each)])
-            catch_up(engine, sources, numbers, tell)
-            patiently(
-                lambda: switch(engine, sources, numbers, settings=settings), seconds=TRY_SECONDS
-            )
+            with engine.connect() as connection:
+                indexes = [changes.index(connection, each) for each in sources]
+            _run_each(engine, indexes)
+            limits = chain(repeat(SWITCH_AT_MOST, SWITCH_TRIES), repeat(SWITCH_AT_LAST))
+
+            def take_place() -> None:
+                catch_up(engine, sources, numbers, tell)
+                switch(engine, sources, numbers, settings=settings, limits=limits)
+
+            patiently(take_place, seconds=TRY_SECONDS)
             tell(f"switch: {', '.join(each.table for each in sources)} are views now")
             tell(f"contract: the old tables are kept, their names end with {KEPT}")
         if is_adopted:
@@ -144,15 +162,21 @@ def guard(engine: Engine) -> None:
     _run_each(engine, statements)
 
 
-def _run_each(engine: Engine, statements: list[str]) -> None:
-    """Run each statement by itself, outside of a transaction; retry it while a lock is not free."""
+def _run_each(engine: Engine, groups: Iterable[Sequence[str]]) -> None:
+    """Run the statements of each group, one by one and outside of a transaction.
+
+    If a statement fails in a transient way, such as for a lock that is not free, its group is run
+    again from the start.
+    """
+    for group in groups:
+        patiently(lambda group=group: _run_group(engine, group), seconds=TRY_SECONDS)  # type: ignore[misc]
+
+
+def _run_group(engine: Engine, statements: Sequence[str]) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
             for sql in statements:
-                patiently(
-                    lambda sql=sql: connection.exec_driver_sql(sql),  # type: ignore[misc]
-                    seconds=TRY_SECONDS,
-                )
+                connection.exec_driver_sql(sql)
         finally:
             connection.invalidate()  # its lock timeout may be that of an index build
 
@@ -255,16 +279,22 @@ def _keep_books(engine: Engine) -> None:
 
 
 def switch(
-    engine: Engine, sources: list[SourceTable], numbers: dict[str, int], *, settings: Settings
+    engine: Engine,
+    sources: list[SourceTable],
+    numbers: dict[str, int],
+    *,
+    settings: Settings,
+    limits: Iterator[timedelta],
 ) -> None:
     """Switch from the dialer's queue tables to our generations (builds), in one transaction.
 
     The generations that `backfill` filled are published, the assigned rows of the queue tables
     become assignments, and each queue table is renamed and replaced by a view of our data.
-    `numbers` has the generation of each dialer queue. The dialer's statements wait once, while the
-    queue tables are locked. This wait depends on the number of assigned rows, not on the size of
-    the tables. If the tables are locked for longer than `SWITCH_AT_MOST`, the transaction is rolled
-    back, and SQLAlchemy's `OperationalError` is raised; the caller can then retry.
+    `numbers` has the generation of each dialer queue. The dialer's statements wait while the queue
+    tables are locked. This wait depends on the number of assigned rows, and not on the size of the
+    tables if these have an index of the column `status`. `limits` gives the longest time of the
+    lock, for each call that gets the lock. If the tables are locked for longer, the transaction is
+    rolled back, and SQLAlchemy's `OperationalError` is raised; the caller can then retry.
     """
     with engine.begin() as connection:
         prepare_partitions(connection, numbers)
@@ -280,10 +310,11 @@ def switch(
         names = ", ".join(f"public.{each.table}" for each in sources)
         with ended_after(connection, LOCK_AT_MOST):
             connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
-        with ended_after(connection, SWITCH_AT_MOST):
+        with ended_after(connection, next(limits)):
             for each in sources:
                 number, other = numbers[each.queue], _other(numbers, each)
-                while carry_over(connection, each, number, other) == changes.AT_A_TIME:
+                most = changes.FEW
+                while carry_over(connection, each, number, other, most=most) == most:
                     pass
                 connection.execute(text(";".join(changes.end(each))))
             place_holds(connection, sources, numbers)

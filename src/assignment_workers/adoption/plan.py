@@ -16,7 +16,9 @@ from assignment_workers.adoption.migrate import (
     BATCH,
     BOOKS,
     LOCK_AT_MOST,
+    SWITCH_AT_LAST,
     SWITCH_AT_MOST,
+    SWITCH_TRIES,
     additions,
     refuse,
     renaming,
@@ -79,10 +81,10 @@ def _expand(connection: Connection, database_url: str) -> Iterator[str]:
 
 
 def _backfill(connection: Connection, sources: list[SourceTable]) -> Iterator[str]:
-    yield "-- 2. backfill: only reads the dialer's tables (ACCESS SHARE)"
+    yield "-- 2. backfill: reads the dialer's tables (ACCESS SHARE), and indexes its queue tables"
     yield from (f"{sql};" for sql in BOOKS)
     yield "-- guards of the shared tables: SHARE ROW EXCLUSIVE, an instant; an index locks nobody"
-    yield from (f"{sql.strip()};" for sql in guards.missing(connection))
+    yield from (f"{sql.strip()};" for each in guards.missing(connection) for sql in each)
     next_number = 1
     if connection.execute(text("SELECT to_regclass('assignment.generations')")).scalar():
         known = connection.execute(text("SELECT max(id) FROM assignment.generations")).scalar()
@@ -95,8 +97,10 @@ def _backfill(connection: Connection, sources: list[SourceTable]) -> Iterator[st
         yield f"{copy_statement(source, number, partition(number))};"
         yield f"-- {source.table}: which rows lose; {rows} rows read once"
         yield f"{duplicates_statement(source)};"
-        yield "-- an index for the changes made meanwhile; building it locks nobody"
-        yield from (f"{sql};" for sql in changes.index(source))
+    for source in sources:
+        if index := changes.index(connection, source):
+            yield f"-- {source.table}: lock SHARE UPDATE EXCLUSIVE, for which no statement waits"
+            yield from (f"{sql};" for sql in index)
 
 
 def _switch(connection: Connection, sources: list[SourceTable]) -> Iterator[str]:
@@ -111,7 +115,8 @@ def _switch(connection: Connection, sources: list[SourceTable]) -> Iterator[str]
     for each in sources:
         yield from (f"{sql};" for sql in views.create(each.table, each.queue, each.types))
     yield f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE;"
-    yield f"-- undone and tried again where it takes longer than {_milliseconds(SWITCH_AT_MOST)} ms"
+    yield f"-- undone and tried again if it takes longer than {_milliseconds(SWITCH_AT_MOST)} ms,"
+    yield f"-- and after {SWITCH_TRIES} such tries, longer than {_milliseconds(SWITCH_AT_LAST)} ms"
     yield f"{holds_statement(sources)};"
     yield f"{JUDGE_HOLDS};"
     for each in sources:

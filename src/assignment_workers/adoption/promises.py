@@ -75,9 +75,9 @@ def settle(engine: Engine, tell: Tell) -> None:
     the latest are cancelled.
 
     Each decision is stored in `adoption_decisions`, and `tell` is called with a line for each kind
-    of decision. A repeated call changes no callback or missed call that was left to an operator or
-    has an active assignment. Cost: each table is read in repeated passes, until a pass has decided
-    about no row. A row that was locked during one pass can be decided in the next.
+    of decision. If the function is called again, it leaves alone what was left to an operator and
+    what has an active assignment. Cost: each table is read in repeated passes, until a pass has
+    decided about no row. A row that was locked during one pass can be decided in the next.
     """
     for table in _KINDS:
         counts: Counter[str] = Counter()

@@ -68,7 +68,7 @@ def _roll_back(engine: Engine) -> list[str]:
         finish(transaction, [Release(Owner(row.id, row.agent_id)) for row in active])
         remove(connection)
         for _, table in kept:
-            connection.execute(text(drop_index(table)))
+            drop_index(connection, table)
         return [f"{schema_of(connection)}.{table}" for _, table in kept]
 
 

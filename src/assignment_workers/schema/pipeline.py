@@ -198,7 +198,8 @@ def _prepare(known: _ConnectionState, statements: Sequence[_CompiledStatement]) 
 
     A statement is prepared at its second execution, because some expressions are executed only
     once, and the server keeps a prepared statement as long as the connection. The same round trip
-    drops statements whose expressions no longer exist.
+    drops prepared statements that are no longer used: the Python object of their SQL expression was
+    removed from memory.
     """
     if not known.keeps:
         return

@@ -210,7 +210,7 @@ class Consumer(consumer.Consumer):
             message.channel.set_aside(message.delivery_tag)
 
     def _store_again(self) -> None:
-        """Retry storing the dead letters that are not stored, oldest first, until one fails."""
+        """Retry storing the dead letters that are not stored, until one of a Celery queue fails."""
         channel = self.task_consumer.channel if self.task_consumer else None
         if isinstance(channel, Channel):
             for queue in self.app.consumed:

@@ -82,6 +82,10 @@ def _by_age(mark: str) -> tuple[str, int]:
 _MARK = r"\d+(?:\.[0-9a-f]{32})?"
 
 
+STORING_SECONDS = 20
+"""Seconds after which the lock of `Channel.store_again` ends by itself, if its process has died."""
+
+
 def unstored_key(queue: str) -> str:
     """Return the Redis key of the list of malformed messages not yet stored as dead letters."""
     return f"{queue}.unstored"
@@ -305,16 +309,25 @@ class Channel(redis.Channel):
         """Try again to store the malformed messages of `queue` as dead letters, until one fails.
 
         These messages wait in a list in Redis. A message that is no longer malformed, because this
-        program was updated, goes back to `queue`.
+        program was updated, goes back to `queue`. A lock in Redis keeps several workers from
+        storing the same message; a call ends after half of the lock's time.
         """
+        key = unstored_key(queue)
+        whole = self._key(key)  # kombu's client adds the prefix to some commands only
+        lock, until = f"{key}.lock", monotonic() + STORING_SECONDS / 2
         with self.conn_or_acquire() as client:
-            while items := client.lrange(unstored_key(queue), 0, 0):
-                count = client.llen(unstored_key(queue))
-                if self._read(queue, items[0]) is not None:  # this version can read it
-                    client.rpush(queue, items[0])
-                client.lrem(unstored_key(queue), 1, items[0])
-                if client.llen(unstored_key(queue)) >= count:
-                    return
+            if not client.llen(key) or not client.set(lock, "", nx=True, ex=STORING_SECONDS):
+                return
+            try:
+                while monotonic() < until and (items := client.lrange(whole, 0, 0)):
+                    count = client.llen(key)
+                    if self._read(queue, items[0]) is not None:  # this version can read it
+                        client.rpush(queue, items[0])
+                    client.lrem(whole, 1, items[0])
+                    if client.llen(key) >= count:
+                        return
+            finally:
+                client.delete(lock)
 
     def set_aside(self, tag: str) -> None:
         """Stop counting the unacknowledged message `tag` in the prefetch limit.

@@ -12,6 +12,7 @@ from redis.exceptions import ConnectionError as Lost
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from assignment_workers.client.wire.message import message
+from assignment_workers.errors import NotStored
 from assignment_workers.sequencer import transport
 from assignment_workers.sequencer.redis_refusals import WRITE_REFUSALS
 from assignment_workers.sequencer.transport import taken_key
@@ -239,6 +240,34 @@ def test_a_refused_read_of_a_maintenance_worker_is_an_empty_queue(
             line.channel._brpop_read()
         line.redis.lpush("maintenance", item("first"))
         assert line.take()["headers"]["id"] == "first"
+
+
+@pytest.mark.parametrize("prefix", ["", "ours:"])
+def test_what_could_not_be_stored_is_stored_later_by_one_worker_at_a_time(prefix: str) -> None:
+    with consumed("heartbeats", ordered=False, prefix=prefix) as line:
+        unstored, lock = f"{prefix}heartbeats.unstored", f"{prefix}heartbeats.unstored.lock"
+        store, away = line.channel.consumption.on_malformed, [True]
+
+        def stored(*given: Any) -> None:
+            if away:
+                raise NotStored("the database is away")
+            store(*given)
+
+        line.channel.consumption.on_malformed = stored
+        assert line.channel._read("heartbeats", b"{") is None
+        assert line.channel._read("heartbeats", b"[") is None
+        line.channel.store_again("heartbeats")
+        assert sorted(line.redis.lrange(unstored, 0, -1)) == [b"[", b"{"], "kept, each once"
+        away.clear()
+        line.redis.set(lock, "", ex=9)
+        line.channel.store_again("heartbeats")
+        assert (line.refused, line.redis.llen(unstored)) == ([], 2), "another worker stores them"
+        line.redis.delete(lock)
+        line.redis.rpush(unstored, item("first"))
+        line.channel.store_again("heartbeats")
+        assert sorted(said for _, said, _ in line.refused) == [b"[", b"{"]
+        assert names(line, f"{prefix}heartbeats") == ["first"], "this version can read it"
+        assert line.redis.exists(unstored, lock) == 0
 
 
 @pytest.fixture

@@ -150,10 +150,11 @@ def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
 
 
 def stand_in(connection: Connection, dialer: Dialer, settings: Settings) -> None:
-    """Create temporary views of the CRM in our own database, which this connection then reads.
+    """Create temporary views, which this connection then reads in place of the permanent views.
 
-    The views have the tables and columns that `dialer` declares. So the rules of a new dialer can
-    be tried while the permanent views, which other connections read, stay as they are. If the
+    The views are of the CRM's tables, if these are in our own database. There is a view for each
+    table that `dialer` declares, with the columns that it declares. So the rules of a new dialer
+    can be tried while the permanent views, which other connections read, stay as they are. If the
     dialer needs no views, none are created. Raises `SchemaMismatch` if the CRM lacks a declared
     table or column, and `ProgrammingError` if the CRM's table of persons cannot be read.
     """

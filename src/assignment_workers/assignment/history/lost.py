@@ -25,9 +25,10 @@ The period ends with the old server's last event.
 
 
 class LostEvent(BaseModel):
-    """An event that the old server has recorded, and the database in its place has not.
+    """An event that an old database server has, and the server that took its place has not.
 
-    `term`: the term of the sequencer that made the lost change; None for an event of a job.
+    Such events are lost in a failover to a server that lacks the last commits. `term`: the term of
+    the sequencer that made the lost change; None for an event of a background job.
     """
 
     id: int

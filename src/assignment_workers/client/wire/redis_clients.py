@@ -169,7 +169,7 @@ class _AsyncPool(aio_sentinel.SentinelConnectionPool):
 class _Follower(threading.Thread):
     """A thread that closes this process's connections to a server that is no longer the primary.
 
-    The thread ends when all its connections are closed.
+    The thread ends when all connections that it looks after are closed.
     """
 
     def __init__(self, hosts: Sequence[tuple[str, int]], name: str, options: Any) -> None:  # noqa: ANN401 - redis-py's

@@ -180,9 +180,11 @@ class Recorder:
         self.faults.append(Fault(at, what, served_from))
 
     def back_after(self, fault: Fault) -> float | None:
-        """Return the seconds from `fault.served_from` to the first answer after that time.
+        """Return the seconds from the end of a fault to the first answer after it.
 
-        Only answers to requests sent after the fault began count. None if there is no such answer.
+        The end is `fault.served_from`, the time from which requests could be served again. Only
+        answers to requests that were sent after the fault's beginning count. None if there is no
+        such answer.
         """
         after = [
             wait.at - fault.served_from

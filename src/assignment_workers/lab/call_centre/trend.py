@@ -93,11 +93,11 @@ def _warm(life: Points) -> Points:
 
 
 def _slope(halves: Iterable[Points]) -> float:
-    """Return the median growth of a figure per second.
+    """Return the median growth of a figure per second, over all pairs of distant samples.
 
-    `halves` has one list of samples for each life, the time from a start of the process to its end.
-    Either each list is the first half of the life's samples, or each list is the second half.
-    Lives with too few samples are not included.
+    A life is the time from a start of the process to its end. `halves` has one list of samples for
+    each life: either the first half of the life's samples in all lists, or the second half in all
+    lists. Lives with too few samples are not included.
     """
     return statistics.median(slope for half in halves for slope in _slopes(half))
 
