@@ -77,10 +77,10 @@ def index(connection: Connection, source: SourceTable) -> tuple[str, ...]:
     """Return the statements that build an index on the column `user_id` of a dialer's queue table.
 
     `carry_over` finds the rows of changed users by it, because the dialer's own tables may have no
-    such index. Nobody waits for the build. Run each statement outside of a transaction, in this
-    order; after a failure, begin with the first one again. Without the index the switch takes
-    longer, so no statement is returned where it cannot be built: for a partitioned table, and if
-    the index's name is taken.
+    such index. Nobody waits for the build; before it, an invalid index of a killed run is dropped
+    under a short lock. Run each statement outside of a transaction, in this order; after a failure,
+    begin with the first one again. Without the index, the switch only takes longer. So no statement
+    is returned if it cannot be built: for a partitioned table, and if the index's name is taken.
     """
     name = _index_name(source.table)
     fits = text(_INDEX_FITS.format(table=source.table, name=name))
@@ -88,7 +88,7 @@ def index(connection: Connection, source: SourceTable) -> tuple[str, ...]:
         return ()
     return (
         *online.index_statements(name, source.table, "user_id"),
-        f"ANALYZE public.{source.table} (user_id)",
+        f"ANALYZE (SKIP_LOCKED) public.{source.table} (user_id)",
     )
 
 

@@ -58,8 +58,8 @@ wait behind such a statement.
 SWITCH_AT_MOST = timedelta(milliseconds=250)
 """The longest time for which the statements of `switch` keep the dialer's queue tables locked.
 
-Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits at most half a second; the
-COMMIT is added to this.
+Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits at most half a second at
+each of the first ten tries (`SWITCH_TRIES`); the COMMIT is added to this.
 """
 SWITCH_TRIES = 10
 """The number of tries of `switch` with `SWITCH_AT_MOST`. Later tries have `SWITCH_AT_LAST`.
@@ -136,6 +136,7 @@ def migrate(database_url: str, *, settings: Settings, tell: Tell, batch: int = B
             with engine.connect() as connection:
                 indexes = [changes.index(connection, each) for each in sources]
             _run_each(engine, indexes)
+            patiently(lambda: catch_up(engine, sources, numbers, tell), seconds=TRY_SECONDS)
             limits = chain(repeat(SWITCH_AT_MOST, SWITCH_TRIES), repeat(SWITCH_AT_LAST))
 
             def take_place() -> None:

@@ -99,7 +99,7 @@ def _backfill(connection: Connection, sources: list[SourceTable]) -> Iterator[st
         yield f"{duplicates_statement(source)};"
     for source in sources:
         if index := changes.index(connection, source):
-            yield f"-- {source.table}: lock SHARE UPDATE EXCLUSIVE, for which no statement waits"
+            yield f"-- {source.table}: lock SHARE UPDATE EXCLUSIVE, for which nobody waits"
             yield from (f"{sql};" for sql in index)
 
 

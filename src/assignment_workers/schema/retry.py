@@ -30,9 +30,9 @@ def patiently(
     """Call `attempt` and return its result; after a transient failure, call it again.
 
     The pauses grow to at most a second. Raises `DatabaseUnavailable` if `attempt` still fails in a
-    transient way after `seconds`. Any other error is raised at once, unchanged. `attempt` must be a
-    whole transaction that is rolled back when it raises. `before_sleep` is called before each
-    pause.
+    transient way after `seconds`. Any other error is raised at once, unchanged. `attempt` must be
+    one transaction that is rolled back when it raises, or several that can be repeated.
+    `before_sleep` is called before each pause.
     """
     began = monotonic()
     failed: list[BaseException] = []

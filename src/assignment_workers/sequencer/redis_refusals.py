@@ -84,6 +84,20 @@ redis.call('SADD', KEYS[1], ARGV[1])
 KEYS[2] is a key that does not exist. Its deletion makes the script work in a full Redis, which
 accepts every command of a script after a first write that needs no memory.
 """
+LOCK = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('DEL', KEYS[2])
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
+"""Script: take the lock KEYS[1] for ARGV[2] seconds, even if Redis is full; return 1 if taken.
+
+ARGV[1] names the owner. KEYS[2] is a key that does not exist, as in `BIND`.
+"""
+UNLOCK = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+"""Script: give up the lock KEYS[1], unless another owner than ARGV[1] has it by now."""
 EXCUSE = """
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], '1', 'EX', ARGV[1])

@@ -20,6 +20,7 @@ from hashlib import blake2b
 from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any
+from uuid import uuid4
 
 import structlog
 from amqp import serialization, spec
@@ -42,12 +43,14 @@ from assignment_workers.sequencer.envelope import COMPRESSED, UNREADABLE, envelo
 from assignment_workers.sequencer.redis_refusals import (
     BIND,
     GIVE_BACK,
+    LOCK,
     NO_KEY,
     NOTE,
     PAUSE_SECONDS,
     PUT_BACK,
     REPLACE,
     TAKE,
+    UNLOCK,
     WRITE_REFUSALS,
     RedisRefusal,
     refused,
@@ -310,13 +313,16 @@ class Channel(redis.Channel):
 
         These messages wait in a list in Redis. A message that is no longer malformed, because this
         program was updated, goes back to `queue`. A lock in Redis keeps several workers from
-        storing the same message; a call ends after half of the lock's time.
+        storing the same message, as long as storing one message takes no more than ten seconds.
         """
         key = unstored_key(queue)
         whole = self._key(key)  # kombu's client adds the prefix to some commands only
-        lock, until = f"{key}.lock", monotonic() + STORING_SECONDS / 2
+        lock, owner = f"{whole}.lock", uuid4().hex
+        until = monotonic() + STORING_SECONDS / 2
         with self.conn_or_acquire() as client:
-            if not client.llen(key) or not client.set(lock, "", nx=True, ex=STORING_SECONDS):
+            if not client.llen(key):
+                return
+            if not client.eval(LOCK, 2, lock, self._key(NO_KEY), owner, STORING_SECONDS):
                 return
             try:
                 while monotonic() < until and (items := client.lrange(whole, 0, 0)):
@@ -327,7 +333,7 @@ class Channel(redis.Channel):
                     if client.llen(key) >= count:
                         return
             finally:
-                client.delete(lock)
+                client.eval(UNLOCK, 1, lock, owner)
 
     def set_aside(self, tag: str) -> None:
         """Stop counting the unacknowledged message `tag` in the prefetch limit.

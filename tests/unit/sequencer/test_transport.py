@@ -259,9 +259,10 @@ def test_what_could_not_be_stored_is_stored_later_by_one_worker_at_a_time(prefix
         line.channel.store_again("heartbeats")
         assert sorted(line.redis.lrange(unstored, 0, -1)) == [b"[", b"{"], "kept, each once"
         away.clear()
-        line.redis.set(lock, "", ex=9)
+        line.redis.set(lock, "another", ex=9)
         line.channel.store_again("heartbeats")
         assert (line.refused, line.redis.llen(unstored)) == ([], 2), "another worker stores them"
+        assert line.redis.get(lock) == b"another"
         line.redis.delete(lock)
         line.redis.rpush(unstored, item("first"))
         line.channel.store_again("heartbeats")
