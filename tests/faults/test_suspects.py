@@ -91,7 +91,7 @@ def answer(stack: Stack, name: str) -> Any:
     """The answer to a message, once there is one."""
     with redis.Redis.from_url(stack.redis_url) as results:
         key = f"celery-task-meta-{name}"
-        return json.loads(wait_until(lambda: results.get(key), "an answer"))["result"]
+        return json.loads(wait_until(lambda: results.get(key), "an answer", seconds=60))["result"]
 
 
 def killed(stack: Stack, name: str) -> int:

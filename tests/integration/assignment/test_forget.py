@@ -176,7 +176,9 @@ def test_nothing_of_who_is_forgotten_is_left_of_messages_that_waited_on_any_lane
         connection.rollback()
     output, _ = forgetting.communicate(timeout=60)
     ends = time.monotonic() + 90
-    while "no answer within" in output and time.monotonic() < ends:  # a busy machine
+    # On a busy machine a leader may be replaced meanwhile, and what it had taken is carried out later.
+    late = ("no answer within", "is held by")
+    while any(each in output for each in late) and time.monotonic() < ends:
         forgetting = forget(stack, held.user_id, tmp_path)
         output, _ = forgetting.communicate(timeout=60)
     assert forgetting.returncode == 0, output

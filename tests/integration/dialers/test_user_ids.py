@@ -255,6 +255,7 @@ def test_a_command_by_the_own_id_suppresses_that_user_and_forgets_them(doors: Do
     assert doors.get("/v1/users/nobody-has-this/explain").status in {404, 422}
 
 
+@pytest.mark.timeout(400)  # some sixty commands, a second or two each
 def test_hostile_ids_go_through_every_door(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
