@@ -105,10 +105,9 @@ def _index_name(table: str) -> str:
 
 _IS_INDEX_OF = """SELECT true FROM pg_index WHERE indrelid = to_regclass('public.{table}')
     AND indexrelid = to_regclass('public.{name}')"""
-_INDEX_FITS = """SELECT c.relkind = 'r' AND (to_regclass('public.{name}') IS NULL
-    OR EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid
-               AND indexrelid = to_regclass('public.{name}')))
-    FROM pg_class c WHERE c.oid = to_regclass('public.{table}')"""
+_INDEX_FITS = f"""SELECT relkind = 'r'
+    AND (to_regclass('public.{{name}}') IS NULL OR EXISTS ({_IS_INDEX_OF}))
+    FROM pg_class WHERE oid = to_regclass('public.{{table}}')"""
 
 
 def carry_over(

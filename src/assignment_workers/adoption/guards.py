@@ -40,9 +40,8 @@ def missing(connection: Connection) -> Iterator[tuple[str, ...]]:
 
     Before a unique index is created, pending rows that it would reject are cancelled (`UNIQUE`).
     Run each statement separately, outside of a transaction. If one of several in a tuple fails,
-    begin with the tuple's first one again. The functions in
-    `dialer_claims.FUNCTIONS`, which some of the triggers call, are always replaced. The database
-    must be at the revision of this release.
+    begin with the tuple's first one again. The functions in `dialer_claims.FUNCTIONS`, which some
+    of the triggers call, are always replaced. The database must be at the revision of this release.
     """
     yield from ((sql,) for sql in FUNCTIONS)
     for (table, name), words in {**_OF_OUR_MIGRATIONS, **TRIGGERS}.items():

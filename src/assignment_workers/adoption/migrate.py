@@ -201,8 +201,7 @@ def expand(engine: Engine, database_url: str, tell: Tell, *, settings: Settings)
     """
     with engine.connect() as connection:
         missing = list(additions(connection))
-    for sql in missing:
-        patiently(lambda sql=sql: _run(engine, sql), seconds=TRY_SECONDS)  # type: ignore[misc]
+    _run_each(engine, missing)
     patiently(
         lambda: migrations.upgrade(
             database_url, lock_timeout=LOCK_AT_MOST, phone_region=settings.phone_region
@@ -225,11 +224,13 @@ _BY_TEXT = text(
 )
 
 
-def additions(connection: Connection) -> Iterator[str]:
+def additions(connection: Connection) -> Iterator[tuple[str, ...]]:
     """Yield the statements that add what the dialer's tables lack, without rewriting a row.
 
-    They add columns, defaults and unique indexes. An added column without a default may be null,
-    because existing rows have no value for it.
+    They add columns, defaults and unique indexes; each of these is one tuple. Run each statement
+    outside of a transaction. The build of an index waits for locks without a limit, and nobody
+    waits for it. An added column without a default may be null, because existing rows have no value
+    for it.
     """
     dialect = connection.dialect
     for table in read_schema(connection, None).tables:
@@ -242,35 +243,18 @@ def additions(connection: Connection) -> Iterator[str]:
                 words = str(CreateColumn(column).compile(dialect=dialect))
                 if column.server_default is None:
                     words = words.removesuffix(" NOT NULL")
-                yield f"ALTER TABLE public.{table.table} ADD COLUMN IF NOT EXISTS {words}"
+                yield (f"ALTER TABLE public.{table.table} ADD COLUMN IF NOT EXISTS {words}",)
             elif each.aspect == "default" and each.found is None:
-                yield (
-                    f"ALTER TABLE public.{table.table} "
-                    f"ALTER COLUMN {each.what} SET DEFAULT {each.expected}"
-                )
+                default = f"ALTER COLUMN {each.what} SET DEFAULT {each.expected}"
+                yield (f"ALTER TABLE public.{table.table} {default}",)
             elif each.aspect == "unique":
                 name = f"uq_{table.table}_{each.what}"
-                yield f"DROP INDEX CONCURRENTLY IF EXISTS public.{name}"
+                on = f"public.{table.table} ({each.what})"
                 yield (
-                    f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON public.{table.table} ({each.what})"
+                    "SET lock_timeout TO 0",
+                    f"DROP INDEX CONCURRENTLY IF EXISTS public.{name}",
+                    f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON {on}",
                 )
-
-
-def _run(engine: Engine, sql: str) -> None:
-    """Run a statement outside of a transaction.
-
-    PostgreSQL requires this for statements with CONCURRENTLY, which build or drop an index. Such a
-    statement waits for locks without a limit.
-    """
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        is_index = "CONCURRENTLY" in sql
-        if is_index:
-            connection.execute(text("SET lock_timeout TO 0"))
-        try:
-            connection.execute(text(sql))
-        finally:
-            if is_index:
-                connection.invalidate()  # its lock timeout is switched off
 
 
 def _keep_books(engine: Engine) -> None:
@@ -290,15 +274,16 @@ def switch(
     """Switch from the dialer's queue tables to our generations (builds), in one transaction.
 
     The generations that `backfill` filled are published, the assigned rows of the queue tables
-    become assignments, and each queue table is renamed and replaced by a view of our data.
-    `numbers` has the generation of each dialer queue. The dialer's statements wait while the queue
-    tables are locked. This wait depends on the number of assigned rows, and not on the size of the
-    tables if these have an index of the column `status`. `limits` gives the longest time of the
-    lock, for each call that gets the lock. If the tables are locked for longer, the transaction is
-    rolled back, and SQLAlchemy's `OperationalError` is raised; the caller can then retry.
+    become assignments, and each queue table is renamed and replaced by a view of our data. Call
+    `catch_up` before, which attaches the generations' tables. `numbers` has the generation of each
+    dialer queue.
+
+    The dialer's statements wait while the queue tables are locked. This wait depends on the number
+    of assigned rows, and not on the size of the tables if these have an index of the column
+    `status`. `limits` gives the longest time of the lock, for each call that gets the lock. If the
+    tables are locked for longer, the transaction is rolled back, and SQLAlchemy's
+    `OperationalError` is raised; the caller can then retry.
     """
-    with engine.begin() as connection:
-        prepare_partitions(connection, numbers)
     with engine.begin() as connection:
         transaction = locked_turn(connection)
         for number in numbers.values():

@@ -72,9 +72,11 @@ def _expand(connection: Connection, database_url: str) -> Iterator[str]:
     added = list(additions(connection))
     if ours or added:
         yield f"-- 1. expand: locks the tables of agents and ours, no row rewritten; {_wait()}"
-    for sql in added:
-        lock = "SHARE UPDATE EXCLUSIVE" if "CONCURRENTLY" in sql else "ACCESS EXCLUSIVE, an instant"
-        yield f"-- lock {lock}; rows rewritten: 0\n{sql};"
+    for each in added:
+        is_index = any("CONCURRENTLY" in sql for sql in each)
+        lock = "SHARE UPDATE EXCLUSIVE" if is_index else "ACCESS EXCLUSIVE, an instant"
+        yield f"-- lock {lock}; rows rewritten: 0"
+        yield from (f"{sql};" for sql in each)
     if ours:
         yield ours
         yield from (f"{sql};" for sql in renewal(connection))

@@ -124,8 +124,8 @@ def read_repeatedly(
 ) -> Generator[Health, None, None]:
     """Yield the health of the system without end. Each value is read when it is requested.
 
-    Each reading takes at most `within` seconds. `since` of a component is the start
-    of its present state, if this time is known from the servers or from a gateway; else None.
+    Each reading takes at most `within` seconds. `since` of a component is the start of its present
+    state, if this time is known from the servers or from a gateway; else None.
     """
     inputs = Inputs(settings)
     try:

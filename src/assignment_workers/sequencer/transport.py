@@ -111,7 +111,7 @@ def pooled_producer(app: Any) -> Iterator[Any]:
     the worker. So the connection is dropped here, and the next connection is to the next node of
     the address.
     """
-    with app.producer_pool.acquire(block=True) as producer:
+    with app.producer_pool.acquire(block=True, timeout=1.0) as producer:
         connection = producer.connection
         try:
             yield producer

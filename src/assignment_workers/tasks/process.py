@@ -211,7 +211,7 @@ def _work(
     """
     name = role if lane in {None, DEFAULT_LANE} else f"{role}-{lane}"
     largest = app.settings.message_maximum
-    app.serves, app.served, app.consumed = queues[0], tasks, tuple(queues)
+    app.consumed, app.served = queues, tasks
     app.refusals = Refusals(app.engine, app.backend, largest=largest)
     app.suspects = Suspects(app.engine, app.results)
     signals.worker_shutting_down.connect(app.suspects.excuse_soon, weak=False)

@@ -112,8 +112,6 @@ class App(Celery):
 
     These tasks are maintenance tasks, too, but they must not wait behind a long job.
     """
-    serves: str
-    """The name of the Celery queue that this process consumes, or of the first of several."""
     consumed: Sequence[str]
     """The names of all Celery queues that this process consumes."""
     served: frozenset[str]
@@ -131,6 +129,11 @@ class App(Celery):
         loaded = super()._load_config()  # type: ignore[misc]
         object.__setattr__(loaded, "__class__", Censored)
         return loaded
+
+    @property
+    def serves(self) -> str:
+        """The name of the Celery queue that this process consumes, or of the first of several."""
+        return self.consumed[0]
 
     @property
     def results(self) -> Redis:
