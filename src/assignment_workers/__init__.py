@@ -1,3 +1,3 @@
-"""Hand call-centre agents the next user to call: each user to one agent, in order, once."""
+"""Hand call-centre agents the next user to call, in order, and each user to one agent at a time."""
 
 from __future__ import annotations

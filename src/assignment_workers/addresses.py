@@ -114,7 +114,12 @@ class SentinelAddress:
 
     @property
     def for_celery(self) -> str:
-        """The address in Celery's form: user, password and database at each Sentinel, no query."""
+        """The address in Celery's form: a part for each Sentinel, with a semicolon between parts.
+
+        Each part has the host and port of one Sentinel, and repeats the user, password and database
+        of the Redis server. The query of the parsed address is left out: its values, such as
+        `master_name`, are not a part of this form, and have to be given to Celery as options.
+        """
         user, password = quote(self.username or "", safe=""), quote(self.password or "", safe="")
         at = f"{user}:{password}@" if user or password else ""
         return ";".join(

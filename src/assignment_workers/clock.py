@@ -1,4 +1,4 @@
-"""The clock that processes read, so that a test can fix the time."""
+"""The source of the current time in a process; a test can replace it by a fixed time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Signed codes that expire and are used once, for sign-in links and signed cookies.
 
-A code is signed with a secret that both sides have, so nothing is stored when a code is made. The
-program that reads codes has to refuse one that was used before; `SignInCode.name` identifies it.
+The program that makes a code signs it with a secret. The program that reads the code has the same
+secret. Therefore nothing is stored when a code is made. The program that reads codes has to refuse
+a code that was used before; `SignInCode.name` identifies the code.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from datetime import UTC, datetime, timedelta
 DASHBOARD, FLOWER, FLOWER_SESSION = "dashboard", "flower", "flower session"
 """The purposes of signed codes. A code that was made for one purpose is refused for any other."""
 PATH = "/sign-in"
-"""The path of a sign-in link, at the gateway and at Flower, as in `/sign-in?code=...`."""
+"""The path of a sign-in link, as in `/sign-in?code=...`.
+
+It is the same path at the gateway, which is this project's HTTP server, and at Flower, the monitor
+of Celery.
+"""
 LINK_LASTS = timedelta(hours=1)
 """The lifetime of a sign-in link."""
 _LONGEST = 200

@@ -1,9 +1,13 @@
-"""The rule that refuses calls from pages of other origins, by Host, Origin and Sec-Fetch headers.
+"""The rule that refuses HTTP requests of other origins' pages, by Host, Origin, Sec-Fetch headers.
 
 A page of another site can make a browser send a request to any address that the browser reaches,
-with the cookies and logins that the browser has for that address. The rule refuses such a request
-before the caller is authenticated. A program that is not a browser sends only Host of these
-headers, and is refused only if Host does not name this server.
+with the cookies and logins that the browser has for that address. The rule refuses such an HTTP
+request before its sender is authenticated. A program that is not a browser sends the header Host,
+but no Origin and no Sec-Fetch headers. Its request is refused only if Host does not name this
+server.
+
+Two kinds of requests from pages of other origins are allowed: those from the origins in
+`Origins.pages`, and the visit of a person who follows a link to this server.
 """
 
 from __future__ import annotations
@@ -64,9 +68,15 @@ class Origins:
         return None
 
     def answers_to(self, host: str) -> bool:
-        """Return True if `host`, a Host header, names this server; a port is ignored.
+        """Return True if `host`, a Host header, is accepted as a name of this server.
 
-        Every IP address is accepted, because DNS rebinding needs a name that an attacker controls.
+        Accepted are `localhost`, names below it, the names in `hosts`, and every IP address. A port
+        is ignored. If `hosts` has `*`, all names are accepted.
+
+        The check prevents DNS rebinding. In this attack, the attacker has a host name that leads to
+        this server's address, and a page under that name sends requests to this server. Host of
+        these requests is the attacker's name, so the requests are refused. Host of these requests
+        is never an IP address, so IP addresses can be accepted.
         """
         name = _name(host)
         if ANY in self.hosts or name in self.hosts or _is_address(name):

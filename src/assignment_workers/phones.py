@@ -1,7 +1,9 @@
 """Phone identity: the numbers that a text means, read in the same way everywhere.
 
-Suppressions (bans on calls), calling hours and missed calls use the identities read here, never the
-text. The same text, region, country and zone always give the same identity for the same `Reader`.
+Suppressions (bans on calls), calling hours and missed calls use the identities read here, not the
+text. There is one exception: a suppression whose text is no phone number is compared by its text
+(`plain`). One `Reader` always gives the same identity for the same text, if the country and the
+time zone that the CRM has for the person are also the same.
 """
 
 from __future__ import annotations
@@ -38,9 +40,11 @@ RULES = 1
 stored normal forms of phone numbers are then made again from the original texts.
 """
 READ_AT_MOST = 250
-"""The number of characters of a text that are read, the same as in the library phonenumbers.
+"""The greatest number of characters of a text that are searched for phone numbers.
 
-Digits after these characters count as unread (`Identity.unread`).
+Only the first characters of the text are searched. The library phonenumbers has the same limit. If
+the rest of the text has at least 7 digits (`REACH`), the last 7 digits of the rest count as unread
+(`Identity.unread`).
 """
 REACH = 7
 """The number of last digits that are compared if one of two phone numbers cannot be read."""
@@ -93,8 +97,10 @@ class Identity:
     """The phone numbers in a person's phone text, and the parts that could not be read for certain.
 
     `unread` has the last 7 digits (`REACH`) of each doubtful part of the text. A part is doubtful
-    if it has enough digits for a phone number but is not one. A number is doubtful too if it may be
-    another number that was mistyped or cut short (`Number.sure` is false).
+    if it has at least 7 digits but cannot be read as a phone number. A number in `numbers` may be
+    doubtful too: perhaps it was mistyped or cut short, and another number is meant (`Number.sure`
+    is False). Then `unread` also has the last 7 digits of this number.
+
     `zones` are the time zones where the person may be; calling hours must be open in all of them.
     `country` is the person's country, or a part of a country if the CRM names one, as in `AU-WA`.
     """
@@ -135,8 +141,10 @@ class Identity:
 class Reader:
     """A reader of phone numbers, with the settings of an installation.
 
-    `region` is the region of a number without a country code. `zones` are the time zones that an
-    operator set by the first digits of a number, longest prefix first.
+    `region` is the region of a number without a country code, if the country of the person is not
+    known. Each pair in `zones` is a prefix, which is the first digits of phone numbers without +,
+    and the time zone that an operator chose for the numbers with this prefix. The longest prefix
+    comes first.
     """
 
     region: str = "GB"
@@ -228,8 +236,11 @@ class Reader:
 Line = tuple[int, str, datetime | None]
 """A line of an imported suppression list: line number, phone text, end of the suppression."""
 Read = tuple[int, str, list[str], int]
-"""The result of `read_chunk`: the number of lines, rows for PostgreSQL's COPY, a note on each line
-without a readable number, and the count of erased users' phone numbers that were left out.
+"""The result of `read_chunk`, a tuple of four values.
+
+The first is the number of lines. The second is the rows for PostgreSQL's COPY. The third is a note
+on each line without a readable number. The fourth is the count of phone numbers that are not in the
+rows, because they are erased users' numbers that are suppressed already.
 """
 
 
@@ -242,11 +253,11 @@ def read_chunk(
 ) -> Read:
     """Read the phone numbers in some lines of an imported list of numbers that must not be called.
 
-    `forgotten`: erased users' phone numbers that are suppressed already: the hash of each number,
-    with the time at which its suppression ends; None: never. Such a number is left out of the
-    result, unless the list suppresses it for longer. `expires_at`: the time at which the whole list
-    expires. The function is in this module because a worker process that reads lists loads no other
-    module.
+    `forgotten` has the phone numbers of erased users that are suppressed already. It maps the hash
+    of each number to the time at which the number's suppression ends. A time of None means that the
+    suppression never ends. A number in `forgotten` is left out of the result, unless the list
+    suppresses the number for longer. `expires_at`: the time at which the whole list expires. The
+    function is in this module because a worker process that reads lists loads no other module.
     """
     made = []
     unread = []
@@ -296,9 +307,9 @@ def reach(number: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return the form of a text for comparison: without spaces, capitals and invisible characters.
+    """Return the form of a text for comparison, in small letters.
 
-    It is meant for a text that is not a phone number.
+    Spaces and invisible characters are removed. It is meant for a text that is not a phone number.
     """
     return "".join(_clean(text).casefold().split())
 
@@ -327,10 +338,17 @@ def _read_text(given: str, region: str) -> tuple[tuple[Number, ...], tuple[str, 
 
 
 def _find(text: str, region: str) -> tuple[list[PhoneNumber], set[str]]:
-    """Return the phone numbers in a text, and the last digits of the parts that are not numbers.
+    """Return the phone numbers in a text, and the last 7 digits (`REACH`) of each unread part.
 
-    If the text has several parts and each is a valid number, those numbers are returned. Otherwise,
-    if the whole text is one valid number, that number is returned. Otherwise the text is searched.
+    The first of these cases that fits decides:
+
+    - The text has several parts, and each part is a valid number. These numbers are returned.
+    - The whole text is one valid number. This number is returned.
+    - The library phonenumbers finds no valid number in the text, but the whole text has a possible
+      length for a number. The whole text is returned as a number.
+    - None of the above. The numbers that the library finds are returned, and also the numbers that
+      are read in the rest of the text. A part of the rest in which no number is read is an unread
+      part, if it has at least 7 digits. Only in this case there are unread parts.
     """
     parts = [part for part in _SEPARATOR.split(text) if len(_digits(part)) >= _SHORTEST]
     if len(parts) > 1:
@@ -380,7 +398,7 @@ def _read(text: str, region: str) -> tuple[PhoneNumber | None, bool]:
 
 
 def _is_possible(number: PhoneNumber) -> bool:
-    """Return True if the number is as long as a complete number, with its area code, can be.
+    """Return True if a complete number, with its area code, may have the length of this number.
 
     False for a length that only a local number without its area code can have, because such a
     number does not identify a subscriber.

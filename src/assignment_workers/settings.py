@@ -191,9 +191,12 @@ class Settings(BaseModel):
     number_key: Annotated[str, Field(min_length=32)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_NUMBER_KEY"
     )
-    """The key for hashes of erased users' phone numbers that must not be called.
+    """The secret key of the hashes that replace phone numbers on the do-not-contact list.
 
-    It must be the same for every process, and must never change. `up` makes a key of its own.
+    When a user is erased, such a number of the user is stored only as a hash. The key must be the
+    same for every process, and must never change. Unset: the processes of a stack that `up` runs
+    share a key that `up` makes once and stores. Without a key, a user with such a number cannot be
+    erased.
     """
     worker_password: str | None = Field(None, alias="ASSIGNMENT_WORKERS_WORKER_PASSWORD")
     """The password that `schema migrate --roles` gives the database role `assignment_worker`.
@@ -218,14 +221,17 @@ class Settings(BaseModel):
     )
     """The address of PostgreSQL itself, needed if DATABASE_URL leads to a connection pooler.
 
-    The sequencer's lock, `LISTEN` and migrations use it, because they outlast a transaction.
+    The sequencer's lock, the live events of gateways (`LISTEN`) and migrations use this address.
+    Each of them needs one connection to PostgreSQL for longer than a transaction, which a pooler
+    may not give. Unset: they use DATABASE_URL.
     """
 
     crm_mapping: str = Field("original", alias="ASSIGNMENT_WORKERS_CRM_MAPPING")
-    """The names of an external CRM's tables and columns.
+    """The choice of the names that an external CRM's tables and columns have.
 
-    `original` stands for the names that the dialer file declares; this file, `dialerconfig.py`,
-    defines the dialer queues. Any other value is a key of its `mappings`.
+    The dialer file, `dialerconfig.py`, defines the dialer queues and declares names. `original`:
+    the CRM has the names that the dialer file declares. Any other value: a key of `mappings` in the
+    dialer file; the CRM has the names in the mapping with this key.
     """
     crm_columns: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CRM_COLUMNS")
     """The optional columns that the CRM's table of users has; unset: none.
@@ -253,11 +259,18 @@ class Settings(BaseModel):
     defer_maximum: Seconds = Field(
         timedelta(days=30), alias="ASSIGNMENT_WORKERS_DEFER_MAXIMUM_SECONDS"
     )
-    """The longest time for which a user can be deferred."""
+    """The longest time for which an agent can defer a user, from the agent's command on.
+
+    A deferred user is offered to no agent until the time that the agent chose.
+    """
     session_calls: Annotated[str, _parsed_by(by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_SESSION_CALLS"
     )
-    """The greatest number of calls in an agent's session; by team as in `100, unsigned=80`."""
+    """The greatest number of completed calls in one session of an agent; unset: no limit.
+
+    For all agents, or by team: with `100, unsigned=80`, it is 80 for agents of the team `unsigned`
+    and 100 for all other agents.
+    """
     call_gap: Annotated[str, _parsed_by(by_team)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_CALL_GAP_SECONDS"
     )
@@ -289,9 +302,15 @@ class Settings(BaseModel):
     callback_retry: Seconds = Field(
         timedelta(minutes=15), alias="ASSIGNMENT_WORKERS_CALLBACK_RETRY_SECONDS"
     )
-    """The time until a callback is tried again, if nobody answered or no call is allowed now.
+    """The time after which an unsuccessful callback is tried again.
 
-    A missed call is also tried again after this time, if no call is allowed now.
+    A callback is unsuccessful if nobody answers the call; it is then tried again a limited number
+    of times. It is also unsuccessful if a rule, such as the calling hours, forbids the call when
+    the callback is due. But if the user opted out or converted, the callback is cancelled instead.
+
+    A missed call is a user's call that nobody answered. It waits for this time too, if the calling
+    hours forbid the call back when it is due, or if the user was called or offered to agents too
+    often or too recently.
     """
     phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(
         "GB", alias="ASSIGNMENT_WORKERS_PHONE_REGION"
@@ -330,8 +349,11 @@ class Settings(BaseModel):
     )
     """The greatest number of users in one build of a dialer queue; unset: all who are eligible.
 
-    A build first chooses users who can be called before the next build, then others, each by rank.
-    The chosen users are then in the order of their ranks.
+    Each build numbers the eligible users: the user with rank 1 is called first. With a limit, a
+    build takes users in two steps. First it goes through the ranks from 1 upwards and takes users
+    who can be called before the next build. If these are fewer than the limit, the build goes
+    through the ranks from 1 upwards again and takes other users. The order in which users are taken
+    is not the order of the calls: all users who were taken are called in the order of their ranks.
     """
     level_minimum: Annotated[int, Field(ge=1)] = Field(20, alias="ASSIGNMENT_WORKERS_LEVEL_MINIMUM")
     """The number of claimable users below which a periodic check rebuilds the dialer queue."""
@@ -353,7 +375,11 @@ class Settings(BaseModel):
     built.
     """
     calling_hours: str | None = Field(None, alias="ASSIGNMENT_WORKERS_CALLING_HOURS")
-    """Calling hours, such as `mon-thu 10:00-19:00, fri 10:00-18:00`; unset: at any hour."""
+    """The hours at which users may be called, in the local time of each user.
+
+    Example: `mon-thu 10:00-19:00, fri 10:00-18:00`. Unset: at any hour. The setting `calling_zones`
+    has the time zone of users whose own is not known.
+    """
     calling_zones: str = Field("Europe/London", alias="ASSIGNMENT_WORKERS_CALLING_ZONES")
     """The default time zone of users, and time zones by the first digits of phone numbers.
 
@@ -372,11 +398,17 @@ class Settings(BaseModel):
     attempts_maximum: Annotated[int, Field(ge=1)] | None = Field(
         None, alias="ASSIGNMENT_WORKERS_ATTEMPTS_MAXIMUM"
     )
-    """The greatest number of calls to a user; unset: no limit."""
-    offer_gap: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS")
-    """The shortest time from one offer of a user to the next; unset: none.
+    """The greatest total number of calls to a user; unset: no limit.
 
-    It holds however the first offer ended, even if the agent gave the user back.
+    The count begins when the user's score row is created. Every call that an agent completes
+    counts, whatever its outcome. A user with this many calls is not offered any more, also not for
+    a callback or a missed call.
+    """
+    offer_gap: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS")
+    """The shortest time from one offer of a user to an agent to the next offer of the same user.
+
+    Unset: no such limit. The way in which the earlier offer ended does not matter: the limit also
+    applies if the agent gave the user back.
     """
 
     message_maximum: Annotated[int, Field(ge=1_000_000, le=100_000_000)] = Field(
@@ -401,7 +433,13 @@ class Settings(BaseModel):
     text_retention: Annotated[timedelta, _seconds(86_400)] = Field(
         timedelta(days=90), alias="ASSIGNMENT_WORKERS_TEXT_RETENTION_SECONDS"
     )
-    """The time for which notes, typed reasons and the numbers of lifted suppressions are stored."""
+    """The time for which texts that people typed, and phone numbers of suppressions, are stored.
+
+    The notes of an assignment are stored for this time after the end of the assignment. The phone
+    number and the typed reasons of a suppression are stored without a limit until the suppression
+    is lifted, and for this time after that. The typed texts of an event are stored for this time
+    after the event, or for the time `history_retention` if that is shorter.
+    """
     history_retention: Annotated[timedelta, _seconds(86_400)] = Field(
         timedelta(days=90), alias="ASSIGNMENT_WORKERS_HISTORY_RETENTION_SECONDS"
     )
@@ -452,11 +490,13 @@ class Settings(BaseModel):
     gateway_refusal_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         10.0, alias="ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE"
     )
-    """The refused API calls without a valid token, per second, that one address may make.
+    """The accepted average of API calls per second without a valid token from one address.
 
-    After more of them, the gateway delays each further call from the address by about a second and
-    answers it with status 429. A call with a token or session that was valid when it was last
-    looked up is still accepted.
+    Such a call is refused in any case. Up to this average, the gateway refuses it at once. After a
+    pause, an address may make up to twice as many such calls at the same moment. While an address
+    exceeds the limit, the gateway answers each further call from the address with status 429, about
+    a second late, and does not look up the call's token. But the gateway still accepts a call if
+    the call's token or session was valid when the gateway last looked it up.
     """
     gateway_proxies: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PROXIES")
     """Addresses or networks of proxies whose `X-Forwarded-For` is trusted; unset: none."""
@@ -642,7 +682,10 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _shown(variable: str, value: str) -> str:
-    """Return the value of a variable for a message; addresses and secrets are hidden."""
+    """Return the value of an environment variable as an error message shows it.
+
+    The result for an address or a secret is `(not shown)`.
+    """
     return "(not shown)" if _is_secret(variable) else repr(value)
 
 

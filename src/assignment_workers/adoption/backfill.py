@@ -1,4 +1,4 @@
-"""Copy the users of a dialer's queue table into a generation, in batches, as the dialer runs."""
+"""Copy the users of a dialer's queue table into a generation in batches, while the dialer runs."""
 
 from __future__ import annotations
 

@@ -76,11 +76,15 @@ def end(source: SourceTable) -> Iterator[str]:
 def index(connection: Connection, source: SourceTable) -> tuple[str, ...]:
     """Return the statements that build an index on the column `user_id` of a dialer's queue table.
 
-    `carry_over` finds the rows of changed users by it, because the dialer's own tables may have no
-    such index. Nobody waits for the build; before it, an invalid index of a killed run is dropped
-    under a short lock. Run each statement outside of a transaction, in this order; after a failure,
-    begin with the first one again. Without the index, the switch only takes longer. So no statement
-    is returned if it cannot be built: for a partitioned table, and if the index's name is taken.
+    The function `carry_over` finds the rows of changed users by this index. The dialer's own tables
+    may have no such index. Run each statement outside of a transaction, in the given order. After a
+    failure, begin with the first statement again. The first statement drops an invalid index that a
+    killed run has left; this locks the table only briefly. The build itself blocks no reads and no
+    writes of the table.
+
+    The index saves time in the switch, the transaction that replaces the dialer's tables by views
+    of ours. Without the index, the switch only takes longer. So the result is empty if the index
+    cannot be built: if the table is partitioned, or if something else has the index's name.
     """
     name = _index_name(source.table)
     fits = text(_INDEX_FITS.format(table=source.table, name=name))

@@ -127,7 +127,11 @@ def _compared(
 
 
 def _batches(connection: Connection, name: str) -> Iterator[list[int]]:
-    """Yield, in batches, the ids of users who are queued in the table `name` or have a score."""
+    """Yield the ids of the users whom `compare` judges, in batches of at most `USERS_AT_A_TIME`.
+
+    They are the users who have a pending or assigned row in the dialer's queue table `name`, and
+    the users who have a row in the table `user_call_scores`. The ids are in ascending order.
+    """
     rows = connection.execute(
         text(
             f"SELECT user_id FROM public.{name} WHERE status IN ('pending', 'assigned')"
@@ -144,8 +148,11 @@ def _statements(policy: Policy, name: str, *, by_user: bool) -> dict[str, Select
     """Return two queries that count users, under the keys `ours` and `theirs`.
 
     `ours` counts the users whom only this system offers. `theirs` counts the users whom only the
-    dialer offers, grouped by the first of our rules that they break. `name` is the dialer's queue
-    table. `by_user`: the queries count only the users in their parameter `users`.
+    dialer offers, grouped by the rule of ours that the users break. If a user breaks several rules,
+    the first of them in the order of `policy.rules` counts. If no rule can be evaluated, because a
+    row is missing, the group is `no_score_row` or `not_in_crm`. `name` is the dialer's queue table.
+    `by_user`: True if the queries have a SQL parameter `users`, and count only the users whose ids
+    are in it; False: the queries count all users.
     """
     theirs = table(name, column("user_id", BigInteger()), column("status", Text()), schema="public")
     offered = theirs.c.status.in_([sql_text("pending"), sql_text("assigned")])

@@ -50,11 +50,14 @@ def definitions(connection: Connection, table: str) -> list[tuple[str, str]]:
 
 
 def follow(connection: Connection, found: Sequence[tuple[str, str]]) -> None:
-    """Make other programs' views read our view that has taken the name of their table.
+    """Recreate other programs' views of a renamed queue table, so that they read our view.
 
-    PostgreSQL binds a view to its table, also when the table is renamed. So each view is recreated
-    from its SQL, in which the table is named. `found`: the names and the SQL of the views, which
-    `definitions` returned before the renaming. Grants and owners are not changed.
+    The migration has renamed a queue table of the dialer, and has given the table's old name to a
+    view of our data. PostgreSQL binds a view to its table, also when the table is renamed. So the
+    views of other programs still read the renamed table. Each of these views is recreated from its
+    SQL. The SQL contains the old name, so the recreated view reads our view. `found`: the names and
+    the SQL of the other programs' views, which `definitions` returned before the renaming. The
+    grants and owners of these views are not changed.
     """
     # Psycopg's own cursor, which does not replace the name `public` in the SQL of others.
     plain = psycopg.Cursor(cast("psycopg.Connection[Any]", connection.connection.driver_connection))

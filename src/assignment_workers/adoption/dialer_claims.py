@@ -1,11 +1,12 @@
 """Triggers that create an assignment when the dialer's own code hands out a user to an agent.
 
 After a takeover, the dialer's own code may still hand out a callback or a missed call to an agent,
-by an UPDATE of its status. A trigger inserts an assignment in that statement. So the unique indexes
-on active assignments apply: a user has one agent at most, and an agent one user. If the user or the
-agent already has an assignment, the trigger skips the row: the UPDATE changes no row, and the
-dialer's code continues as if another agent had been quicker. The UPDATE waits at most 200 ms for
-another transaction about the same user or agent.
+by an UPDATE of its status. As a part of this UPDATE, a trigger inserts an assignment. So the unique
+indexes on active assignments apply: a user has one agent at most, and an agent one user. If the
+user or the agent already has an assignment, the trigger skips the row: the UPDATE changes no row,
+and the dialer's code continues as if another agent had been quicker. If another transaction about
+the same user or agent has a lock, the trigger waits for this lock at most 200 ms (`WAITS_AT_MOST`).
+If the lock is not free by then, the trigger skips the row, too.
 
 Every other operation that changes which users may be assigned is carried out for a message of the
 assignment queue. These triggers are the one exception.

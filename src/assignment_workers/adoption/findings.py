@@ -33,12 +33,16 @@ class Difference:
     """A difference between a table as it was found and the form that a schema requires.
 
     `than`: the name of that schema: deployed (the dialer's in production), target (a draft of the
-    dialer's authors for a later schema) or ours. `aspect` is column, type, null, default, unique,
-    foreign key, index or kind. The aspect kind means that the object is not a table, but for
-    example a view, or that the external CRM does not answer. `what` names the columns concerned.
-    For the aspect kind, it names the object, or the setting `CRM_DATABASE_URL` of the external CRM.
-    `expected`: the form in the schema; None: the schema has no such column, default, key or index.
-    `found`: the form of the table; None: the table has no such column, default, key or index.
+    dialer's authors for a later schema) or ours. `aspect`: the part of the table that differs, one
+    of `column`, `type`, `null`, `default`, `unique`, `foreign key`, `index` and `kind`. `what`: the
+    names of the columns concerned; for a foreign key, also the table that it refers to. `expected`:
+    the form in the schema; None: the schema has no such column, default, key or index. `found`: the
+    form of the table; None: the table has no such column, default, key or index.
+
+    The aspect `kind` has two uses. First, the object with the table's name is not a table, but for
+    example a view; `what` is then that name. Second, the external CRM does not answer, so that its
+    tables cannot be compared; `what` is then `CRM_DATABASE_URL`, the setting with the address of
+    that CRM, and `found` is the error.
     """
 
     than: str
@@ -91,8 +95,9 @@ class Inspection:
     `revision`: the revision of the schema `assignment`; None: the schema does not exist, or the
     role may not read it. `needs`: the revision that this release needs. `obstacles`: the reasons
     for which a migration by the inspecting database role would refuse to begin, such as a missing
-    privilege. `blockers`: counts of rows that do not stop a migration, but about which it has to
-    decide, such as users who are twice in a queue table. `notes`: information for the operator.
+    privilege. `blockers`: counts of rows that the migration has to decide about, such as users who
+    are twice in a queue table. Despite the name of this field, such rows do not stop a migration.
+    `notes`: information for the operator.
     """
 
     revision: str | None

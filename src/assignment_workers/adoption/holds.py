@@ -22,10 +22,12 @@ from assignment_workers.settings import Settings
 def place_holds(
     connection: Connection, sources: Sequence[SourceTable], numbers: Mapping[str, int]
 ) -> None:
-    """Read the assigned rows of the dialer's tables, and decide which of them become assignments.
+    """Choose the assigned rows of the dialer's tables that are to become assignments.
 
-    The users of these assignments get the first positions in the generations (builds). `numbers`
-    has the generation of each dialer queue.
+    The rows and the choice are stored in the temporary table `found_holds`. The function
+    `take_over` inserts the assignments later in the same transaction. Each row that is not chosen
+    is recorded in `adoption_decisions`, with the reason. The users of the chosen rows get the first
+    positions in the generations (builds). `numbers` has the generation of each dialer queue.
     """
     connection.execute(text(holds_statement(sources)))
     connection.execute(text(JUDGE_HOLDS))

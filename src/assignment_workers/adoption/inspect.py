@@ -138,9 +138,10 @@ def _dialer_table(table: Table, found: Found | None) -> Inspected:
     """Inspect one of the dialer's tables that this system uses too, such as `callbacks`.
 
     The queue tables are not among them. `table`: the table as this release needs it. `found`: the
-    table in the database; None: it does not exist. The result has a verdict, which says to which
-    schema the table in the database belongs (see `TableVerdict`), and the differences between
-    `found` and `table`. Anything that only `found` has, such as a further column, is ignored.
+    table in the database; None: it does not exist. The result has a verdict on the table, for
+    example that it is as in the dialer in production, or as this release needs it (see
+    `TableVerdict`). The result also has the differences between `found` and `table`. Anything that
+    only `found` has, such as a further column, is ignored.
     """
     if found is None:
         return Inspected(table.name, TableVerdict.ABSENT, needed=True)

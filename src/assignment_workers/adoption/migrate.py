@@ -1,6 +1,6 @@
-"""Migrate a dialer's database to ours as the dialer runs: expand, backfill, switch, contract.
+"""Migrate a dialer's database to this system: expand, backfill, switch, contract.
 
-The dialer continues to run meanwhile. The migration has four steps:
+The dialer continues to run during the migration. The migration has four steps:
 
 - Expand adds what the dialer's tables lack, and creates the schema `assignment`.
 - Backfill copies the users of the dialer's queue tables into generations (builds).
@@ -58,26 +58,34 @@ wait behind such a statement.
 SWITCH_AT_MOST = timedelta(milliseconds=250)
 """The longest time for which the statements of `switch` keep the dialer's queue tables locked.
 
-Together with the wait for these locks (`LOCK_AT_MOST`), the dialer waits at most half a second at
-each of the first ten tries (`SWITCH_TRIES`); the COMMIT is added to this.
+This is the limit of the first ten tries (`SWITCH_TRIES`); later tries have `SWITCH_AT_LAST`. In a
+try, a statement of the dialer waits three times. First, it waits while the migration itself waits
+for the locks: at most 250 ms (`LOCK_AT_MOST`). Then it waits while the statements of the migration
+have the locks: at most 250 ms in the first ten tries (this limit). So in each of the first ten
+tries, these two waits take at most half a second together. Last, it waits during the migration's
+COMMIT, which has no such limit.
 """
 SWITCH_TRIES = 10
-"""The number of tries of `switch` with `SWITCH_AT_MOST`. Later tries have `SWITCH_AT_LAST`.
+"""The number of tries of `switch` that may lock the queue tables only for `SWITCH_AT_MOST`.
 
-Tries that did not get the locks are not counted.
+Each later try may lock the tables for `SWITCH_AT_LAST`, a longer time. A try that did not get the
+locks is not counted.
 """
 SWITCH_AT_LAST = timedelta(milliseconds=700)
-"""The same as `SWITCH_AT_MOST`, once so many tries took longer than that (`SWITCH_TRIES`).
+"""The limit that replaces `SWITCH_AT_MOST` after ten failed tries of `switch` (`SWITCH_TRIES`).
 
-The switch may need the time if the database is slow or far away, if the dialer's tables lack an
-index of the column `status`, or if many of their rows are assigned.
+A try that did not get the locks is not counted. The limit is the longest time for which the
+statements of a later try keep the dialer's queue tables locked. A try may need more than
+`SWITCH_AT_MOST` if the database is slow or far away, if the dialer's tables lack an index of the
+column `status`, or if many of their rows are assigned.
 """
 LIMIT_RENEWED_AFTER = timedelta(milliseconds=50)
-"""The time after which `ended_after` sets PostgreSQL's statement timeout again.
+"""The minimum time between two changes of PostgreSQL's timeouts by `ended_after`: 50 ms.
 
-`ended_after` limits the total duration of several statements. The timeout is set to the time that
-is left of this limit. If the timeout were set before each statement, the number of round trips
-would double while the tables are locked.
+`ended_after` limits the total duration of several statements. Before the first statement, it sets
+the timeouts to the time that is left of its limit. Before each later statement, it sets the
+timeouts again only if it last set them more than 50 ms ago. If it set the timeouts before every
+statement, the number of round trips would double while the tables are locked.
 """
 CATCH_UP_AT_MOST = 1_000
 """The maximum number of rounds in which `catch_up` applies the dialer's changes.
@@ -227,9 +235,10 @@ _BY_TEXT = text(
 def additions(connection: Connection) -> Iterator[tuple[str, ...]]:
     """Yield the statements that add what the dialer's tables lack, without rewriting a row.
 
-    They add columns, defaults and unique indexes; each of these is one tuple. Run each statement
-    outside of a transaction. The build of an index waits for locks without a limit, and nobody
-    waits for it. An added column without a default may be null, because existing rows have no value
+    Each tuple has the statements that add one column, one default or one unique index. Run each
+    statement outside of a transaction, in the order of the tuple. The build of an index waits for
+    other transactions without a time limit. Meanwhile, the build blocks no reads and no writes of
+    the dialer. An added column without a default may be null, because existing rows have no value
     for it.
     """
     dialect = connection.dialect
@@ -275,14 +284,16 @@ def switch(
 
     The generations that `backfill` filled are published, the assigned rows of the queue tables
     become assignments, and each queue table is renamed and replaced by a view of our data. Call
-    `catch_up` before, which attaches the generations' tables. `numbers` has the generation of each
-    dialer queue.
+    `catch_up` before `switch`: `catch_up` attaches the tables of these generations to the table
+    `entries`, which has the users of all generations. `numbers` has the generation of each dialer
+    queue.
 
     The dialer's statements wait while the queue tables are locked. This wait depends on the number
     of assigned rows, and not on the size of the tables if these have an index of the column
-    `status`. `limits` gives the longest time of the lock, for each call that gets the lock. If the
-    tables are locked for longer, the transaction is rolled back, and SQLAlchemy's
-    `OperationalError` is raised; the caller can then retry.
+    `status`. `limits` yields the longest time for which the queue tables may be locked. A call of
+    `switch` takes one value from `limits` as soon as it has got the locks; a call that does not get
+    the locks takes none. If the tables are locked for longer, the transaction is rolled back, and
+    SQLAlchemy's `OperationalError` is raised; the caller can then retry.
     """
     with engine.begin() as connection:
         transaction = locked_turn(connection)
@@ -316,12 +327,16 @@ def switch(
 def ended_after(connection: Connection, limit: timedelta) -> Iterator[None]:
     """Have PostgreSQL end the transaction if the statements of the block exceed `limit` in total.
 
-    Before the first statement, PostgreSQL's timeouts for a statement and for a pause between
-    statements are set to the time that is left. They are set again only after more than 50 ms
-    (`LIMIT_RENEWED_AFTER`). Because a statement may therefore end up to 50 ms late, the timeouts
-    are computed from a limit that is 50 ms shorter. So the locks of the transaction are released in
-    time, however many statements there are. Raises SQLAlchemy's `OperationalError`, which
-    `patiently` retries.
+    So the locks of the transaction are released in time, however many statements there are. Before
+    the first statement, PostgreSQL's timeouts for a statement and for a pause between statements
+    are set to the time that is left. Before each later statement, the timeouts are set again only
+    if they were last set more than 50 ms ago (`LIMIT_RENEWED_AFTER`). A statement before which the
+    timeouts are not set again may take up to 50 ms too long. To make up for this, the time that is
+    left is computed from a limit that is 50 ms shorter than `limit`.
+
+    If the limit is exceeded, SQLAlchemy's `OperationalError` is raised, and the transaction is
+    rolled back. `migrate` runs the whole transaction with the function `patiently`, which then
+    repeats it.
     """
     ends = monotonic() + (limit - LIMIT_RENEWED_AFTER).total_seconds()
     given_last = inf
@@ -446,9 +461,9 @@ def prepare_partitions(connection: Connection, numbers: dict[str, int]) -> None:
 def locked_turn(connection: Connection) -> FencedTransaction:
     """Lock the rows of all lanes; return a fenced transaction, in which a migration can write.
 
-    A fenced transaction is the kind of transaction in which a sequencer writes. It has the number
-    of the sequencer's term, which is the sequencer's right to write. The returned transaction has
-    the number of the default lane's present term.
+    A sequencer's right to write is its term, which has a number. A sequencer writes in fenced
+    transactions. Each fenced transaction has the number of a term. The returned transaction has the
+    number of the default lane's present term.
 
     Because of the locks, no sequencer writes until the transaction ends. So a migration can use the
     operations of a sequencer, such as publishing a generation.

@@ -67,17 +67,18 @@ _KINDS = {
 def settle(engine: Engine, tell: Tell) -> None:
     """Settle each callback or missed call that the dialer has handed to an agent and not ended.
 
-    A callback becomes an assignment if its lease is in force and ends within a day. A missed call
-    becomes an assignment if it was handed out within the last 10 minutes (`LATELY`). In both cases
-    the row must name a user and an agent, neither of whom has an assignment. Any other callback or
-    missed call becomes pending again if it became due within the last 7 days (`OLD`); otherwise it
-    is left unchanged, for an operator. If a user would then have several pending callbacks, all but
-    the latest are cancelled.
+    A callback becomes an assignment if the lease that the dialer gave it (the column
+    `lease_expires_at`) is in force and ends within a day. A missed call becomes an assignment if it
+    was handed out within the last 10 minutes (`LATELY`). In both cases the row must name a user and
+    an agent, neither of whom has an assignment. Any other callback or missed call becomes pending
+    again if it became due within the last 7 days (`OLD`); otherwise it is left unchanged, for an
+    operator. If a user would then have several pending callbacks, all but the latest are cancelled.
 
     Each decision is stored in `adoption_decisions`, and `tell` is called with a line for each kind
-    of decision. If the function is called again, it leaves alone what was left to an operator and
-    what has an active assignment. Cost: each table is read in repeated passes, until a pass has
-    decided about no row. A row that was locked during one pass can be decided in the next.
+    of decision. The function can be called again. A later call does not change a callback or missed
+    call that an earlier call left to an operator, or for which an active assignment exists. Cost:
+    each table is read in repeated passes, until a pass has decided about no row. A row that was
+    locked during one pass can be decided in the next.
     """
     for table in _KINDS:
         counts: Counter[str] = Counter()

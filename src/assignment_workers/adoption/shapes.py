@@ -1,7 +1,7 @@
 """The two schemas that a dialer's database may have, as data (original-dialer section 1).
 
 One schema is in production. The other is a draft of the dialer's authors for a later schema, which
-was never deployed completely.
+was never deployed completely. The section is in docs/original-dialer.md.
 """
 
 from __future__ import annotations
@@ -274,8 +274,10 @@ READ: Mapping[str, Column] = {
         "updated_at",
     )
 }
-"""The columns that the migration reads from a queue table, besides the agent's (`AGENT_COLUMNS`).
-Any other column may have any type.
+"""The columns that a migration needs in a queue table of the dialer, with the expected types.
+
+A migration also needs at least one of the columns for the agent (`AGENT_COLUMNS`). Any other column
+may have any type.
 """
 
 _FAMILIES = (
@@ -289,9 +291,10 @@ _FAMILIES = (
 def is_readable(found: str, wanted: str) -> bool:
     """Return True if a column of type `found` can be used where type `wanted` is expected.
 
-    True for equal types, and for types of one family: whole numbers, texts, timestamps, or JSON.
-    But if the types differ, False for a `varchar` that is too narrow (`NARROWEST`) for the longest
-    name that this release writes.
+    True for equal types. True also for two types of one family: whole numbers, texts, timestamps,
+    or JSON. Exception: False if `found` is another type than `wanted`, and is a `varchar` that is
+    too narrow (`NARROWEST`) for the longest name of a dialer queue, because this release writes
+    such names.
     """
     if found == wanted:
         return True

@@ -1,4 +1,4 @@
-"""The dialer's queue tables. A migration renames each, and creates a view under its name."""
+"""The dialer's queue tables, which a migration renames and replaces by views with the old names."""
 
 from __future__ import annotations
 

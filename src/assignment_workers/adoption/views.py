@@ -121,11 +121,13 @@ def take_name(table: str) -> str:
 
 
 def create_call_queue() -> Sequence[str]:
-    """Return the statements that create the view `call_queue`, for readers of that old table.
+    """Return the statements that create the view `call_queue`, for readers of an old table.
 
-    The view shows the users of both queues of the existing dialer, `unsigned_users` and
-    `outstanding_requests`. Run the statements only in a database that has no table `call_queue`.
-    Such a table has to stay, because the rows of the dialer's table `call_sessions` refer to it.
+    The old table had the name `call_queue` too: it was the dialer's first queue table. The view
+    shows the users of both queues of the existing dialer, `unsigned_users` and
+    `outstanding_requests`. Run the statements only in a database that no longer has the table. A
+    table `call_queue` that still exists has to stay, because the rows of the dialer's table
+    `call_sessions` refer to it.
     """
     shown = []
     for name, column in LEGACY_CALL_QUEUE.columns.items():
@@ -156,9 +158,10 @@ def _users_query(queue: str) -> str:
 
     A user whom an agent holds from this queue may have no entry in that generation. The query has
     one branch per status, so that a reader of one status reads only that branch. The branch of the
-    pending users is sorted by position, from the index that claims use: the planner would not push
-    an outer ORDER BY into the branch. So reading the first user costs the same with ten entries and
-    with ten million.
+    pending users is sorted by rank. The ORDER BY is inside this branch, because the planner would
+    not move an ORDER BY of the whole query into the branch. PostgreSQL reads the pending users in
+    this order from an index, the same index from which a claim reads users. So reading the first
+    user costs the same with ten entries and with ten million.
     """
     number, published_at = (
         f"(SELECT {column} FROM assignment.generations"

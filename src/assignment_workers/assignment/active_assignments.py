@@ -34,7 +34,10 @@ from assignment_workers.schema.tables import Assignment, AssignmentState
 MADE_BY_DIALER = "dialer-"
 """Prefix of the request ids of assignments that an adopted dialer made by a SQL statement.
 
-An adopted dialer is an existing one whose tables and claims this system has taken over.
+An adopted dialer is an existing one whose tables this system has taken over. The dialer's own code
+may still run after the takeover, and hand out a callback or a missed call to an agent, by an UPDATE
+of the call's status. As a part of that UPDATE, a trigger inserts the assignment. There is no
+request of an agent then, so the trigger makes up a request id with this prefix.
 """
 ACTIVE = sql_text(AssignmentState.ACTIVE)
 

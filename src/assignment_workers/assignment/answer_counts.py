@@ -120,10 +120,10 @@ class AnswerTally:
         ]
 
     def put_back(self, hours: Iterable[CountedHour]) -> None:
-        """Add counts that could not be stored to the tally again, except those older than 48 hours.
+        """Put counts back into this tally, after an attempt to store or send them has failed.
 
-        The number of answers in the older counts is added to the kind `dropped`, in the present
-        minute.
+        Counts of an hour that began 48 hours before the present hour, or earlier, are not put back.
+        The number of answers in such counts is added to the kind `dropped`, in the present minute.
         """
         now = self.clock()
         this_hour = now.replace(minute=0, second=0, microsecond=0)

@@ -97,7 +97,11 @@ class Code(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     """The call to the gateway has no token, or a token that is not valid (any more)."""
     FORBIDDEN = "forbidden"
-    """The token of the call to the gateway does not allow this call, or not for this agent."""
+    """The gateway does not allow this HTTP request.
+
+    The token's role may not send such a request, or the token belongs to another agent. Or the
+    request came from a page of another site, or a form was not sent from a page of the dashboard.
+    """
 
 
 class Assigned(_Value):
@@ -146,13 +150,17 @@ class Unavailable(_Value):
 class TooLate(_Value):
     """The deadline of the request had passed, so no user was assigned.
 
-    `database_time`: the time of the database's clock, by which a client can correct its estimate of
-    that clock.
+    `database_time`: the time of the database's clock when the deadline was checked. Some clients
+    keep an estimate of that clock's present time. If the estimate is earlier than `database_time`,
+    the client can set it to `database_time`.
     """
 
     outcome: Literal["too_late"] = "too_late"
     database_time: datetime | None = None
-    """Time of the database's clock; None: a version before 0.2.0 made the answer."""
+    """Time of the database's clock when the deadline was checked.
+
+    None: a version before 0.2.0 made the answer.
+    """
 
 
 class Refused(_Value):

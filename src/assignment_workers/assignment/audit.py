@@ -150,9 +150,11 @@ def extend(
 def cut(connection: Connection, older_than: timedelta) -> int:
     """Delete old events from the front of each lane's hash chain; return the number of events.
 
-    Events are deleted in the batches in which they were appended, each of one hour at most: a batch
-    is deleted when its last event is older than `older_than`. Events that are in no chain yet stay.
-    Call this with the database role of the purge.
+    The events of a chain are in batches. The events of one batch were appended together, and their
+    times are in the same hour (UTC). A batch is deleted as a whole: if its newest event is older
+    than `older_than`, and no earlier batch of the chain stays. Events that are in no chain yet
+    stay. Call this with the database role of the purge, the job that deletes old records
+    (`purge._purging`).
     """
     return connection.execute(_CUT, {"older_than": older_than}).rowcount
 

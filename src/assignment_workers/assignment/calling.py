@@ -72,7 +72,10 @@ def _policy(dialer: Dialer, queue: str, settings: Settings) -> Policy:
 
 
 def numbers_of(settings: Settings) -> Numbers:
-    """Return the rules for reading phone numbers. Raises `UsageError` for an unusable value."""
+    """Return the rules by which phone numbers are parsed, as the settings define them.
+
+    Raises `UsageError` if one of these settings has an unusable value.
+    """
     _, zones = _read("calling_zones", settings.calling_zones, read_zones)
     if settings.phone_region not in phonenumbers.SUPPORTED_REGIONS:
         variable = Settings.model_fields["phone_region"].alias

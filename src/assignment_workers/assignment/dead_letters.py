@@ -164,8 +164,9 @@ def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
 def mark_replayed(connection: Connection, found: Letter, task_id: str) -> None:
     """Record that the dead letter's message was sent again, as the task with the id `task_id`.
 
-    `found`: the dead letter as it was read. If the message has failed again since then, the dead
-    letter was reopened. In this case nothing is recorded.
+    `found`: the dead letter as it was read before the message was sent again. The message may have
+    failed again by now. In this case the dead letter was reopened after it was read as `found`, and
+    nothing is recorded here.
     """
     connection.execute(
         update(DeadLetter)

@@ -2,7 +2,10 @@
 
 The events of one lane commit in the order of their ids, because the transactions of its sequencer
 follow one another. Other transactions write events too, so an event may be visible before an event
-with a smaller id has committed. The function `writers` shows when no such transaction is open.
+with a smaller id has committed. The function `writers` returns the open transactions that may have
+written events. Take the largest id of an event that was seen before the call of `writers`. Once all
+transactions that the call returned have ended, no further event with a smaller id than that can
+appear.
 """
 
 from __future__ import annotations

@@ -3,9 +3,13 @@
 A lane is a set of dialer queues. Each lane has a separate assignment queue, sequencer, term and
 lock. A term is a sequencer's right to write: a number that grows, and a random id. A new term makes
 the earlier terms of the lane invalid. A fenced transaction is a sequencer's transaction. First of
-all, it proves that the sequencer's term is the lane's present one. The fenced transactions of one
-lane follow one another; those of two lanes run side by side. So a fenced transaction writes only
-the data of lanes whose rows it has locked: see `FencedTransaction.require_lanes`.
+all, it proves that the sequencer's term is the lane's present one.
+
+Each lane has one row in the table `assignment.sequencer`. A fenced transaction locks the row of its
+lane. Therefore the fenced transactions of one lane follow one another, but those of two lanes run
+side by side. A fenced transaction that writes data of other lanes too must lock the rows of those
+lanes as well. Otherwise two fenced transactions could write the same data at the same time. See
+`FencedTransaction.require_lanes`.
 """
 
 from __future__ import annotations
@@ -29,8 +33,9 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,19}", re.ASCII)
 def name_prefix(application: str, lane: str) -> str:
     """Return the prefix of the PostgreSQL application names of a lane's sequencers.
 
-    `application`: the configured application name. These names are set on the connections that hold
-    the lane's lock or wait for it.
+    Each sequencer process sets such an application name on the connection that holds the lane's
+    lock or tries to take it. `application`: the text with which the application names of all
+    sequencers begin.
     """
     return f"{application} " if lane == DEFAULT_LANE else f"{application} lane {lane} "
 
@@ -38,8 +43,9 @@ def name_prefix(application: str, lane: str) -> str:
 def connection_name(application: str, lane: str, host: str | None, pid: int | None) -> str:
     """Return the PostgreSQL application name of a sequencer's connection for the lane's lock.
 
-    The name has the lane, unless it is the default lane, and the process (`host`, `pid`). It is cut
-    to 63 bytes, PostgreSQL's limit.
+    The name identifies the process, by `host` and `pid`. The name also contains the lane, unless
+    the lane is the default one. The name is cut to 63 characters: PostgreSQL allows at most 63
+    bytes, and the name is expected to have only ASCII characters, of one byte each.
     """
     return f"{name_prefix(application, lane)}{host}:{pid}"[:63]
 
@@ -82,7 +88,10 @@ class Lanes:
         return [self.celery_queue(lane) for lane in self.names]
 
     def way_to(self, queue: str | None) -> str:
-        """Return the name of the Celery queue for commands about this dialer queue."""
+        """Return the name of the Celery queue for commands about this dialer queue.
+
+        If `queue` is None or an unknown dialer queue, this is the Celery queue of the default lane.
+        """
         return self.celery_queue(self.of(queue))
 
 
@@ -91,9 +100,11 @@ ONE_LANE = Lanes()
 
 @lru_cache(maxsize=16)
 def lanes_of(settings: Settings) -> Lanes:
-    """Return the lanes of `settings`. Raises `UsageError`, one line, for an unusable value.
+    """Return the lanes that the setting `lanes` of `settings` defines.
 
-    The names of dialer queues are not checked; `checked_lanes` compares them with the dialer's.
+    If the setting is unset, the default lane is the only one. Raises `UsageError`, with a message
+    of one line, if the setting's value cannot be used. The names of dialer queues in the value are
+    not checked here; `checked_lanes` compares them with the names of the dialer's queues.
     """
     if settings.lanes is None:
         return ONE_LANE
@@ -106,8 +117,9 @@ def lanes_of(settings: Settings) -> Lanes:
 def checked_lanes(settings: Settings, queues: Collection[str]) -> Lanes:
     """Return the lanes of `settings`, after a check that their dialer queues are among `queues`.
 
-    `queues`: the names of the dialer's queues. Raises `UsageError`, one line, for an unusable
-    value. Every process calls this when it starts.
+    `queues`: the names of the dialer's queues. Raises `UsageError`, with a message of one line, if
+    the value of the setting `lanes` cannot be used or names a dialer queue that is not in `queues`.
+    Every process calls this when it starts.
     """
     lanes = lanes_of(settings)
     for queue in lanes.others:
@@ -119,7 +131,9 @@ def checked_lanes(settings: Settings, queues: Collection[str]) -> Lanes:
 def _pairs(parts: Iterable[str]) -> Iterable[tuple[str, str]]:
     """Yield each named dialer queue with its lane; raises `ValueError` for an invalid part.
 
-    `parts`: the parts of the setting's value, each such as `second=queue_a+queue_b`.
+    `parts`: the parts of the value of the setting `lanes`. For example, the part
+    `second=queue_a+queue_b` defines a lane with the name `second`, which has the dialer queues
+    `queue_a` and `queue_b`.
     """
     seen: dict[str, str] = {}
     for part in parts:

@@ -36,7 +36,11 @@ NUMBER_AT_MOST = 10**8
 
 
 class SettingScope(StrEnum):
-    """The kind of subject that may have its own value of a setting: dialer queue, team, or none."""
+    """The kind of values that a setting can have besides its value for all.
+
+    `queue`: each dialer queue can have a value of its own. `team`: each team of agents can have a
+    value of its own. `nothing`: there is only the value for all.
+    """
 
     NOTHING = "nothing"
     QUEUE = "queue"
@@ -130,7 +134,7 @@ class SettingsInForce(Settings):
     """
 
     version: int | None
-    """The number of the version; None: no version is stored yet."""
+    """The number of the stored version of the operational settings; None: none is stored yet."""
     queues: Mapping[str, Settings]
 
     @property
@@ -148,10 +152,12 @@ class SettingsInForce(Settings):
 def in_force(
     dialer: Dialer, given: Settings, version: int | None, values: Values
 ) -> SettingsInForce:
-    """Return a copy of `given` with the values that a version has for operational settings.
+    """Return a copy of `given` with the operational settings of one stored version.
 
-    `given`: the settings of the environment. `version`, `values`: the version's number, and its
-    values.
+    A version has the values of the operational settings after a change. An operational setting for
+    which the version has no value gets its default, not the value in `given`. `given`: the settings
+    of the environment. `version`: the number of the version; None: no version is stored yet.
+    `values`: the values of the version, or the first values if no version is stored yet.
     """
     names = list(dialer.policies)
     everywhere = dict(given) | _fields(values, None, names)
@@ -193,8 +199,9 @@ OF_QUEUES = {
 }
 """Maps an operational setting to the field of `Queue` that has the setting's first value.
 
-A `Queue` is a dialer queue as the dialer's file declares it. Once any version of the settings has
-had a value of the setting for the dialer queue, the field is ignored.
+A `Queue` is a dialer queue as the dialer's file declares it. The field is ignored for a dialer
+queue once a stored version of the settings has had a value of this setting for this dialer queue.
+The field stays ignored if a later version removes the value.
 """
 
 
@@ -213,8 +220,9 @@ def first_values(dialer: Dialer, given: Settings) -> list[SettingValue]:
 
 
 def unknown_queues(dialer: Dialer, given: Settings) -> list[str]:
-    """Return a line for each unknown dialer queue that the setting `queue_priority` names.
+    """Return a warning for each unknown dialer queue that the setting `queue_priority` names.
 
+    A dialer queue is unknown if the dialer does not have it. Each warning is one line of text.
     `given`: the settings of the environment.
     """
     if given.queue_priority is None:
@@ -336,8 +344,10 @@ def _parts(
     """Split the environment's value of a setting into separate values; yield each of them.
 
     Each separate value is for one dialer queue, for one team, or for all. `value`: the content of
-    the setting's field in `Settings`. `rules`: the calling rules of the environment, in which the
-    limits of each dialer queue are parsed already.
+    the setting's field in `Settings`. `rules`: the calling rules made from the settings of the
+    environment. Two settings are taken from `rules`, which has their values by dialer queue:
+    `calls_per_day` (the number of calls to a user in 24 hours) and `call_cooldown` (the shortest
+    time between two calls to a user).
     """
     name = setting.name
     match name:

@@ -28,7 +28,10 @@ class RequestedAction:
 
 
 def begin(connection: Connection, action: RequestedAction) -> int:
-    """Record the requested action; return the record's number. Commit before the action runs."""
+    """Record the requested action; return the record's number.
+
+    The caller has to commit the record before the action is carried out.
+    """
     return connection.execute(
         insert(OperatorAction)
         .values(

@@ -1,6 +1,7 @@
-"""A person's rights: the export of all data stored about a user, and its erasure.
+"""A person's rights: the export of all data stored about a user, and the erasure of such data.
 
-After an erasure the id stays, with times, outcomes and counts; docs/privacy.md explains why.
+After an erasure, the id of the user stays stored, with times, outcomes and counts; docs/privacy.md
+explains why.
 """
 
 from __future__ import annotations
@@ -161,11 +162,15 @@ def forget(
 
     Before the call, the caller ensures that no agent holds the user and that the user is
     suppressed; afterwards the caller commits. The suppression and a row in the table `forgotten`
-    remain, so that the user is never called again. If a phone number of the user is
-    suppressed, alone or in an imported list, it is replaced by a hash with the secret key of
-    `reader`. Raises `UsageError`, with nothing changed, if there is such a number and `reader` has
-    no key. Cost: reads by the indexes on `user_id`, and one pass each over dead letters, commands
-    and phone numbers.
+    remain, so that the user is never called again.
+
+    A phone number of the user may be in a suppression of that single number, or in an imported list
+    of suppressed numbers. Such a number is deleted there. A hash of the number, made with the
+    secret key of `reader`, is stored in a suppression instead, so that the number stays suppressed.
+    For a list that is not in force, no hash is stored. Raises `UsageError`, with nothing changed,
+    if a phone number of the user is in a suppression or a list, and `reader` has no key. Cost:
+    reads by the indexes on `user_id`, and one pass each over dead letters, commands and phone
+    numbers.
     """
     person = find(connection, dialer, user_id, reader)
     parameters = {"user": user_id, "mark": FORGOTTEN, "name": str(person.own)}
@@ -253,10 +258,17 @@ def _scrub_letters(connection: Connection, person: Person) -> int:
 
 
 def _scrub_commands(connection: Connection, person: Person) -> int:
-    """Erase, in stored commands, the reasons and subjects that name the person.
+    """Erase the person's data in the stored commands; return the number of changed commands.
 
-    Returns the number of changed commands. A refusal's reason repeats the refused value, which may
-    be a phone number. The subject of a suppression's command has the phone number.
+    The data can be in two columns of a command, `answer` and `subject`.
+
+    The column `answer` of a refused command has the reason of the refusal. This reason repeats the
+    refused value, which may be a phone number. If the answer names the person, the reason is
+    replaced.
+
+    The column `subject` has a text about what the command sets or changes. If the command
+    suppresses a phone number, or lifts such a suppression, this text contains the number. If the
+    text names the person, it is deleted.
     """
     found = connection.execute(
         text(
@@ -313,7 +325,12 @@ def _exists(connection: Connection, table: str) -> bool:
 
 
 def _scalars(connection: Connection, query: str, user_id: int) -> Collection[str | None]:
-    """Return the values of a query about the user; an empty list if its table cannot be read."""
+    """Return the values that a query about the user selects, one from each row of its result.
+
+    `query`: a SQL query of one column, with the SQL parameter `user`. Its fourth word must be the
+    name of the table that the query reads. Returns an empty list if the table does not exist or
+    cannot be read.
+    """
     if not _exists(connection, query.split()[3]):
         return []
     try:

@@ -28,7 +28,10 @@ from assignment_workers.schema.crm import CrmUser
 from assignment_workers.schema.tables import Forgotten, Phone, PhoneZone
 
 READ_IN_A_TURN = 100
-"""Maximum number of users whose numbers one transaction of the sequencer parses: about 10 ms."""
+"""Maximum number of users whose numbers one transaction of the sequencer parses.
+
+Parsing the numbers of this many users takes about 10 ms.
+"""
 AT_A_TIME = 1_000
 """Number of users whose phone numbers a job parses in one batch, which takes about 0.1 s."""
 BATCHES_AT_MOST = 200
@@ -85,11 +88,14 @@ def read(work: Work, numbers: Numbers, *, batches: int = BATCHES_AT_MOST) -> Cou
     """Parse users' phone numbers that are new, changed, or were parsed under other settings.
 
     For each user, the numbers are stored in E.164 form. Each batch is parsed first and then written
-    by a short transaction, so that a claim waits for it only milliseconds. After `batches` batches,
-    the next run continues. Users with the highest ids come first, because new users are the next to
-    be called. Returns the counts `read`, `unreadable` (among those read) and `forgotten` (deleted
-    results of users who are not in the CRM any more). Cost if nothing has changed: one pass over
-    the users and the stored results.
+    by a short transaction. So a claim that waits for this transaction waits only milliseconds. A
+    run parses at most `batches` batches; the next run parses the rest. Users with the highest ids
+    come first, because new users are the next to be called.
+
+    Returns three counts of users. `read`: users whose phone number was parsed, also if no number
+    was found in the text. `unreadable`: those among them who have a text in which no number was
+    found. `forgotten`: users who are not in the CRM any more, and whose stored results were
+    deleted. Cost if nothing has changed: one pass over the users and the stored results.
     """
     counts = {"read": 0, "unreadable": 0, "forgotten": 0}
     below = 2**63 - 1
@@ -137,9 +143,10 @@ def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
     """Return the query for the next users whose phone number has to be parsed.
 
     The number has to be parsed if it is new, has changed, or was parsed under other settings than
-    `numbers`. A changed country or time zone of the user counts too, if the settings name its
-    column. The query returns only users with ids below the SQL parameter `below`, at most
-    `AT_A_TIME`. The user with the highest id comes first. Erased users are left out.
+    `numbers`. If `numbers` names a column of the CRM for the user's country, the number also has to
+    be parsed when the country has changed. The same holds for the time zone. The query returns only
+    users with ids below the SQL parameter `below`, at most `AT_A_TIME`. The user with the highest
+    id comes first. Erased users are left out.
     """
     return (
         _said(numbers)
@@ -155,9 +162,9 @@ def stale(numbers: Numbers) -> Select[*tuple[Any, ...]]:
 
 
 def owners(connection: Connection, numbers: Iterable[str]) -> dict[str, list[int]]:
-    """Return the ids of the users who have each of these phone numbers (E.164), by number.
+    """Return, for each of these phone numbers (E.164), the ids of the users who have this number.
 
-    Cost: look-ups in the index on phone numbers.
+    A number that no user has is left out. Cost: look-ups in the index on phone numbers.
     """
     asked = sorted(set(numbers))
     found: dict[str, list[int]] = {}

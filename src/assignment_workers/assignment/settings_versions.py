@@ -229,7 +229,9 @@ def ignored(connection: Connection, dialer: Dialer, given: Settings) -> list[str
 
     Only values of operational settings are compared. The dialer's file is the file that defines the
     dialer queues. A value has no effect if the version of the settings in force has another value
-    in its place, or none. The list is empty if no version is stored.
+    of the same setting, or has no value of it. If the version has no value for a dialer queue or a
+    team, the version's value for all is used; if it has none for all either, the default is used.
+    The list is empty if no version is stored.
     """
     before = latest(connection)
     if before is None:
@@ -280,7 +282,9 @@ def tell_ignored(connection: Connection, dialer: Dialer, given: Settings) -> Non
 
     Only values of operational settings are compared. The dialer's file is the file that defines the
     dialer queues. A value has no effect if the version of the settings in force has another value
-    in its place, or none. Called when a process starts.
+    of the same setting, or has no value of it. If the version has no value for a dialer queue or a
+    team, the version's value for all is used; if it has none for all either, the default is used.
+    Called when a process starts.
     """
     for line in ignored(connection, dialer, given):
         log.warning("variable_ignored", why=line)

@@ -103,11 +103,9 @@ class Named:
 class Staged:
     """The result of loading a file of suppressed phone numbers into a new list.
 
-    `lines`: the number of lines read. `unreadable`: the number of lines that are not a phone
-    number. `waiting`: the number of users whose phone number cannot be read and may be one of the
-    list; once the list is in force, they are not offered until an operator decides whether they may
-    be called. `waiting_queues` has this number for each dialer queue. `list_id`: the number of the
-    stored list; None: nothing was stored.
+    `lines`: the number of lines read. `unreadable`: the number of these lines that are not a phone
+    number. `waiting_queues`: for each dialer queue, the number of users in its published generation
+    who count in `waiting`. `list_id`: the number of the stored list; None: nothing was stored.
     """
 
     lines: int = 0
@@ -131,7 +129,9 @@ class Staged:
     waiting: int = 0
     """Number of users who, once the list is in force, are not offered until an operator decides.
 
-    Their phone number is unclear and has the same last digits as a number in the file.
+    These users may have a number of the file: their phone number is unclear (it cannot be read for
+    certain), and its last 7 digits are those of a number in the file. The operator decides whether
+    they may be called.
     """
     waiting_queues: dict[str, int] = field(default_factory=dict)
     list_id: int | None = None
@@ -141,11 +141,14 @@ ReadChunk = Callable[[Sequence[Line]], Read]
 
 
 def lines_of(stream: Iterable[str], column: str | None = None) -> Iterator[Line]:
-    """Yield the lines of a file of phone numbers: one number a line, or CSV.
+    """Yield the lines of a file of phone numbers: one phone number a line, or CSV.
 
-    Each line has its number in the file, counted from 1, the text of the phone number, and an
-    expiry, if any. In CSV the phone number is in `column`. If `column` is None, it is in a column
-    with a usual name such as `phone`, otherwise in the first column. Empty lines and lines that
+    Each yielded line has three values: the position of the line in the file, counted from 1; the
+    text of the phone number; and the time at which its suppression ends, or None. In CSV the phone
+    number is in `column`. If `column` is None, the phone number is in a column with a usual name
+    such as `phone`, otherwise in the first column. The end of the suppression is in a CSV column
+    named `expires_at`, `expires`, `expiry` or `valid_until`; a time without a zone is in UTC. The
+    end is None if there is no such column, or if its field is empty. Empty lines and lines that
     begin with # are ignored. Raises `UsageError` for a column that does not exist and for an expiry
     that is not a date.
     """
@@ -292,10 +295,12 @@ def _ahead(
 def _affected(connection: Connection) -> tuple[int, dict[str, int], int, dict[str, int]]:
     """Count the users whom the loaded phone numbers affect, in all and by dialer queue.
 
-    The numbers are in the temporary table `incoming`. The first two values count users who have one
-    of the numbers. The last two count users whose own number is unclear and has the same last
-    digits as one of them; once the list is in force, these users are not offered until an operator
-    decides.
+    The loaded numbers are in the temporary table `incoming`. The first two values are for the users
+    who have a loaded number: how many they are, and how many they are in each dialer queue. The
+    last two values are the same counts for the users who may have a loaded number. The number of
+    such a user is unclear (it cannot be read for certain), and its last 7 digits (`REACH`) are
+    those of a loaded number. Once the list is in force, these users are not offered until an
+    operator decides whether they may be called.
     """
     connection.execute(_MATCHED_BY_INCOMING)
     connection.execute(_WAITING_BY_INCOMING, {"reach": REACH})
@@ -462,10 +467,12 @@ class Matched(BaseModel):
     users: int
     queues: dict[str, int]
     waiting: int
-    """Number of users who are not offered until an operator decides, if this number is suppressed.
+    """Number of users whom a suppression of this phone number makes wait for an operator.
 
-    A phone number of these users has the same last digits as this number, and one of the two is
-    unclear. The users are counted whether or not this number is suppressed now.
+    These users are not offered until an operator decides whether they may be called. They have a
+    phone number with the same last 7 digits (`REACH`), and one of the two numbers is unclear: it
+    cannot be read for certain. The users are counted whether or not this number is suppressed now.
+    Counted up to 10,000 (`WHOM_AT_MOST`).
     """
     waiting_queues: dict[str, int]
 
@@ -512,8 +519,10 @@ def whom(
 ) -> tuple[int, dict[str, int]]:
     """Count the users to whom a suppression (ban on calls) applies, in all and by dialer queue.
 
-    `numbers`: the suppressed phone numbers in E.164. If there are none, users are counted whose
-    text in the CRM equals `as_text`, which needs a pass over all users. Counts up to
+    `numbers`: the suppressed phone numbers in E.164. If `numbers` is empty, the suppression is of a
+    text that is not a phone number, and `as_text` is this text in its form for comparison
+    (`phones.plain`). The suppression then applies to each user whose phone text in the CRM has the
+    same form for comparison. To count these users needs a pass over all users. Counts up to
     `WHOM_AT_MOST`.
     """
     parameters = {"numbers": list(numbers), "plain": as_text}
@@ -522,12 +531,13 @@ def whom(
 
 
 def who_waits(connection: Connection, phone: str, reader: Reader) -> tuple[int, dict[str, int]]:
-    """Count the users who wait for an operator's decision if this phone number is suppressed.
+    """Count the users whom a suppression of this phone number makes wait for an operator.
 
-    Returns the count in all and by dialer queue. The rule `number_unclear` makes these users wait:
-    they have a phone number with the same last digits, and one of the two numbers is unclear. Users
-    who have the number itself are not counted. Counts up to `WHOM_AT_MOST`. Cost: a pass over the
-    users' numbers.
+    Returns the count in all and by dialer queue. The users are counted whether or not the number is
+    suppressed now. By the rule `number_unclear`, they wait until an operator decides whether they
+    may be called. They have a phone number with the same last 7 digits (`REACH`), and one of the
+    two numbers is unclear: it cannot be read for certain. Users who have the number itself are not
+    counted. Counts up to `WHOM_AT_MOST`. Cost: a pass over the users' numbers.
     """
     target = target_of(phone, reader, raw=True)
     if isinstance(target, str) or target.tail is None:
@@ -549,7 +559,9 @@ def _in_queues(connection: Connection, users: list[int]) -> tuple[int, dict[str,
 def standing_lists(connection: Connection) -> list[dict[str, Any]]:
     """Return the lists of suppressed phone numbers that are in force, ordered by name.
 
-    A list that has expired is included until it is retired.
+    A list is in force from the command `flip` until it is retired. An operator retires a list by
+    dropping it, or by loading another list that replaces it. A list whose expiry has passed
+    suppresses no number any more, but it is returned until it is retired.
     """
     return [dict(row) for row in connection.execute(_STAND).mappings()]
 
@@ -557,10 +569,11 @@ def standing_lists(connection: Connection) -> list[dict[str, Any]]:
 def exported(connection: Connection, dialer: Dialer) -> Iterator[tuple[object, ...]]:
     """Yield do-not-contact suppressions, one row each; `EXPORTED` names the columns.
 
-    First come the suppressions in force of single users and numbers. Then come the phone numbers
-    of the imported lists in force. A list is in force until it is retired, so expired lists and
-    expired numbers of a list are included too. The column `expires_at` has the time of the expiry.
-    The rows are streamed. Numbers of erased persons, of which only a hash is stored, are left out.
+    First come the suppressions of single users and of single phone numbers. Of these, lifted and
+    expired ones are left out. Then come the phone numbers of the imported lists that were put in
+    force and not retired. Of these, a number is included even if the number or its list has
+    expired. The column `expires_at` has the time of the expiry. The rows are streamed. Numbers of
+    erased persons, of which only a hash is stored, are left out.
     """
     streamed = connection.execution_options(stream_results=True, yield_per=10_000)
     for rows in streamed.execute(_EXPORT).partitions():

@@ -62,10 +62,11 @@ class StandingSuppression(BaseModel):
     user_id: UserId | None
     phone: str | None
     number: str | None
-    """The phone number in E.164.
+    """The suppressed phone number in E.164; None in three cases.
 
-    None although `phone` is set: the suppression applies to users with the same text in the CRM, or
-    the person was erased and only a hash of the number is stored.
+    First, the suppression is of one user; then `phone` is None as well. Second, `phone` is a text
+    that is not a phone number; the suppression then applies to users with this text in the CRM.
+    Third, the person was erased; then only a hash of the number is stored.
     """
     queue: str | None
     """The one dialer queue to which the suppression applies; None: every queue."""
@@ -146,8 +147,12 @@ def do_not_contact(
     the command changes nothing. Refused: neither a user nor a phone number, or both; an unknown
     dialer queue; an expiry that has passed; and a text that is not one phone number, unless
     `entry.raw` is set. Such a text is compared with the phone numbers as they are written in the
-    CRM. Users whose number has the same last digits as the text are not offered until an operator
-    decides.
+    CRM.
+
+    Further users are blocked by the rule `number_unclear`. Their phone number ends with the same 7
+    digits (`REACH`) as the suppressed number or text, and one of the two is unclear: it cannot be
+    read for certain. These users are not offered until an operator corrects their number in the
+    CRM, or lifts the suppression.
     """
     entry = entry or SuppressionOptions()
     target = _target(user, phone, reader, raw=entry.raw)
@@ -206,11 +211,12 @@ def lift(
 ) -> Done | Refused:
     """Lift a suppression (ban on calls) of this kind, of the user or the phone number.
 
-    The next build includes its users again. `queue`: the one dialer queue of the suppression; None:
-    a suppression for every queue. `by`: the operator; `why`: the reason. Refused: no such
-    suppression; neither a user nor a phone number, or both; a user who was erased; the kind
-    `closed` without its dialer queue; and the kind `quarantine` with a dialer queue. A text that is
-    not a phone number lifts the suppression of that text.
+    The next build includes the suppressed users again, unless something else excludes them.
+    `phone`: the phone number; if it is a text that is not a phone number, the suppression of the
+    same text is lifted. `queue`: the one dialer queue of the suppression; None: a suppression for
+    every queue. `by`: the operator; `why`: the reason. Refused: no such suppression; neither a user
+    nor a phone number, or both; a text with several phone numbers; a user who was erased; the kind
+    `closed` without its dialer queue; and the kind `quarantine` with a dialer queue.
     """
     target = _target(user, phone, reader, raw=True)
     if isinstance(target, Refused):
@@ -361,11 +367,18 @@ class SuppressionOptions:
 
 @dataclass(frozen=True)
 class Target:
-    """The phone number to which a suppression applies, or a text that is not a phone number.
+    """The target of a suppression: a phone number, or a text that is not a phone number.
 
-    `number`: the phone number in E.164; None: there is only a text. `plain`: the normalized text.
-    `tail`: the last digits. `unsure`: True if the number is unclear. For a suppression of a single
-    user, no field is set.
+    `number`: the phone number in E.164; None: there is only a text. `plain`: the form of the typed
+    text for comparison, without spaces, capitals and invisible characters.
+
+    `tail`: the last 7 digits (`REACH`) of the number. A text may have several parts, such as two
+    groups of digits with a comma between them. For a text, `tail` is the lowest of the last 7
+    digits of all its parts (`phones.tails`). None: the text has fewer than 7 digits.
+
+    `unsure`: True if the number is unclear, because it cannot be read for certain; always True for
+    a text. For the suppression of a single user there is neither a number nor a text, and no field
+    is set.
     """
 
     number: str | None = None

@@ -1,7 +1,12 @@
-"""Messages that may have ended the process that handled them, counted before they are tried again.
+"""The record of messages that may have ended the process that handled them.
 
-A row exists while such a message is tried, and is deleted when the try ends. If a row exists at the
-next try, a process ended during the previous try. Other messages have no row.
+If a worker process ends while it handles a message, the message is delivered again. The message may
+have ended the process. The table `suspect_messages` then gets a row for the message, with the
+number of processes that ended while they handled the message. An end that the message is known not
+to have caused is not counted. The row is written before the message is tried again, and deleted
+when that try comes to its end. If the row still exists at the next delivery, another process ended
+during the try, and the number grows by one. A message that is delivered for the first time has no
+row.
 """
 
 from __future__ import annotations
@@ -50,8 +55,10 @@ class Suspicion:
 def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> Suspicion:
     """Record that a worker process ended while it handled a message; return the message's record.
 
-    `digest` identifies the message. `excused`: True if the message is known not to have caused the
-    end of the process; then its number of ends stays the same. The record is committed.
+    `digest` identifies the message. The record has the number of processes that ended while they
+    handled the message (`Suspicion.ends`). This number grows by one. `excused`: True if the message
+    is known not to have caused the end of the process; the number then does not grow. The record is
+    committed.
     """
     there = insert(SuspectMessage).excluded
     ended = SuspectMessage.parts.op("||")(SuspectMessage.part)
@@ -84,9 +91,10 @@ def count(engine: Engine, digest: str, *, celery_queue: str, excused: bool) -> S
 def try_part(engine: Engine, digest: str, part: int | None) -> None:
     """Record that this request or command of a batch message is handled next, by itself.
 
-    `digest` identifies the message, and `part` is the position of the request or command in it.
-    `part` None: from now on, no single request or command is handled. If the process ends, the
-    record shows which request or command was being handled.
+    `digest` identifies the message, and `part` is the position of the request or command in the
+    message. If the process ends while it handles this part, the record shows which part it was.
+    `part` None: all parts were handled. If the process ends after that, its end is attributed to
+    the whole message.
     """
     _change(engine, digest, part=part)
 

@@ -31,7 +31,11 @@ class EventKind(StrEnum):
     COMPLETED = "completed"
     """The agent ended the call with an outcome; `actions` lists tasks for other systems."""
     SKIPPED = "skipped"
-    """The agent skipped the user, who is offered to other agents only after a while."""
+    """The agent skipped the user.
+
+    No agent is offered the user for the time in the setting `skip_everyone`, by default 15 minutes.
+    The agent who skipped is not offered the user for the time in `skip_agent`, by default an hour.
+    """
     DEFERRED = "deferred"
     """The agent postponed the user: no agent is offered the user before a certain time."""
     CLOSED = "closed"
@@ -117,11 +121,16 @@ class EventKind(StrEnum):
     TERM_BEGUN = "term_begun"
     """A sequencer began to lead the lane, with a new term."""
     CLOCK_STEPPED = "clock_stepped"
-    """The database's clock jumped forward or back by `seconds`."""
+    """The database's clock jumped by more than a second.
+
+    The detail `seconds` is the size of the jump; it is negative if the clock went back. The detail
+    `lane` is the lane whose sequencer noticed the jump.
+    """
     RACE = "ASSIGNMENT_RACE_CONDITION"
     """A conflict between two writers (a race) was detected and resolved.
 
-    `kind` names the race, and `done` says how it was resolved.
+    The event's detail `kind` is the name of the race. The detail `done` says how the race was
+    resolved.
     """
 
 
@@ -190,7 +199,10 @@ class FencedTransaction:
 
     @property
     def queues_of_other_lanes(self) -> list[str]:
-        """The dialer queues of lanes that this transaction has not locked and must not change."""
+        """The dialer queues in those lanes that this transaction has not locked.
+
+        The transaction must not change these dialer queues.
+        """
         return (
             []
             if self.lanes.is_one
@@ -244,7 +256,11 @@ class FencedTransaction:
         return new_id(self.now, self.randomness)
 
     def record(self, *events: dict[str, Any]) -> None:
-        """Record events in this transaction, which is the one that makes the recorded changes."""
+        """Record events in this transaction.
+
+        Call this in the transaction that makes the changes that the events describe. So a change
+        and its event are committed together, or neither is.
+        """
         if events:
             self.connection.execute(RECORD, {"events": self.dated(events)})
 

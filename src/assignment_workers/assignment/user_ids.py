@@ -169,8 +169,8 @@ def number_new(
 
     `rows`: a SQL query with two columns: `id`, the CRM's id of a user, and `created_at`, a time.
     The internal ids are given in the order of these times. `since`: only users whose `created_at`
-    is this time, in UTC, or later. A user whose CRM id `read` refuses gets no internal id. The
-    caller commits.
+    is this time, in UTC, or later. A user gets no internal id if the CRM's id is unusable: the
+    function `read` of this module would refuse it. The caller commits.
     """
     kind = dialer.numbered
     fits = _FITS if kind == "text" else "n.id IS NOT NULL"
@@ -201,8 +201,9 @@ def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict
     """Return the CRM's id of each of these users, by the user's internal integer id.
 
     `numbers`: the internal ids. An internal id that does not exist is mapped to itself. `at`: the
-    connection or engine with which CRM ids are read that are not in the process's cache. The cache
-    is valid because neither id of a user ever changes.
+    connection or engine for reading CRM ids. Only CRM ids that the process has not cached are read.
+    A cached id stays valid, because the stored ids of a user never change. Only a failover can lose
+    stored ids, and then the cache is cleared (`_memory`).
     """
     wanted = set(numbers)
     if dialer.numbered is None:
@@ -223,9 +224,10 @@ def own(dialer: Dialer, at: Connection | Engine, numbers: Iterable[int]) -> dict
 def _memory(engine: Engine) -> dict[int, str]:
     """Return the cache that maps internal integer ids of users to the CRM's ids, for one database.
 
-    `engine`: the engine of that database. Each new connection clears the cache, because it may be
-    the first after a failover to a standby without the latest rows. There the same internal ids may
-    belong to other users.
+    `engine`: the engine of that database. Each new connection of the engine clears the cache,
+    because the new connection may be the first after a failover. The standby that then serves the
+    database may lack the latest rows of `assignment.user_ids`, and give the internal ids of these
+    lost rows to other users.
     """
     if engine not in _remembered:
         memory: dict[int, str] = {}
@@ -266,9 +268,14 @@ def shown(dialer: Dialer, at: Connection | Engine, facts: T) -> T:
 def _walk(name: str, value: object, of: Any, *, ours: bool = False) -> object:  # noqa: ANN401
     """Return a copy of `value` in which `of(id)` replaces each internal integer id of a user.
 
-    `name`: the name of the field that has this value; only fields such as `user_id` have ids of
-    users. `ours`: True if this package wrote the texts in `value`, such as the reason of a refusal;
-    ids are replaced only in such texts. Texts that people typed stay unchanged.
+    `of`: a function that gets an internal id and returns the value to put in its place. `name`: the
+    name of the field that has `value`.
+
+    Ids are replaced in two cases. First, an integer is replaced if its field has one of the names
+    in `_NAMES`, such as `user_id`. Second, in a text such as `user 27`, the number after the word
+    `user` is replaced. This is done only if the field has one of the names in `_TEXTS`, and `ours`
+    is True. `ours`: True if this package wrote the texts in `value`, such as the reason of a
+    refusal. Texts that people typed stay unchanged.
     """
     match value:
         case bool():

@@ -1,4 +1,9 @@
-"""The command line, `assignment-workers`. Exit codes: 0 success, 1 a problem, 2 wrong usage."""
+"""The command line, `assignment-workers`. Exit codes: 0 success, 1 a problem, 2 misuse or refusal.
+
+The exit code is 2 for wrong usage, for an invalid setting, an invalid definition of the dialer or
+an unreadable list, for a missing optional package, and for the answer `Refused`. It is also 2 for a
+soak test that was too short to judge everything. It is 130 if the command was interrupted (Ctrl-C).
+"""
 
 from __future__ import annotations
 

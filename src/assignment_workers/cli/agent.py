@@ -138,9 +138,10 @@ def line(answer: object) -> str:
 
 
 def tell(answer: object, json: bool) -> int:
-    """Print an answer, as JSON or as a line for people.
+    """Print an answer, as JSON or as a line for people; return the exit code of the command.
 
-    Returns the exit code of the command: 0 success, 1 no success, 2 refused.
+    The exit code is 0 if a user was assigned, or if the command was carried out. It is 2 if the
+    answer is `Refused`. It is 1 for every other answer, such as `Empty` or `Unavailable`.
     """
     good = isinstance(answer, Assigned | Finished | Stated)
     if json:

@@ -144,7 +144,11 @@ def state(
     why: OptionalWhy = None,
     json: AsJson = False,
 ) -> int:
-    """Set the state of AGENT; on break or offline, an offer that is not accepted is released."""
+    """Set the state of AGENT.
+
+    If the new state is `break` or `offline`, an offer that AGENT has not accepted yet is released.
+    While AGENT has an accepted assignment, `available` and `wrap_up` are stored as `on_call`.
+    """
     with recorded("agent_state", f"{agent} {becomes}", why) as told, client() as asking:
         command = commands.state(agent, becomes.value, by=operator_name(), why=why)
         answer = told(as_state_answer(asking.ask(command.at(told.position), TIMEOUT)))

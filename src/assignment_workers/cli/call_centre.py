@@ -60,9 +60,11 @@ CALM_SECONDS = 30.0
 without faults.
 """
 FAULTS = 200
-"""The approximate number of faults in a long soak.
+"""The approximate number of faults in a soak of two and a half hours or more.
 
-The number is fixed, so that in a longer run processes live longer between two faults.
+A shorter soak has fewer faults, because at least `CALM_SECONDS` pass between two faults. A longer
+soak does not have more faults, so its processes live longer between two faults. The soak can then
+find a figure that grows only slowly, such as the memory of a process.
 """
 
 
@@ -153,11 +155,13 @@ def soak(
     The soak also looks for too many dead rows, for tables much larger than a new copy of their
     rows, and for rows that should have been deleted.
 
-    The exit code is 1 if the soak found any of this, or if a guarantee broke. Each finding is
-    then named. Otherwise, the exit code is 2 if the run was too short to judge everything.
+    The exit code is 1 if a figure keeps growing, if there are too many dead rows, if a table is
+    too large, if rows were not deleted, or if a guarantee broke. Each finding is then named.
+    Otherwise, the exit code is 2 if the run was too short to judge everything.
 
-    If the soak starts a stack, that stack keeps the entries of retired generations for a
-    twentieth of the run.
+    If the soak starts a stack, that stack stores the entries of a retired generation for a
+    twentieth of the run. The time depends on the length of the run, so that entries can be
+    deleted during a short run, too.
     """
     retention = timedelta(seconds=seconds / 20)
     calm = max(CALM_SECONDS, seconds / FAULTS / 1.5)

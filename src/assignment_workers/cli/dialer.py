@@ -92,11 +92,12 @@ def check(
 def _of_the_installation(path: Path) -> tuple[list[RulePlan], list[str]]:
     """Try the dialer's rules on this installation; return their query plans, and warnings.
 
-    The plans are PostgreSQL's, for the rules under the settings in force; there are none if no
-    database is available. A warning names, for example, a setting for an unknown dialer queue, or a
-    queue that no agent may take from. `path`: the dialer's file, for messages. Raises `UsageError`
-    if the environment has settings that do not fit the dialer's file, so that no process would
-    start.
+    The plans are PostgreSQL's. They are for the rules with the values of the settings in force,
+    such as calling hours. There are no plans if no database is available. A warning names, for
+    example, a setting for an unknown dialer queue, or a queue that no agent may take from. `path`:
+    the dialer's file, for messages. Raises `UsageError` if a setting of the environment does not
+    fit the dialer's file, for example if it names an unknown outcome. Celery processes do not start
+    with such a setting. Raises `UsageError`, too, if an external CRM lacks a table or a column.
     """
     given = settings()
     try:
@@ -150,10 +151,13 @@ def _has_database(given: Settings) -> bool:
 
 
 def _in_force(given: Settings) -> Settings:
-    """Return the settings in force: `given`, changed by the values that operators have stored.
+    """Return the settings in force: those of the environment, with the operational settings.
 
-    `given`: the settings of the environment. Without a database, or if it is unavailable, the
-    settings of the environment and of the dialer's file are returned.
+    `given`: the settings of the environment. If the database has a stored version of the
+    operational settings, the values of the newest version are in force. The values in `given` and
+    in the dialer's file then do not count. If the database has no version, the values that the
+    dialer's file has for single dialer queues are in force, and for all else those of `given`. The
+    same holds without a database, or if the database is unavailable.
     """
     if _has_database(given):
         try:
@@ -166,9 +170,11 @@ def _in_force(given: Settings) -> Settings:
 
 @group.command()
 def show(json: AsJson = False) -> int:
-    """Show the dialer queues, their rules under the settings, the outcomes and the actions.
+    """Show the dialer queues with their rules, the outcomes of calls, and the actions.
 
-    With a database the settings are those in force, else those of the environment and the file.
+    The rules are shown with the values of the settings, such as calling hours. With a database,
+    these are the settings in force. Without a database, or if it is unavailable, these are the
+    settings of the environment and of the dialer's file.
     """
     given = settings()
     found = described.describe(loaded(), policies_of(loaded(), _in_force(given)))

@@ -51,9 +51,11 @@ def explain(
     """Say why a user is offered or not, or whom a rule holds back.
 
     With USER, one user is judged by all rules at the present time. With --queue, the users of
-    that dialer queue are counted by the rule that holds them back. Without --whole, only the
-    200,000 users of the queue with the best scores are judged. With --whole, all users of the
-    queue are judged. For ten million users, this takes minutes.
+    that dialer queue are judged. The command prints each reason for which users are held back,
+    such as a broken rule, and the number of these users. A user with several such reasons counts
+    once, for the first of them. Without --whole, only the 200,000 users of the queue with the
+    best scores are judged. With --whole, all users of the queue are judged. For ten million
+    users, this takes minutes.
     """
     if (user is None) == (queue is None):
         raise UsageError("explain takes a user, or --queue and a dialer queue: one of the two")

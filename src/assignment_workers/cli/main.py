@@ -41,7 +41,10 @@ SECTIONS = {
         "regenerate": ("operator", "Build new generations of dialer queues now."),
         "pause": ("operator", "Hand out nobody from QUEUE until it is resumed."),
         "resume": ("operator", "Hand out users from QUEUE again."),
-        "drain": ("operator", "Remove all users whom no agent holds from QUEUE, until a build."),
+        "drain": (
+            "operator",
+            "Remove from QUEUE all users whom no agent holds; the next build adds users again.",
+        ),
         "settings": ("settings", "Operational settings: what is in force, and changing it."),
         "do-not-contact": ("suppressions", "Who asked not to be called, by user or phone."),
         "quarantine": ("suppressions", "Users set aside for unclear reasons."),

@@ -179,11 +179,10 @@ def drain(
     ] = False,
     why: OptionalWhy = None,
 ) -> int:
-    """Remove all users whom no agent holds from QUEUE, until a build.
+    """Remove from QUEUE all users whom no agent holds; the next build adds users again.
 
-    All users are removed from the dialer queue QUEUE, except those whom an agent holds; they stay
-    with the agent. The next build adds users again: pause the dialer queue first if nobody from it
-    should be handed out.
+    A user whom an agent holds stays with the agent. Pause the dialer queue QUEUE first if nobody
+    from it should be handed out after the next build.
     """
     need_queue(queue)
     if dry_run:

@@ -43,12 +43,18 @@ def operator_name() -> str:
 class OutcomeRecorder:
     """A callable that notes the outcome of an operator's action, for the record of the action.
 
-    Call the object with the answer to the action; it returns that answer. `position` is the number
-    of the action in the order of all operators' actions, taken before the action begins. Send each
-    command of the action that sets a state, such as the pause of a dialer queue, with this number
-    (`CommandCall.at`). A command is refused if a command with a higher number has set the same
-    state already. All commands of an action share one number, because the time of the operator's
-    decision counts, not the time at which each command is sent.
+    Call the object with the answer to the action; it returns that answer.
+
+    An action may send commands that set a state, such as the pause of a dialer queue. An older
+    command that arrives late must not undo a newer one. Therefore, send each command of the action
+    with the number `position` (`CommandCall.at`). It is the number of the action in the order of
+    all operators' actions. The context manager `recorded` takes it from the database before the
+    action begins.
+
+    A command is refused if a command with a higher number was already carried out for the same
+    thing, such as the pause or the resumption of the same dialer queue. All commands of an action
+    share one number, because the time of the operator's decision counts, not the time at which each
+    command is sent.
     """
 
     def __init__(self, position: int) -> None:
@@ -70,8 +76,10 @@ class OutcomeRecorder:
 def recorded(name: str, subject: str, why: str | None) -> Iterator[OutcomeRecorder]:
     """Record an operator's action before and after the block that carries it out.
 
-    Yields a recorder, which the block calls with the answer. If the block fails, the record has no
-    outcome. Raises `DatabaseUnavailable` before the block runs if the action cannot be recorded.
+    Yields a recorder. The block carries out the action, and calls the recorder with the answer to
+    the action. At the end of the block, the outcome is stored in the record. If the block raises an
+    error, or does not call the recorder, the record stays without an outcome. Raises
+    `DatabaseUnavailable` before the block runs if the action cannot be recorded.
     """
     with database() as connection:
         number = begin(connection, RequestedAction(name, subject, operator_name(), why))

@@ -59,9 +59,9 @@ def export(user: User, why: Why = "a request for access", json: AsJson = False) 
 def forget(user: User, why: Why = "a request for erasure") -> int:
     """Erase a user's phone numbers and the texts about the user, who is never offered again.
 
-    The texts are those that people typed, such as notes. The user is put on the do-not-contact list
-    first. Then the erasure is refused if an agent holds the user: release the assignment, and
-    repeat the command.
+    The texts are those that people typed, such as notes. First, the user is put on the
+    do-not-contact list. If an agent holds the user, nothing is erased, and the user stays on that
+    list: release the assignment, and repeat the command.
     """
     named = user_id(user)
     with recorded("person_forget", str(named), why) as told, client() as asking:

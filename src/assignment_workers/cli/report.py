@@ -36,10 +36,12 @@ def report(
 ) -> int:
     """Report assignments, time to assign, success rate and lost rows.
 
-    A row is lost if an event records an assignment that has no row. The report also has the races
-    (conflicts between two writers), and the results of the checks of the guarantees. Without
-    --json, the report also has figures for each dialer queue and for each team of agents. The exit
-    code is 1 if rows were lost or a check has failed.
+    The success rate is about agents' requests for a user, not about calls. It is the share of
+    requests whose answer was a user, or the reason why no user was assigned. Requests that were
+    their caller's mistake do not count. A row is lost if an event records an assignment that has no
+    row. The report also has the races (conflicts between two writers), and the results of the
+    checks of the guarantees. Without --json, the report also has figures for each dialer queue and
+    for each team of agents. The exit code is 1 if rows were lost or a check has failed.
     """
     began = datetime.now(UTC) - period(since)
     with database() as connection:

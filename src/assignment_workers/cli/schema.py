@@ -52,9 +52,14 @@ INSPECT_AT_MOST = timedelta(minutes=10)
 def inspect(json: AsJson = False) -> int:
     """Say which schema is deployed, table by table, and what would block a migration.
 
-    Nothing is changed; a role that may only read is enough. The exit code is 1 if the schema
-    differs from the schema of this version. Tables in `crm` are compared with those of the packaged
-    dialer, and their differences do not count.
+    Nothing is changed; a database role that may only read is enough. The exit code is 1 if the
+    schema differs from the schema of this version.
+
+    The tables of the CRM are checked as well. For a CRM in this database, the tables in the schema
+    `crm` are compared with the tables that the packaged dialer reads. The packaged dialer is the
+    definition of a dialer that is installed with this project. For a CRM in another database, the
+    tables that the configured dialer reads are checked there. Differences in the tables of a CRM do
+    not change the exit code, and do not block a migration.
     """
     with _read_only() as (connection, crm), waiting(expected_seconds(connection, "inspect")):
         found = read_schema(connection, crm)
@@ -166,7 +171,12 @@ def _passwords(given: Settings) -> dict[str, str]:
 
 @group.command()
 def compare(json: AsJson = False) -> int:
-    """Count the users whom only this system or only the old application would offer, by rule.
+    """Count the users whom only this system, or only the old application, would offer.
+
+    There is one count for each dialer queue and each rule of this system. A user whom only the old
+    application would offer counts for the first rule of this system that the user breaks. If the
+    user's row in the score table or in the CRM is missing, the user counts for `no_score_row` or
+    `not_in_crm` instead. Users whom only this system would offer count for `meets every rule`.
 
     Nothing is changed. The command reads the queue tables of the old application, so it works only
     before `schema migrate` replaces these tables.
@@ -184,9 +194,11 @@ def compare(json: AsJson = False) -> int:
 
 @group.command()
 def rollback() -> int:
-    """Give the old application its queue tables back, with the current holds.
+    """Give the old application its queue tables back, with the users whom agents hold now.
 
-    Stop every process of this system first. Our schema and its records stay.
+    For each user whom an agent holds, the old queue table then has a row with the status `assigned`
+    and with this agent. In this system, the user is released. Stop every process of this system
+    first. Our schema and its records stay.
     """
     with database(checked=False) as connection:
         seconds = expected_seconds(connection, "rollback")

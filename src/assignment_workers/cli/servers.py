@@ -171,15 +171,18 @@ def database_and_crm(
     views: bool = True,
     patience: timedelta = COMMAND_AT_MOST,
 ) -> Iterator[tuple[Connection, Crm | None]]:
-    """Yield a connection to the database and the external CRM, if any.
+    """Yield two values: a connection to our database, and the external CRM or None.
 
-    No statement on the connection lasts longer than `patience`. `at`: the settings with the
-    database's address; None: those of the environment or of the running stack.
+    None means that no external CRM is configured. No statement on the connection lasts longer than
+    `patience`. `at`: the settings with the database's address; None: those of the environment or of
+    the running stack.
 
     Raises `DatabaseUnavailable` if the database does not answer in time, or denies a right. If
-    `checked`, raises `SchemaMismatch` for a schema of another release, and for tables of the CRM
-    that do not exist. If both `checked` and `views`, the views of the CRM's tables are created or
-    replaced as the dialer needs them.
+    `checked`, raises `SchemaMismatch` in two cases. First, the schema `assignment` is of another
+    release. Second, a statement in the block reads a table or a column that does not exist in our
+    database. It is then one of a CRM in our database, because our own tables were checked before.
+    If both `checked` and `views`, the views of the CRM's tables are created or replaced as the
+    dialer needs them.
     """
     at = at or with_database()
     made = connect(

@@ -47,7 +47,10 @@ def list_all(json: AsJson = False) -> int:
 
 @group.command()
 def show(name: NameArgument, json: AsJson = False) -> int:
-    """Print one operational setting: its values in force, its default and what is accepted."""
+    """Print one operational setting: its values in force, its default and what is accepted.
+
+    A setting has one value for all. It may have further values for single dialer queues or teams.
+    """
     if name not in OPERATIONAL:
         raise UsageError(misfit(SettingChange(name=name), loaded().policies) or "")
     return _print(name, json=json)
@@ -96,7 +99,12 @@ def set_value(
         bool, typer.Option("--unset", help="Drop the value: that for all, or the default, counts.")
     ] = False,
 ) -> int:
-    """Change one operational setting. The next claim judges by it, in every process."""
+    """Change one operational setting: for all, for one dialer queue, or for one team of agents.
+
+    Each sequencer uses the new value from its next transaction on, so all later claims use it. Any
+    other process uses it when it reads the settings next, for example in its next job. No process
+    has to be started again.
+    """
     if (value is None) is not unset:
         raise UsageError("set takes a value, or --unset: one of the two")
     of_environment()  # loads the dialer, whose queues have settings of their own
@@ -122,7 +130,11 @@ def history(
     most: Annotated[int, typer.Option("--most", min=1, max=1_000, help="Versions.")] = VERSIONS,
     json: AsJson = False,
 ) -> int:
-    """List the newest versions: who changed what, when, why, from which value to which."""
+    """List the newest changes of operational settings: by whom, when, why, and the values.
+
+    Changes that were made together are one version of the settings. The option --most is the
+    maximum number of versions. For each changed setting, the old and the new value are printed.
+    """
     with database() as connection:
         found = settings_versions.history(connection, most=most)
     if json:

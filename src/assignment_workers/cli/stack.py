@@ -219,6 +219,10 @@ def _first_assignment(client: Client) -> str:
 
 
 def _command() -> str:
-    """Return the command line by which the user started this program."""
+    """Return the command by which this program was started, without its arguments.
+
+    It is the path of the program `assignment-workers`, or else Python's path with the option
+    `-m assignment_workers`.
+    """
     typed = Path(sys.argv[0])
     return sys.argv[0] if typed.stem == NAME else f"{sys.executable} -m assignment_workers"

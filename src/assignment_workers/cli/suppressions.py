@@ -134,7 +134,7 @@ def check(
     number: Annotated[str, typer.Argument(help="The phone number, however it is written.")],
     json: AsJson = False,
 ) -> int:
-    """Print the reading of a phone number, what suppresses it, and the users whom it matches.
+    """Print a phone number's E.164 form, its suppressions, and the number of users who have it.
 
     The exit code is 1 if the number is suppressed in at least one dialer queue.
     """
@@ -181,10 +181,10 @@ def import_list(
     ] = False,
     json: AsJson = False,
 ) -> int:
-    """Load a list of numbers of any length and put it in force, as a whole or not at all.
+    """Load a list of phone numbers and put it in force, as a whole or not at all.
 
-    The phone numbers in the list are not called. Unless --add is given, they replace the numbers
-    of an earlier list with the same name.
+    The list may have any number of lines. The phone numbers in the list are not called. Unless
+    --add is given, they replace the numbers of an earlier list with the same name.
     """
     named = suppression_lists.Named(
         name=name,
@@ -235,9 +235,15 @@ def export(
         Path | None, typer.Argument(help="Where to; standard output by default.")
     ] = None,
 ) -> int:
-    """Write every entry and every number of every list in force as CSV.
+    """Write the do-not-contact entries, and the numbers of the imported lists, as CSV.
 
-    The entries and lists are those of users and phone numbers that must not be called.
+    An entry forbids calls to one user or to one phone number. Lifted and expired entries are left
+    out.
+
+    An imported list has phone numbers that must not be called. A list that was dropped or replaced
+    is left out. Of every other list, all numbers are written. The list or one of its numbers may
+    have an expiry, which the column `expires_at` shows. After that time, calls to the number are
+    not forbidden by the list any more, but the number is still written.
     """
     with ExitStack() as stack:
         to = stack.enter_context(file.open("w", newline="")) if file else sys.stdout
@@ -256,7 +262,11 @@ def drop(
     name: Annotated[str, typer.Argument(help="The list's name.")],
     why: Why,
 ) -> int:
-    """End an imported list; the next build includes its users again."""
+    """End an imported list, so that it no longer suppresses its phone numbers.
+
+    The next build of a dialer queue can include users with these numbers again. A user whom another
+    list or an entry suppresses stays out.
+    """
     command = commands.drop_list(name, why, operator_name())
     return _ask("drop_suppressions", name, why, command, f"list {name!r} counts no more")
 

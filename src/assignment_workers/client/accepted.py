@@ -1,4 +1,8 @@
-"""The offers known to be accepted, so that later heartbeats send no second accept command."""
+"""The offers that a client or gateway remembers as accepted by a heartbeat.
+
+The first heartbeat that names an offer sends a command that accepts the offer. While the offer is
+remembered, later heartbeats that name the offer send no second accept command.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ KNOWN_AT_MOST = 10_000
 
 
 class Accepted:
-    """The last 10,000 offers (`KNOWN_AT_MOST`) that agents accepted through this client or gateway.
+    """The last 10,000 offers (`KNOWN_AT_MOST`) that agents accepted through one client or gateway.
 
-    For an older offer, the next heartbeat sends the accept command again.
+    Each client over Celery and each gateway process has an object of its own. An older offer is
+    forgotten. If a heartbeat names a forgotten offer, the accept command is sent again.
     """
 
     def __init__(self) -> None:

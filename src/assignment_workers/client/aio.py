@@ -1,4 +1,8 @@
-"""The client for asyncio: one event loop, two tasks, any number of callers."""
+"""The Python client over Celery, for callers in an asyncio event loop.
+
+Any number of callers share two asyncio tasks. One task sends the messages, and the other receives
+the results.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +38,10 @@ from assignment_workers.traces import NO_TRACES, Tracing
 class AsyncClient(OperatorMethods, AsyncAssignmentClient):
     """`Client` with coroutines. It must be made and used in one event loop.
 
-    If a caller is cancelled before its request is sent, the request is dropped. If the request was
-    sent before, the function `orphaned` (an argument of the constructor) is called with the request
-    and its answer.
+    A caller may be cancelled, or stop waiting because of its time-out, while it waits for the
+    answer to its request or command. If the request or command is not sent yet, it is dropped. If
+    it was sent already and its answer still arrives, the function `orphaned` is called with the
+    request or command and the answer. This function is an argument of the constructor.
     """
 
     def __init__(
@@ -56,10 +61,11 @@ class AsyncClient(OperatorMethods, AsyncAssignmentClient):
         """Prepare the client without contacting a server.
 
         `together`: the greatest number of requests or commands in one message. `under_way`: the
-        greatest number of unanswered messages of one kind. `orphaned`: a function that is called
-        if an answer arrives after its caller was cancelled, or after the caller's time-out. The
-        arguments of the function are the request or command, and the answer. `key` signs the
-        commands of operators. `tracing`: see `traces.follow`.
+        greatest number of unanswered messages with the same task and Celery queue. `orphaned`: a
+        function that is called if the answer to a request or command arrives too late: after the
+        caller who waited for it was cancelled, or after that caller's time-out. The arguments of
+        the function are the request or command, and the answer. `key` signs the commands of
+        operators. `tracing`: see `traces.follow`.
         """
         check_addresses(redis_url, broker_url)
         randomness = randomness or Random()

@@ -226,7 +226,11 @@ class Hold:
         seconds: int | None = None,
         why: str | None = None,
     ) -> FinishAnswer:
-        """Defer this user: the user is offered to nobody before `until`, or for `seconds`."""
+        """Defer this user: the user is offered to nobody before `until`, or for `seconds`.
+
+        Exactly one of the two must be set; otherwise the answer is `Refused`. The seconds count
+        from the moment at which the command is carried out. `until` must have a time zone.
+        """
         held = self.assignment
         return self._end(
             self._client.defer(

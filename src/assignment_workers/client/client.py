@@ -1,4 +1,4 @@
-"""The Python client over Celery. Requests that wait to be sent at the same time share a message."""
+"""The Python client over Celery, which sends waiting requests together in shared messages."""
 
 from __future__ import annotations
 

@@ -76,9 +76,11 @@ class CommandCall:
 def request(
     agent_id: int, queue: str | None, request_id: str, *, timeout: timedelta
 ) -> CommandCall:
-    """Build a request for an agent's next user. After `timeout` no user is assigned.
+    """Build a request for an agent's next user.
 
     `queue`: the dialer queue to take the user from; None: any that the agent may work on.
+    `timeout`: the time that the caller waits for the answer, from the moment at which the caller
+    hands the request to the client. Once this time has passed, the request assigns no user.
     """
     arguments = {"agent_id": agent_id, "queue": queue, "request_id": request_id}
     return CommandCall(
@@ -115,10 +117,15 @@ def heartbeat(agent_id: int, *, timeout: timedelta) -> CommandCall:
 def release_unclaimed(
     assignment_id: UUID | str, agent_id: int, *, version: int, lease_expires_at: datetime
 ) -> CommandCall:
-    """Build the command that releases an assignment whose agent did not get the answer.
+    """Build the command that releases an assignment of which its agent was not informed.
 
-    The command has no effect if the assignment was renewed or changed meanwhile: if its version is
-    not `version`, or if its lease does not end at `lease_expires_at`.
+    The agent requested a user, and the answer with the assignment was lost. `version` and
+    `lease_expires_at`: the version of the assignment and the end of its lease, as they are in the
+    lost answer.
+
+    The command has no effect if the assignment has ended, or was changed or renewed since the
+    claim. A change or renewal shows in another version or another end of the lease. The command
+    also has no effect if the agent has repeated the request or made another one since the claim.
     """
     arguments = {
         "assignment_id": str(assignment_id),
@@ -195,7 +202,10 @@ def flip_list(list_id: int, why: str, by: str) -> CommandCall:
 
 
 def drop_list(name: str, why: str, by: str) -> CommandCall:
-    """Build the command that ends the effect of the list `name` of numbers not to be called."""
+    """Build the command that retires the suppression lists with this name.
+
+    A suppression list has phone numbers that are not to be called. A retired list has no effect.
+    """
     return CommandCall("user.drop_suppression_list", {"name": name, "why": why, "by": by})
 
 
@@ -221,7 +231,10 @@ def lift(
 def change_settings(changes: Sequence[Mapping[str, Any]], by: str, why: str) -> CommandCall:
     """Build the command that stores changes of operational settings, together as one new version.
 
-    Each change has `name`, `queue`, `team` and `value`; a `value` of None drops the value.
+    Each change has the setting's `name`, a `queue`, a `team` and the new `value`. If `queue` and
+    `team` are None, the new value is for all. If `value` is None, the stored value is removed. A
+    dialer queue or team without a value of its own uses the value for all; if there is none, the
+    default is used.
     """
     said = {"changes": [dict(each) for each in changes], "by": by, "why": why}
     return CommandCall("assignment.change_settings", said)
@@ -230,9 +243,10 @@ def change_settings(changes: Sequence[Mapping[str, Any]], by: str, why: str) -> 
 def passing(celery_queue: str) -> CommandCall:
     """Build a command whose answer proves that a sequencer works on this assignment queue.
 
-    The answer shows that each message that was sent to `celery_queue` before the command has been
-    carried out. The command is `assignment.expire`, which ends assignments whose lease has ended.
-    It does no harm to send the command at any time: Beat sends the same command at intervals too.
+    The messages of an assignment queue are handled in order. So the answer also proves that all
+    messages which were sent to `celery_queue` earlier than this command have been handled. The
+    command is `assignment.expire`, which ends assignments whose lease has ended. It does no harm to
+    send the command at any time: Beat sends the same command at intervals too.
     """
     return CommandCall("assignment.expire", {}, celery_queue=celery_queue)
 
@@ -252,9 +266,10 @@ def regenerate(queue: str | None) -> CommandCall:
 
 
 def count_answers(hours: Sequence[dict[str, Any]]) -> CommandCall:
-    """Build the message that stores a client's counts of answers, for the service levels.
+    """Build the message that stores a client's counts of the answers to requests.
 
-    `hours`: `CountedHour`s as JSON. Each has the number of answers of one kind in each minute of an
-    hour.
+    The service levels are computed from these counts. `hours`: `CountedHour` objects as JSON. Each
+    has an hour, a kind of answer, such as `assigned` or `unavailable`, and the number of answers of
+    this kind in each minute of the hour.
     """
     return CommandCall("history.count_answers", {"hours": list(hours)}, celery_queue=MAINTENANCE)

@@ -94,9 +94,10 @@ class LookUp:
 
 @dataclass(slots=True)
 class Count:
-    """A step that a client carries out without I/O: add the answer to the client's counts.
+    """A step that a client carries out without I/O: count the answer to a request.
 
-    The service levels are computed from the counts of answers to requests.
+    A client counts the answers to all its requests. The service levels are computed from these
+    counts.
     """
 
     answer: RequestAnswer
@@ -226,8 +227,9 @@ class Core(ABC):
     ) -> Steps[HeartbeatAnswer]:
         """Record that the agent is present, which extends the lease of an accepted assignment.
 
-        The first heartbeat that names an offer in `assignment_id` accepts the offer. Apart from
-        that, a heartbeat does not change the agent's state.
+        The first heartbeat that names an offer in `assignment_id` accepts the offer. The acceptance
+        changes the agent's state from `available` or `wrap_up` to `on_call`. A heartbeat that
+        accepts no offer does not change the agent's state.
         """
 
 

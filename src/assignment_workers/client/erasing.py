@@ -15,7 +15,8 @@ _AT_ONCE = 500
 def forget_results_at(url: str | None, person: Person) -> int:
     """Delete the task results that name `person` from the Redis at `url`; return their number.
 
-    Returns 0 if `url` is not a Redis address: other backends store no results outside the process.
+    Returns 0 if `url` is None or not the address of a Redis or Valkey. There is then nothing to
+    delete, because this system stores the results of tasks on no other kind of server.
     """
     if url is None or not url.startswith(REDIS):
         return 0

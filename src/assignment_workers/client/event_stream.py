@@ -19,9 +19,10 @@ SILENT_SECONDS = 45.0
 comment every 15 seconds.
 """
 AGAIN_SECONDS, AGAIN_AT_MOST = 0.5, 15.0
-"""Seconds to wait before the first attempt to reconnect, and the longest wait of later attempts.
+"""Seconds to wait before the first attempt to reconnect, and the limit of the wait later on.
 
-The wait doubles with each failed attempt, and is longer if the gateway asks for a longer wait.
+The wait doubles with each failed attempt, up to the limit. If the gateway asks for a longer wait,
+the client waits as long as the gateway asks, even if that is longer than the limit.
 """
 
 
@@ -35,7 +36,10 @@ class StreamedEvent(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int
-    """The position of the event. A later call with this value as `after` yields the next events."""
+    """The position of the event among all events.
+
+    To receive the events that follow, pass this value as `after` to the client's method `events`.
+    """
     kind: str
     at: datetime | None = None
     term: int | None = None
@@ -72,7 +76,10 @@ class EventPosition:
         return {} if self._last is None else {"Last-Event-ID": str(self._last)}
 
     def connected(self) -> None:
-        """Reset the count of failed attempts, because the gateway streams events."""
+        """Reset the count of failed attempts to connect.
+
+        Called when an attempt has succeeded: the gateway has just begun to stream events.
+        """
         self._failed, self._retry_after = 0, 0.0
 
     def refused(self, status: int, body: object) -> None:

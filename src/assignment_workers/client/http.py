@@ -59,10 +59,12 @@ class HttpClient(HttpMethods, AssignmentClient):
 
     @classmethod
     def of_stack(cls, home: Path = Path(".assignment-workers")) -> HttpClient:
-        """Return a client, with token, for the stack that `assignment-workers up` runs here.
+        """Return a client for a stack that `assignment-workers up` runs on this machine.
 
-        `home` is the home directory of the stack. Raises `NoStack` if no stack runs with it, and
-        `HomeUnusable` if the directory belongs to another operating system user.
+        `home` is the home (the directory) of the stack. A relative path starts at the working
+        directory. The client uses the stack's own token, which permits everything. Raises `NoStack`
+        if no stack runs with this home, if the stack is not ready yet, or if it has no gateway.
+        Raises `HomeUnusable` if the directory belongs to another operating system user.
         """
         from assignment_workers.runtime.errors import NoStack
         from assignment_workers.runtime.stack import running_stack
@@ -78,9 +80,10 @@ class HttpClient(HttpMethods, AssignmentClient):
         self._connections.clear()
 
     def exchange(self, exchange: HttpExchange) -> Reply | None:
-        """Carry out one step: send an HTTP request, or sleep for a `Pause`.
+        """Carry out one step of a client method: send an HTTP request, or sleep for a `Pause`.
 
-        Returns the response; None after a pause, or if no response in JSON arrived in time.
+        A client method is a generator, and each value that it yields is such a step (see `core`).
+        Returns the response. Returns None after a pause, or if no response in JSON arrived in time.
         """
         match exchange:
             case Pause(seconds):
@@ -94,10 +97,11 @@ class HttpClient(HttpMethods, AssignmentClient):
     ) -> Iterator[StreamedEvent]:
         """Yield events as they are committed, without end; reconnect after a lost connection.
 
-        `agent_id`: only events of this agent. `after`: the id of an event; the first event yielded
-        is the next after it. None: only events from now on. No event is yielded twice. Raises
-        `EventsRefused`, for example if the gateway refuses the token. Leaving the loop closes the
-        connection.
+        `agent_id`: only events of this agent are yielded. If it is None, all events are yielded
+        that the token may see. `after`: the id of an event; only events after that event are
+        yielded. If it is None, only events that are committed from now on are yielded. No event is
+        yielded twice. Raises `EventsRefused`, for example if the gateway refuses the token. Leaving
+        the loop closes the connection.
         """
         position = EventPosition(agent_id, after)
         with httpx.Client(**connection_options(self._gateway, self._token)) as http:

@@ -53,9 +53,10 @@ class AsyncHttpClient(HttpMethods, AsyncAssignmentClient):
         await self._connections.aclose()
 
     async def exchange(self, exchange: HttpExchange) -> Reply | None:
-        """Carry out one step: send an HTTP request, or sleep for a `Pause`.
+        """Carry out one step of a client method: send an HTTP request, or sleep for a `Pause`.
 
-        Returns the response; None after a pause, or if no response in JSON arrived in time.
+        A client method is a generator, and each value that it yields is such a step (see `core`).
+        Returns the response. Returns None after a pause, or if no response in JSON arrived in time.
         """
         match exchange:
             case Pause(seconds):

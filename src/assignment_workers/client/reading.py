@@ -39,7 +39,11 @@ The size is a number of users. If nothing was built for a dialer queue, `skipped
 
 
 def database_time(value: object) -> datetime | None:
-    """Return the database's time in a `too_late` answer; None for any other answer."""
+    """Return the time of the database's clock in a `too_late` answer; None for any other answer.
+
+    It is the time at which the sequencer found that the deadline of the request had passed. The
+    client uses it to correct its estimate of the database's clock.
+    """
     match value:
         case {"outcome": "too_late", "database_time": str(said)}:
             try:

@@ -1,9 +1,11 @@
 """The demo CRM: invented agents and users, distributed like those of a real call centre.
 
 The users belong to two dialer queues. Each user has a call score and claims for money against
-lenders (the table `crm.claims`). Every value comes from a hash of the seed, the user and the
-purpose of the value, so that the same seed gives the same data, whatever the number of users. Times
-are computed from the argument `now` of `seed`.
+lenders (the table `crm.claims`). The function `seed` writes the data. One of its arguments, also
+named `seed`, is a number. Every value that looks random comes from a hash of this seed, the user's
+id and the purpose of the value. So with the same seed a user always gets the same values, however
+many other users there are. All times in the data are computed from the argument `now` of the
+function.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ the user. Nobody called the user (docs/original-dialer.md, section 0). In the de
 has not signed, was never called and is claimable.
 """
 INCIDENT_QUEUE = "unsigned_users"
-"""The dialer queue of `INCIDENT_USER`, the user whom the replaced dialer lost."""
+"""The dialer queue of the user `INCIDENT_USER`, in the incident and in the demo data."""
 ALLOWED = (INCIDENT_QUEUE, "outstanding_requests")
 """The dialer queues from which the demo agents may get users."""
 
 
 def is_seeded(connection: Connection) -> bool:
-    """Return True if the database has a CRM with users. Demo data must not be written there."""
+    """Return True if the database already has a CRM with users, invented or real.
+
+    Demo data must not be written to such a database.
+    """
     there = connection.execute(text("SELECT to_regclass('crm.users') IS NOT NULL")).scalar_one()
     return bool(there) and bool(
         connection.execute(select(exists(select(1).select_from(CrmUser)))).scalar_one()

@@ -31,17 +31,20 @@ command, such as `up` or `process`, is appended.
 _CONTEXT = get_context("forkserver")
 _prepared = threading.Event()
 _STARTING_OR_ENDING = threading.Lock()
-"""A lock that is held while a fork is started or its exit status is read. At each start,
-`multiprocessing` reads the exit status of all forks that have ended. Without the lock, two threads
-could read the same status, which only one of them would get.
+"""A lock that is held while a fork is started or its exit status is read.
+
+At each start, `multiprocessing` also reads the exit status of all forks that have ended. Each
+status can be read only once. Without the lock, two threads could try to read the same status. The
+second thread would then find nothing to read, and `multiprocessing` would give it the status 255.
 """
 
 
 def prepare(modules: Sequence[str]) -> None:
-    """Start a process that imports these modules, from which processes are forked later.
+    """Start the process from which other processes are forked later, and let it import `modules`.
 
-    Returns at once. That process needs a socket in the folder for temporary files. If the process
-    cannot be started, because the folder is full or its path is too long, `can_fork` stays False.
+    Returns at once. The started process needs a socket in the folder for temporary files. If the
+    process cannot be started, because the folder is full or its path is too long, `can_fork` stays
+    False.
     """
     # Celery would rename the processes in its own way, with our arguments in the middle.
     os.environ["NOSETPS"] = "1"

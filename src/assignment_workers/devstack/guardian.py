@@ -7,9 +7,11 @@ After the workers the servers are stopped, the last started first, each with its
 time, so that no data are lost. When a process has ended or its time is over, its whole process
 group is killed.
 
-The guardian has two limits. It does not reach a process that left its group (none of ours does). If
-the guardian was killed too, nothing ends the processes until the next start on the same home (the
-stack's directory), which ends the servers and workers left over there (`orphans`).
+The guardian has two limits. First, it does not reach a child process that left the group of the
+named process. Our own processes never leave that group. The processes of PostgreSQL's sessions do,
+but they normally end with their server. Second, if the guardian was killed too, nothing ends the
+processes at once. A stack has a home, its directory. The next stack on the same home ends the
+servers and workers that this stack left over (`orphans`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ WORKER_SECONDS = 5.0
 
 
 class Ward(NamedTuple):
-    """A process that the guardian ends when the supervisor is gone. It leads a process group."""
+    """A process that the guardian ends when the supervisor is gone.
+
+    The process must be the leader of a process group. After the process has ended, or when its time
+    is over, the guardian kills all processes of that group.
+    """
 
     pid: int
     signal: int

@@ -29,12 +29,14 @@ class _File(RotatingFileHandler):
 class Log:
     """Writes lines from any thread to one stream, whole and in the order of their arrival.
 
-    Each line has the time and the name of the process that wrote it. The prefixes are coloured if
-    `colour` is true and the stream is a terminal. When the stream is gone (a closed terminal, a
-    broken pipe), lines are dropped and the processes continue.
+    On the stream, a prefix stands before each line: the time at which the line is written, and the
+    name of the process that wrote it. The prefix is coloured if `colour` is true and the stream is
+    a terminal, except the prefix of the supervisor's own lines. When the stream is gone (a closed
+    terminal, a broken pipe), it gets no more lines and the processes continue.
 
-    With `folder`, every line also goes to a rotated file there, named after its process. Unless
-    `verbose`, the stream then shows only the lines of `say`, without time and name.
+    With `folder`, every line also goes to a rotated file there, named after its process. In the
+    files, only the supervisor's lines get the time, and no line gets the name. With `folder` and
+    without `verbose`, the stream shows only the lines of `say`, without the prefix.
     """
 
     def __init__(
@@ -63,7 +65,11 @@ class Log:
                 self._print(name, line)
 
     def note(self, line: str) -> None:
-        """Write a line from the supervisor to its log file, and if `verbose` to the stream."""
+        """Write a line of the supervisor.
+
+        The line goes to the supervisor's log file if the log has a folder. If `verbose` is true,
+        the line also goes to the stream, which is the `output` that the log was created with.
+        """
         self.write(OURS, line)
 
     def say(self, line: str) -> None:

@@ -21,11 +21,12 @@ END_SECONDS = 5.0
 
 
 class WorkerRecord:
-    """A file in the home of a stack that names its running workers.
+    """A file that lists the running workers of a stack.
 
-    The next stack on that home ends the workers that are left over. A worker is identified by its
-    process id and start time, because ids are reused. Only the process that has locked the home
-    (`runtime.home.hold`) may use the record; it may do so from any thread.
+    The file is in the stack's directory, the home. If a stack leaves workers behind, the next stack
+    with the same home ends them. A worker is identified by its process id and start time, because
+    ids are reused. Only the process that has locked the home (`runtime.home.hold`) may use the
+    record; it may do so from any thread.
     """
 
     def __init__(self, path: Path) -> None:

@@ -194,9 +194,9 @@ def _clear_leftovers(data: Path, cluster: str) -> None:
     """End a server that still runs on this data directory, and the processes of its sessions.
 
     Then remove the server's lock file, because PostgreSQL may refuse to start while it exists. The
-    lock file has the process id of the ended server. If any process has that id at the next start,
-    PostgreSQL takes the process for a running server. Even a zombie that no parent reaps counts as
-    such a process.
+    lock file has the process id of the ended server. If any process has this id at the next start,
+    PostgreSQL takes that process for a running server. Even a zombie with this id, an ended process
+    that no parent reaps, prevents the start.
     """
 
     def is_server(argv: Sequence[str]) -> bool:

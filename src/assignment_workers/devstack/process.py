@@ -172,7 +172,11 @@ class Child:
         return (grave or told or [""])[-1]
 
     def last_lines(self) -> list[str]:
-        """Return the last lines that the process wrote to the log of the stack."""
+        """Return the last lines that the process wrote, at most `LAST_LINES`, the oldest first.
+
+        The log of the stack has these lines too. The list is empty for a process whose output goes
+        to a file of its own (`ProcessSpec.log`).
+        """
         return list(self._last)
 
     def _read(self) -> None:

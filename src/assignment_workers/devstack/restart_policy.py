@@ -14,9 +14,10 @@ WINDOW_SECONDS = 60.0
 
 
 class RestartPolicy:
-    """The restarts of one process: at first without a pause, then after 1, 2, 4 ... 30 s.
+    """The restarts of one process: the first without a pause, the next after 1, 2, 4 ... 30 s.
 
-    After a run of at least `STEADY_SECONDS` seconds, the next restart has no pause again.
+    If the process ran for at least `STEADY_SECONDS` seconds, its pauses begin again from the start:
+    the next restart is without a pause, the one after that has a pause of 1 s, and so on.
 
     A failed start is a failure within `START_SECONDS` seconds after the start. After `FAILURES`
     failed starts within `WINDOW_SECONDS` seconds, the process is not restarted. But a process that

@@ -1,4 +1,8 @@
-"""The secrets of a stack that `up` starts: made once, stored in its home, readable by its owner."""
+"""The secrets of a stack that `up` starts.
+
+They are made once and stored in a file in the home, which is the stack's directory. Only the
+account that owns the file may read it (mode 0600); `up` runs as that account.
+"""
 
 from __future__ import annotations
 

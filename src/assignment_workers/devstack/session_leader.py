@@ -1,7 +1,9 @@
-"""Makes the process that imports this module a session leader: a closed terminal does not end it.
+"""A module whose import makes the forkserver a session leader.
 
-Only the process of `multiprocessing.forkserver` is changed. Our other processes are forked from it
-(`forks.prepare`), and no other code of ours runs in it. In other processes the import does nothing.
+The forkserver is the process of `multiprocessing.forkserver`, from which our other processes are
+forked (`forks.prepare`). As a session leader it is not ended when the terminal is closed. In every
+other process the import does nothing. The forkserver itself calls no function of ours; it only
+imports our modules. The change is therefore made by an import.
 """
 
 from __future__ import annotations

@@ -38,8 +38,10 @@ LOST_LEADERSHIP = os.EX_TEMPFAIL
 starts the process again and counts no failure.
 """
 ABANDONED_SECONDS = 10.0
-"""The most seconds that a supervisor, at its end, waits for each thread that `Supervisor.call` has
-started and that still runs. The servers that such a thread may use have been stopped by then.
+"""The most seconds that a supervisor, at its end, waits for one thread that `Supervisor.call` has
+started and that still runs. If several threads still run, the limit holds for each of them, one
+after the other. The supervisor stops all servers before it begins to wait, so a thread that uses a
+server normally fails soon.
 """
 
 Result = TypeVar("Result")
@@ -143,7 +145,12 @@ class Supervisor:
             self._step(POLL_SECONDS)
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """Call `work` in a thread; return its result or raise its error. A signal ends the wait."""
+        """Call `work` in a thread; return its result or raise its error.
+
+        While this method waits, a signal raises `Interrupted`. The thread is not stopped then:
+        `work` runs on, and its result is dropped. `StackFailed` is raised in the same way if a
+        process cannot be kept running.
+        """
         future: Future[Result] = Future()
 
         def run() -> None:

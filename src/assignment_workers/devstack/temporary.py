@@ -140,13 +140,20 @@ class Disk:
     """
 
     process: int
-    """The id of a process of the stack. Other processes reach the file system by the directory of
-    this process in `/proc`.
+    """The id of a process of the stack.
+
+    A process outside the stack reaches the file system through `/proc/ID/root`, where ID is this
+    id.
     """
     path: Path
 
     def seen(self, path: Path) -> Path:
-        """Return the path by which this process, outside the stack, reaches the stack's `path`."""
+        """Return the path under `/proc` by which a process outside the stack reaches `path`.
+
+        `path` is the path by which the stack's own processes reach the same file. A process outside
+        the stack cannot use `path` itself, because the file system in memory is mounted only for
+        the stack's own processes.
+        """
         return Path(f"/proc/{self.process}/root{path}")
 
     def fill(self) -> None:
@@ -201,7 +208,8 @@ def stack(folder: Path, variables: Mapping[str, str], *, own_disk: bool = False)
     goes to `stack.log` in `folder`. Raises `StackFailed` if the stack does not start.
 
     `own_disk` True: PostgreSQL gets a file system in memory, if this account may mount one and
-    enough memory is free (`MEMORY_BYTES`). `disk_of` returns this file system.
+    enough memory is free (`MEMORY_BYTES`). `disk_of` returns this file system. Otherwise PostgreSQL
+    uses the file system of `folder`, without an error, and `disk_of` returns None.
     """
     home, log = folder / "home", folder / "stack.log"
     ours = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "CRM_DATABASE_URL")

@@ -1,18 +1,20 @@
 """The start of a program under another account, if the program refuses to run as root.
 
-The program, such as `postgres`, needs our directories. They are private to root, and so may be
-every directory above them and above the program (`/root` on most machines). This module does not
-open them to everybody. It runs the program in one of two ways:
+The program, such as `postgres`, needs our directories, which are private to root. The directories
+above them, and those above the program, may be private to root as well (`/root` is on most
+machines). This module does not open any of these directories to everybody. It runs the program in
+one of two ways:
 
 1. The program runs as another account, and keeps one capability of root: CAP_DAC_OVERRIDE, which
-   permits access to every file. The module also sets the secure bit SECBIT_NO_SETUID_FIXUP, because
-   `initdb` and `postgres` test their rights with `access(2)`. Without that bit, `access(2)` ignores
-   the capabilities of any account but root.
+permits access to every file. The module also sets the secure bit SECBIT_NO_SETUID_FIXUP, because
+`initdb` and `postgres` test their rights with `access(2)`. Without that bit, `access(2)` ignores
+the capabilities of any account but root.
 
 2. Some containers lack the capabilities for the first way. There the program runs in a user
-   namespace that has only one uid. Inside the namespace, this is the uid of another account, so the
-   program does not refuse to run. Outside, it is root's uid, by which the kernel checks the
-   permissions of files.
+namespace, which maps one uid inside to one uid outside. Inside the namespace, the program has the
+uid of an account other than root, so it does not refuse to run. Outside the namespace, the program
+has root's uid. When the program opens a file, the kernel checks the uid outside. So the program may
+use directories that are private to root.
 
 If this file is run as a script, it changes its own process in one of these ways, and then executes
 the program in that process.
@@ -38,10 +40,11 @@ the same account name.
 """
 FALLBACK = "nobody"
 TEST_ONLY = "?"
-"""The value of `PROGRAM`, in the arguments of `main`, with which `main` executes no program.
+"""The value of the argument `PROGRAM` of `main` that asks for a test of the account's rights.
 
-Instead, `main` tests whether the account may execute a program and write in a directory. The two
-arguments after `PROGRAM` name them.
+With this value, `main` executes no program. Instead, it tests whether the account may execute a
+program and write in a directory. The next two arguments are the paths of that program and of that
+directory.
 """
 PROBE_SECONDS = 10
 
@@ -76,12 +79,13 @@ class Account(NamedTuple):
 def account_for(program: Path, data: Path) -> Account | None:
     """Return the account that is to run `program` on `data`; None if this process is not root's.
 
-    If an account other than root owns the data, that account is returned. If root owns the data, or
-    if there is no data yet, the system account `ACCOUNT` is returned, and created if needed. If
-    `ACCOUNT` cannot be created, the account `FALLBACK` is returned. If `FALLBACK` is missing too,
-    the first account of the system that is not root's is returned. The folder of `data` must exist.
-    Raises `StackFailed`, with one line, if there is no such account, or if this process cannot run
-    the program as that account.
+    None means that no change of account is needed. `data` is the data directory, which need not
+    exist yet. The directory that contains `data` must exist. If an account other than root owns the
+    data, that account is returned. If root owns the data, or if there is no data yet, the system
+    account `ACCOUNT` is returned, and created if needed. If `ACCOUNT` cannot be created, the
+    account `FALLBACK` is returned. If `FALLBACK` is missing too, the first account of the system
+    that is not root's is returned. Raises `StackFailed`, with one line, if there is no such
+    account, or if this process cannot run the program as that account.
     """
     if os.geteuid() != 0:
         return None
@@ -115,9 +119,12 @@ def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
     """Return the reason why `account` cannot be used, or None if it can be used.
 
     To be used, the account must have the right to execute `program` and to write in `folder`. A
-    process that changes to the account tests these rights; `program` itself is not executed. If
-    `account.way` is `account`, this process also needs the capability CAP_KILL. Without CAP_KILL,
-    this process could not end the account's processes.
+    process that changes to the account tests these rights; `program` itself is not executed.
+
+    There are two ways to change to an account (`Account.way`). In the way `account`, the program's
+    processes run under another uid than root's. To end them, this process needs the capability
+    CAP_KILL. In the way `namespace`, the program's processes still have root's uid outside their
+    namespace. Therefore this process can end them without CAP_KILL.
     """
     if account.way == "account" and not _may(CAP_KILL):
         return "CAP_KILL is missing, and its processes could not be ended"
@@ -135,7 +142,11 @@ def _obstacle(account: Account, program: Path, folder: Path) -> str | None:
 
 
 def _may(capability: int) -> bool:
-    """Return True if this process has the capability, or if the system has no capabilities."""
+    """Return True if this process has the capability, or if the system does not use capabilities.
+
+    Capabilities are the parts into which Linux divides the rights of root. On another system, root
+    has all rights.
+    """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:

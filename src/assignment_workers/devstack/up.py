@@ -82,12 +82,13 @@ def up(
     output: TextIO = sys.stdout,
     verbose: bool = True,
 ) -> int:
-    """Run the stack until a signal (returns 0), or until an error (returns its exit code).
+    """Run the stack until a signal or an error ends it; return the exit code.
 
-    `children` are the processes to run (see `processes`). `port` is the gateway's port, instead of
-    the setting's. The output of the processes goes to `logs/` in the home, and to `output` if
-    `verbose`. Call it in the main thread. Raises `HomeHeld`, `HomeUnusable` and `PortTaken` before
-    anything is started; later errors are logged in one line.
+    The exit code is 0 after a signal, and the error's own `exit_code` after an error. `children`
+    are the processes to run (see `processes`). `port` is the gateway's port; None: the port in
+    `settings`. The output of the processes goes to `logs/` in the home (the stack's directory), and
+    to `output` if `verbose`. Call it in the main thread. Raises `HomeHeld`, `HomeUnusable` and
+    `PortTaken` before anything is started; later errors are logged in one line.
     """
     if port is not None:
         settings = settings.model_copy(update={"gateway_port": port})

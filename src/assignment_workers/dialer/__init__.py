@@ -1,10 +1,10 @@
-"""The names of which a `dialerconfig.py` is made.
+"""The names that a dialer's file, `dialerconfig.py`, imports from this package.
 
-The file is Python. It defines one object, `dialer`, a `Dialer` of dialer queues and outcomes. A
-rule is a SQLAlchemy expression over facts of a person. It may read `Person`, the CRM's row of the
-person, and `Score`, the person's score row. It may read other tables about persons only inside of
-`exists`, because a person may have several rows there. A rule is true or false, never null, and
-reads the time from the parameter `NOW`.
+A `dialerconfig.py` is a Python file. It defines one object, `dialer`, a `Dialer` of dialer queues
+and outcomes. A rule is a SQLAlchemy expression over facts of a person. It may read `Person`, the
+CRM's row of the person, and `Score`, the person's score row. It may read other tables about persons
+only inside of `exists`, because a person may have several rows there. A rule is true or false,
+never null, and reads the time from the parameter `NOW`.
 """
 
 from __future__ import annotations

@@ -56,9 +56,12 @@ def problems(dialer: Dialer) -> Iterator[str]:
 
 
 def unread(dialer: Dialer) -> Iterator[str]:
-    """Yield an error for each declared table or column that cannot be read from an external CRM.
+    """Yield an error for each table or column whose declaration does not suit an external CRM.
 
-    Examples are a column of an unsupported type, and a table without a link to persons.
+    Only the tables and columns that the dialer reads are checked. There are three errors. First, a
+    column has an unsupported type. Second, a table other than that of persons has no way from a row
+    to the row's person. Such a way is a column of type `PersonId`, or a foreign key to a table that
+    has such a way. Third, a table has several columns of type `PersonId`.
     """
     for source in dialer.external_facts(DECLARED, {}).sources:
         table = f"table {source.name}"
@@ -287,11 +290,12 @@ def _unsteady(expression: ColumnElement[Any], why: str) -> Iterator[str]:
 
 
 def _foreign(expression: ColumnElement[Any]) -> Iterator[str]:
-    """Yield an error for each table that a SQL expression reads outside of a subquery.
+    """Yield an error for each table that a SQL expression wrongly reads outside of a subquery.
 
-    The expression is the condition of a rule, or a part of the order of users in a dialer queue. A
-    person may have several rows in such a table. The tables of persons and of scores are allowed,
-    because a person has at most one row in each.
+    The expression is the condition of a rule, or a part of the order of users in a dialer queue.
+    It may read the table of persons and the table of scores outside of a subquery, because a person
+    has at most one row in each of these two. It may read any other table only in a subquery,
+    because a person may have several rows in that table.
     """
     for each in expression._from_objects:  # noqa: SLF001 - SQLAlchemy has no public name for it
         if each not in {CrmUser.__table__, UserCallScore.__table__}:

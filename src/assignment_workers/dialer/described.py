@@ -1,4 +1,8 @@
-"""The description of a dialer: as JSON for HTTP and pages, and as TypeScript or Python types."""
+"""The description of a dialer: as plain values, and as TypeScript or Python types.
+
+The HTTP interface and the command line return the plain values as JSON. The command line also
+prints them as tables, and prints the types.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +63,11 @@ class ActionDescription(BaseModel):
 
 
 class DialerDescription(BaseModel):
-    """The dialer queues, outcomes and actions as configured, each in its order."""
+    """The dialer queues, outcomes and actions that the dialer's file defines.
+
+    The dialer queues and the outcomes are in the order of the file. The actions are in the order in
+    which the outcomes name them; `review` comes last unless an outcome names it.
+    """
 
     queues: list[QueueDescription]
     outcomes: list[OutcomeDescription]

@@ -1,4 +1,4 @@
-"""Read a `dialerconfig.py`, check it, and use the dialer that it defines in this process."""
+"""Read and check a `dialerconfig.py`, and make its dialer the one that this process uses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def path_of(settings: Settings) -> Path:
     It is the file that the setting `ASSIGNMENT_WORKERS_DIALER_CONFIG` names. If the setting names
     no file, it is `dialerconfig.py` in the working directory. If there is no such file, it is the
     file of the packaged dialer. Raises `UsageError` if the file that the setting names does not
-    exist, or if there is no file at all.
+    exist. Also raises it if the file of the packaged dialer is needed but was not installed.
     """
     if settings.dialer_config is not None:
         if not settings.dialer_config.is_file():

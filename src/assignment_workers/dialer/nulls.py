@@ -91,11 +91,11 @@ def _of_whole(expression: ClauseElement, known: Columns) -> bool:
 
 
 def _of_list(expression: BooleanClauseList, known: Columns) -> bool:
-    """Return True if an AND or OR may be null.
+    """Return True if the result of an AND or OR may be null.
 
-    In `x IS NULL OR …` and in `x IS NOT NULL AND …`, x counts as not null in the other parts,
-    because for a null x the test of x alone decides the result. `known`: the columns that are not
-    null.
+    `known`: the columns that are not null. A part of the AND or OR may test an expression x for
+    null. If x is null, `x IS NULL OR …` is true, and `x IS NOT NULL AND …` is false, whatever the
+    other parts are. The other parts matter only if x is not null. So x counts as not null in them.
     """
     ruled = operators.is_ if expression.operator is operators.or_ else operators.is_not
     found = [

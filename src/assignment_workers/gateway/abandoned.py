@@ -60,7 +60,10 @@ class Abandoned:
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Cancel the pending releases. Their assignments end when their leases end."""
+        """Cancel all releases that are not finished, such as those in their grace period.
+
+        An assignment that was not released stays active until its agent ends it or its lease ends.
+        """
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

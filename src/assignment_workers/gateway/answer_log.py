@@ -1,8 +1,8 @@
 """Count this gateway's answers to requests, for the service levels.
 
-Every call of `POST /v1/requests` is counted in memory by the answer that its caller got. The counts
-are written to the database every few seconds, so that no call waits for the database. While the
-database is unavailable, the counts stay in memory.
+This gateway counts every call of `POST /v1/requests` in memory. Each kind of answer that callers
+got has a count of its own. The counts are written to the database every few seconds, so that no
+call waits for the database. While the database is unavailable, the counts stay in memory.
 """
 
 from __future__ import annotations

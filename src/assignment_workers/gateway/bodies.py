@@ -159,7 +159,11 @@ RequestAnswer = Annotated[
 
 
 class Sent(BaseModel):
-    """The answer to a call that sent a Celery message, such as a request for a rebuild."""
+    """The answer to a call that sends a Celery message and does not wait for its result.
+
+    Such a call rebuilds a dialer queue, or sends the message of a dead letter again. `task_id` is
+    the id of the sent message.
+    """
 
     task_id: str
 
@@ -185,7 +189,9 @@ class LiveDetails(BaseModel):
 class LiveEvent(BaseModel):
     """The `data` of a server-sent event; a field without a value is left out.
 
-    Kind `reset`: missed events cannot be sent any more; read the current state again.
+    Kind `reset`: the stream cannot continue after the last event that the client got, for example
+    because the events that the client missed were deleted. The client must then read the current
+    state again.
     """
 
     id: int

@@ -43,11 +43,17 @@ class CommandDispatcher:
         timeout: timedelta,  # noqa: ASYNC109 - the command's, which ends by itself
         **facts: str,
     ) -> Response:
-        """Send a command and return its answer as an HTTP response, with `facts` as further fields.
+        """Send a command or a request to the workers; return the answer as an HTTP response.
 
-        A token that is not the agent's own is recorded with the events of the command. If the
-        caller disconnects, a command that has not been sent is dropped. An assignment that was made
-        for a caller who has disconnected is passed to `abandoned`.
+        `command`: the command, or an agent's request for a user. `facts`: further fields of the
+        response. If another caller, such as a frontend, sends an agent's command, the name of that
+        caller's token is recorded with the events of the command.
+
+        If the caller disconnects before the answer, a message that has not been sent is dropped. If
+        the message has been sent, its answer is passed to `abandoned`, so that an assignment in the
+        answer can be released. There are two cases. If the answer and the disconnection are noticed
+        at the same moment, this method passes the answer. If the answer comes later, the attribute
+        `client`, which has sent the message, passes the answer.
         """
         began = time.perf_counter()
         move = command.task.rpartition(".")[2]
@@ -81,7 +87,8 @@ class CommandDispatcher:
 def response(answer: dict[str, Any], **facts: str) -> Response:
     """Return a JSON response with the fields of `answer`, and `facts` as further fields.
 
-    A refused or unavailable answer becomes problem details (RFC 9457).
+    If the `outcome` in `answer` is `refused` or `unavailable`, the response has problem details
+    (RFC 9457) and `facts` instead.
     """
     match answer:
         case {"outcome": "refused", "code": code, "reason": reason}:

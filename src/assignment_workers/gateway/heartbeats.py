@@ -39,9 +39,12 @@ class Heartbeats:
     _written_at: float = float("-inf")
 
     async def beat(self, agent: int) -> HeartbeatAnswer:
-        """Record that the agent is present; return the agent's state after the heartbeat is stored.
+        """Store a heartbeat of the agent, then return the agent's state and assignment.
 
-        Returns `Unavailable` if the database cannot answer.
+        The heartbeat records that the agent is present. This method waits until the heartbeat is
+        stored. The state and the assignment are read in the same transaction, right after the
+        heartbeat is written. Returns `Refused` for an unknown agent, and `Unavailable` if the
+        database cannot answer.
         """
         loop = asyncio.get_running_loop()
         if agent not in self._waiting:

@@ -25,7 +25,10 @@ not used for the longest time is forgotten first.
 class TokenBucket:
     """A rate limit for each key: on average `per_second` calls a second.
 
-    After a pause, up to twice `per_second` calls are allowed at once, and at least one.
+    A key stands for the caller whose calls are counted together: an API token, an agent, or an
+    address. While a key makes fewer calls than that, the unused calls add up. They add up to at
+    most twice `per_second`, or to one call if twice `per_second` is less than one. A key may make
+    its unused calls at once. A new key begins with the maximum.
     """
 
     per_second: float

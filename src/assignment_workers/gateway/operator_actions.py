@@ -29,11 +29,16 @@ async def recorded(
 ) -> tuple[int, T]:
     """Record an operator's action, carry it out, and record its outcome.
 
-    `do` carries out the action. Its argument is the position of the action in the order of all
-    operators' commands, a number to send with the command. `told` converts the result of `do` to
-    the outcome to record. Returns the id of the record, and the result of `do`. A `Problem` that
-    `do` raises is recorded as a refusal and raised again. Raises `Problem` 503 if the database does
-    not answer: then either nothing was done, or the outcome of the action is not recorded.
+    `do` carries out the action. Its argument is a number to send with the action's commands. The
+    database assigns this number, and a later action gets a higher number. The sequencer compares
+    the numbers of commands that set the same thing, such as the pause of one dialer queue. It
+    refuses a command if such a command with a higher number was carried out before. `told` converts
+    the result of `do` to the outcome to record.
+
+    Returns the id of the record, and the result of `do`. A `Problem` that `do` raises is recorded
+    as a refusal and raised again. Raises `Problem` 503 if the database does not answer. If the
+    database failed before the action, nothing was done. If the database failed later, the action
+    may have been carried out, and its outcome is not recorded.
     """
 
     def ask() -> tuple[int, int]:
@@ -58,9 +63,15 @@ async def recorded(
 
 
 def outcome_of(response: Response) -> str:
-    """Return the outcome to record for a response.
+    """Return the outcome of an operator's action as text, derived from the action's response.
 
-    The outcome is `asked` if the response only confirms that a message was sent to the workers.
+    - The response is 202, which only confirms that a message was sent to the workers: the outcome
+      begins with `asked`.
+    - Any other response below 400: the outcome is `done`.
+    - The response is 499, because the caller disconnected before the response: the outcome begins
+      with `unavailable`.
+    - Any other response: the outcome and the detail that its body has, such as `unavailable: no
+      answer within 10 s`.
     """
     if response.status_code == HTTPStatus.ACCEPTED:
         return ASKED

@@ -34,9 +34,14 @@ class Wrong(BaseModel):
 class ProblemDetails(BaseModel):
     """A problem (RFC 9457).
 
-    `outcome` `refused`: the same call gets the same answer, unless `retry_after` tells when it may
-    succeed; `code` names the reason. `outcome` `unavailable`: the call may succeed after
-    `retry_after` seconds. Other problems, such as an unknown path, have no `outcome`.
+    If `outcome` is `refused`, `code` names the reason. With `retry_after`, the same call may
+    succeed after that number of seconds. Without `retry_after`, the same call is refused again as
+    long as the reason lasts. When the reason has gone, the same call may succeed. Exception: the
+    refusal of a request for a user may be stored under its `request_id`, which then still gets the
+    old answer. Therefore, request a user under a new `request_id`.
+
+    If `outcome` is `unavailable`, the same call may succeed after `retry_after` seconds. Other
+    problems, such as an unknown path, have no `outcome`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -84,7 +89,8 @@ def refused(
 ) -> Problem:
     """Return the problem for a refusal.
 
-    `retry_after`: the seconds after which the same call may succeed; None: it never will.
+    `retry_after`: the seconds after which the same call may succeed. None: no such time is known,
+    because the call is refused as long as the reason lasts.
     """
     if retry_after is not None:
         headers = (headers or {}) | {"Retry-After": str(max(1, ceil(retry_after)))}

@@ -1,9 +1,10 @@
 """Redaction of free text and phone numbers by role, for pages, streams and JSON answers.
 
-Only operators may read free text. The filter is an allow-list: a text is shown if the name of its
-field is in a list of fields that have only ids or fixed words of this package, or if the text has
-the form of such a value. Any other text, such as that of a new column, is hidden until the name of
-its field is listed here.
+Only operators may read free text and phone numbers. If the gateway requires no API tokens, every
+caller may. The filter is an allow-list of texts. A text is shown if the name of its field is in the
+list `_OF_OURS`. A text is also shown if it is a time or a UUID, or if `_passes` allows it for its
+field, such as a single word in `outcome`. Any other text is hidden. So the texts of a new column
+are hidden until the name of their field is listed here.
 """
 
 from __future__ import annotations
@@ -112,8 +113,10 @@ _OF_OURS = frozenset(
         "wrong",
     }
 )
-"""Names of fields whose texts are ids or fixed words of this package. They are shown, because they
-are never free text.
+"""The names of the fields whose texts are shown to every caller.
+
+The texts of these fields are ids, names (such as that of a team), or words and sentences of this
+package. They are never free text.
 """
 _TYPED_REASONS = frozenset({SuppressionKind.DO_NOT_CONTACT, SuppressionKind.CLOSED})
 

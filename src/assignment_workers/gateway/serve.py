@@ -130,8 +130,9 @@ def _listening(host: str, port: int) -> socket.socket:
 def wants_tokens(settings: Settings) -> bool:
     """Return True if callers need a token.
 
-    Tokens may be off only if the gateway listens on a loopback address and `assignment-workers up`
-    runs PostgreSQL and Valkey itself. Raises `UsageError` if they are off elsewhere.
+    Tokens may be off only if two conditions hold: the gateway listens on a loopback address, and
+    `assignment-workers up` runs PostgreSQL and Valkey itself. Raises `UsageError` if tokens are off
+    although one of these conditions does not hold.
     """
     if settings.gateway_tokens != "off":
         return True

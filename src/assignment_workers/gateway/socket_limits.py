@@ -27,11 +27,18 @@ class LimitedProtocol(HttpToolsProtocol):
 
     _arrives: asyncio.TimerHandle | None = None
     _head: int = 0
-    """The number of bytes of the request's first line and complete headers parsed so far."""
+    """The number of bytes of the request's address and complete headers parsed so far.
+
+    The method and the HTTP version, which are also in the first line, are not counted here.
+    """
     _unread: int = 0
     """The number of bytes received of a header that is not complete yet."""
     _parsed: int = 0
-    """The number of bytes of the last received data that belong to complete headers."""
+    """The number of bytes of address and headers that were parsed with the last received data.
+
+    Of the address, only the bytes in these data count. Of a header that these data complete, all
+    bytes count, also those that came with earlier data.
+    """
     _ended: bool = False
     """True if the last received data contain the end of a request."""
     _is_body: bool = False

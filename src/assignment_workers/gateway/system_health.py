@@ -94,7 +94,9 @@ class AnswerWindow:
     def counts(self) -> AnswerCounts:
         """Return the numbers of agents' calls and of those answered 503, in two periods.
 
-        The periods are the last minute and, for recent trouble, the last `RECENT_SECONDS` seconds.
+        The periods are the last minute and the last 15 seconds (`RECENT_SECONDS`). The shorter
+        period shows if calls are answered 503 at present. If the shorter period has no such call,
+        all calls of the minute that were answered 503 came earlier.
         """
         now = int(self._clock())
         minute = [each for each in list(self._seconds) if each[0] > now - WINDOW_SECONDS]

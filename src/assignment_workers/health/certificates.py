@@ -25,7 +25,10 @@ from assignment_workers.settings import Settings
 AGAIN_SECONDS = 30.0
 """Seconds after which the certificates are read again."""
 ANSWER_SECONDS = 1.0
-"""The most seconds for a connection, and for each step of its handshake."""
+"""The most seconds to open a connection to a server, and the most seconds for each later step.
+
+The later steps are the request for TLS, with PostgreSQL only, and the TLS handshake.
+"""
 HANDSHAKES = 4
 """The greatest number of servers from which certificates are read at the same time."""
 POSTGRES_PORT, REDIS_PORT, AMQPS_PORT, HTTPS_PORT = 5432, 6379, 5671, 443
@@ -40,8 +43,10 @@ The server answers with the letter S if it accepts TLS, and N if it does not.
 class _CertificateFile:
     """A PEM file that contains either certificates of authorities or a certificate chain.
 
-    `read` returns one certificate of the file: of several authorities, the one that expires last;
-    of a chain, the one that expires first, because the chain is invalid from then on.
+    `read` returns one certificate of the file. Of a chain, `read` returns the certificate that
+    expires first, because the chain is invalid from then on. Of certificates of authorities, `read`
+    returns the one that expires last, because the certificate of a new authority is added to the
+    file before the old one expires.
     """
 
     title: str

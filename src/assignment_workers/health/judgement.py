@@ -1,8 +1,9 @@
 """Derive the state of each component of the system from what was read from the servers.
 
 The rules here do no input or output. In the result, causes come before consequences. A component
-that cannot be judged because a server is down is `unknown`, not `down`. Otherwise an operator might
-start a sequencer although only Redis is frozen.
+that cannot be judged because a server is down is `unknown`, not `down`. For example, if the broker
+does not answer, the sequencers are `unknown`. If they were `down`, an operator might start another
+sequencer, although only the broker needs attention.
 """
 
 from __future__ import annotations
@@ -46,23 +47,37 @@ SILENT = timedelta(seconds=3.5)
 each second.
 """
 STARTED = timedelta(seconds=0.5)
-"""The tolerance for inexact times, used to find the process that replaces a silent one.
+"""The tolerance in the comparison of two times, to find the replacement of a silent process.
 
-A process can be the replacement if it started after the silent process's last sign of life. A start
-that seems to be earlier by less than this tolerance is accepted too.
+A process that replaces a silent process starts after the last sign of life of the silent process.
+The time of the start and the time of the last sign are both inexact. Therefore, a process also
+counts as the replacement if it seems to have started before the last sign, but by less than this
+tolerance.
 """
 REMEMBERED = timedelta(hours=1)
-"""The time for which a silent process is reported as missing while others of its role are alive."""
+"""The greatest time for which a silent process is reported as missing.
+
+The time counts from the process's last sign of life. The limit applies only while another process
+of the same role, such as `sequencer`, is alive on any host and in any lane. Otherwise, the silent
+process is reported until its last sign of life is deleted, after 7 days at the earliest
+(`signs.KEPT_SECONDS`).
+"""
 WAITED = timedelta(seconds=10)
 """A lane is degraded if the oldest message in its assignment queue is older than this."""
 JOBS_WAITED = timedelta(minutes=2)
-"""Maintenance is degraded if the oldest message in its Celery queue is older than this. A message
-may wait there for minutes, behind a long job.
+"""Maintenance is degraded if the oldest message in its Celery queue is older than this.
+
+The limit is longer than `WAITED`, because a message may wait there behind a long job without any
+trouble.
 """
 UNSENT = timedelta(seconds=20)
 """A job counts as overdue if beat has not sent the job this long after its due time."""
 ASKED = timedelta(minutes=1)
-"""The time within which a job must begin after beat sent it."""
+"""A job counts as late if it has not begun this long after beat sent it.
+
+The job is not late while the same job runs for another dialer queue. A job also counts as late if
+beat has not sent it this long after its due time.
+"""
 RUNS_AT_MOST = timedelta(hours=1)
 """The time after which a job that is still running counts as late."""
 REBUILT = timedelta(minutes=90)
@@ -89,8 +104,9 @@ class Installation:
 
     `queues`: the dialer queues. `broker`: the broker's name for people, `Redis` or `RabbitMQ`.
     `external_crm`: True if the CRM is in another database. The mirror is our copy of that CRM's
-    facts. `crm_grace`: the age up to which users are assigned by the facts of the mirror while the
-    CRM cannot be read; None: users are never assigned by the mirror.
+    facts. While the CRM cannot be read, users are assigned by the facts of the mirror, but only if
+    the mirror is younger than `crm_grace`. `crm_grace` None: users are never assigned by the
+    mirror.
     """
 
     lanes: Lanes = ONE_LANE
@@ -422,7 +438,9 @@ class _Judge:
     def _overdue(self) -> str | None:
         """Return the name of a task that beat has not sent although it is overdue; or None.
 
-        A task is overdue if it has been due for 20 seconds (`UNSENT`) and beat has run for as long.
+        A task is overdue if two times are both more than 20 seconds (`UNSENT`) ago: its due time,
+        and the start of beat. So a beat that has just started has time to send the due tasks. If no
+        beat is alive, no task counts as overdue.
         """
         if self.results is None:
             return None
@@ -764,9 +782,11 @@ def _job_component(job: JobHealth) -> Component:
 
 
 def _of(trouble: str) -> HealthState:
-    """Return the state of a server that cannot be used: `unknown` if it has no URL, else `down`.
+    """Return the state of a server that cannot be used: `unknown` or `down`.
 
-    `trouble`: the reason for which the server cannot be used, as text.
+    `trouble`: the reason for which the server cannot be used, as text. If `trouble` is `NOT_NAMED`,
+    no URL of the server is configured for this process, and the state is `unknown`. For any other
+    reason, the state is `down`.
     """
     return UNKNOWN if trouble == NOT_NAMED else DOWN
 

@@ -111,7 +111,11 @@ class Banner(BaseModel):
     runbook_path: str
     """The runbook's path at each gateway, for example `/runbooks#redis`."""
     others: list[str]
-    """The titles of other components that are not good, the worst first."""
+    """The titles of all components that are not good, except the one that `component` names.
+
+    Components that are down and without which agents are not served come first. The others follow,
+    the worst first.
+    """
 
 
 class ProcessHealth(BaseModel):
@@ -139,9 +143,12 @@ class ProcessHealth(BaseModel):
     """The task that the process carries out now."""
     task_since: datetime | None = None
     disk_free_bytes: int | None = None
-    """Free bytes of the file system that has the process's files."""
+    """Free bytes of the file system of the folder ASSIGNMENT_WORKERS_HOME.
+
+    If the folder does not exist, the file system of the process's working directory is measured.
+    """
     disk_bytes: int | None = None
-    """The size, in bytes, of the file system that has the process's files."""
+    """The size, in bytes, of the file system that `disk_free_bytes` is about."""
 
 
 class CeleryQueueHealth(BaseModel):

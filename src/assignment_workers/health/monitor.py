@@ -27,7 +27,9 @@ same limit, so that a server on a busy machine is not taken for a frozen one.
 ONCE_SECONDS = 3.0
 """Seconds within which all servers must answer if a command reads the health only once.
 
-A process that has just started is slower, and there is no later reading to correct a wrong one.
+The limit is longer than `WITHIN_SECONDS`, for two reasons. The command's own process has just
+started, and its first reading is slower than later ones. Also, there is no later reading that would
+correct a wrong one.
 """
 
 

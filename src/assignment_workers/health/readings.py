@@ -2,10 +2,11 @@
 
 The facts are read from PostgreSQL, from the broker (Redis or RabbitMQ), from the Redis that has
 task results, from the CRM if it is external, and from TLS certificates, which are in files or are
-presented by servers. `InputReader` reads one of these in a thread, so that a server that hangs
-delays a reading only until its time limit. `Readings` has the result for each. This module opens no
-connection: `InputReader` gets the function that reads, such as those of `health.database` and
-`health.servers`.
+presented by servers. An `InputReader` reads one of these sources in a thread. If a server hangs,
+the caller of `InputReader.result` waits only until the time limit that the caller has set.
+`Readings` has one result for each source. This module opens no connection. Each `InputReader` gets
+a function that reads its source; modules such as `health.database` and `health.servers` make these
+functions.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class InputReading(Generic[T]):
 class InputReader(Generic[T]):
     """Reads one server in a thread, any number of times, but never twice at the same time.
 
-    A reading that hangs continues. Until it ends, the server counts as not answering.
+    A reading that hangs is not cancelled. Until it ends, no other reading is started, and the
+    server counts as not answering.
     """
 
     def __init__(self, name: str, read: Callable[[], T]) -> None:
@@ -146,18 +148,27 @@ class DatabaseFacts:
     token_expires_soon_at: datetime | None
     """The expiry of the API token that should be replaced first.
 
-    None if no token expires soon, or the tokens cannot be read. A token that expired within the
-    last day counts too if it was ever used, because its program is refused now.
+    A token counts if it expires within 7 days, or within a quarter of its lifetime if that is
+    shorter (`health.database.EXPIRES_SOON`). A token that expired within the last day also counts,
+    but only if the token was ever used: a program that still uses the token is refused now. A
+    revoked token does not count. None if no token counts, or the tokens cannot be read.
     """
     audit_lag: timedelta | None
-    """The age of the oldest event that is in no hash chain of the audit; None if it cannot be read.
+    """The age of the oldest event that is in no hash chain yet; zero if every event is in one.
+
+    The hash chains are digests of the events, by lane. They reveal a later change of an event. None
+    if the database role may not read the events or the chains.
     """
     crm_trouble: str | None
     """The reason for which the schema `crm` of this database cannot be read; None if it can be
     read.
     """
     mirror_age: timedelta | None = None
-    """The age of the mirror, our copy of an external CRM's facts; None if there is none."""
+    """The time since the last complete read of an external CRM into the mirror began.
+
+    The mirror is our copy of the CRM's facts. None if the CRM is not external, or was never read
+    completely.
+    """
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""The runbooks: for each component that can be in trouble, what to look at and what mends it.
+"""The runbooks: instructions to examine and repair each component that can be in trouble.
 
 The runbooks are the last part of the document for operators. The installed package contains this
-document, so that the links from `status`, the banner and the alerts work without the repository.
+document, so that the links to the runbooks work without the repository. Such links are in the
+output of `assignment-workers status`, in the alerts, and in the banner. The banner is the message
+at the top of each page of the dashboard while something is wrong.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ def runbooks() -> dict[str, Runbook]:
 
 @cache
 def markdown() -> str:
-    """Return the part of the operators' document that has all runbooks, without its heading."""
+    """Return the text after the heading `Runbooks` of the operators' document.
+
+    The text has an introduction, and then all runbooks with their headings.
+    """
     text = next(page for page in PAGES if page.exists()).read_text(encoding="utf-8")
     return text.partition(BEGINS)[2]
 

@@ -80,9 +80,10 @@ def results_reader(redis_url: str) -> Callable[[], ResultsFacts]:
 def broker_reader(broker_url: str, queues: Sequence[str]) -> Callable[[], BrokerFacts]:
     """Return a function that reads the state of the Celery queues named in `queues`.
 
-    The function reads the number of waiting messages in each queue at the broker. From Redis, it
-    also reads the next message of each queue, and tests with a write whether Redis accepts
-    messages. It raises `NotRead` if the broker cannot be read.
+    The function reads the number of waiting messages in each queue at the broker. If the broker is
+    Redis, the function also reads the next message of each queue, and tests with a write whether
+    this Redis accepts messages. If the broker is RabbitMQ, the function reads only the numbers. It
+    raises `NotRead` if the broker cannot be read.
     """
     if broker_url.startswith("amqp"):
         return lambda: _read_rabbitmq(broker_url, queues)

@@ -36,7 +36,10 @@ SIGNS = "assignment-workers:signs"
 SEEN = "assignment-workers:signs:seen"
 """The Redis sorted set that has the time of each process's last sign of life."""
 KEPT_SECONDS = 7 * 86_400
-"""Seconds after which the last sign of a process is deleted."""
+"""The age in seconds from which a process's last sign of life is deleted.
+
+The deletion happens when any process stores its next sign.
+"""
 
 STORE = """
 local time = redis.call('TIME')
@@ -94,11 +97,19 @@ class LifeSign(BaseModel):
     """True in the last sign of a process that ended in an orderly way."""
     disk_free_bytes: int | None = None
     disk_bytes: int | None = None
-    """The size in bytes of the file system that has the process's files."""
+    """The size, in bytes, of the file system of the folder ASSIGNMENT_WORKERS_HOME.
+
+    If the folder does not exist, the file system of the process's working directory is measured.
+    `disk_free_bytes` is about the same file system.
+    """
     answers: AnswerCounts | None = None
     """The counts of a gateway's answers; None for another process."""
     sees: dict[str, SeenState] = {}
-    """For a gateway: the state of each component that is not good in its view, by name."""
+    """The state, by name, of each component that a gateway sees in another state than `good`.
+
+    The state is as this gateway sees it, and comes with the time at which it began. The mapping is
+    empty in the sign of a process that is no gateway.
+    """
 
     @property
     def id(self) -> str:
@@ -123,9 +134,10 @@ class SeenSign(LifeSign):
 class LifeSigns:
     """A thread that stores a sign of life of this process every second, until it is stopped.
 
-    The constructor's argument `more` is a function that returns further fields of the sign, such as
-    `leads`. While Redis accepts no sign, the thread tries again every second and logs only the
-    first failure.
+    The constructor's argument `more` is a function that returns further fields of the `LifeSign`
+    and their values. For example, a sequencer's function returns the field `leads`, which is True
+    if the process leads its lane. While Redis accepts no sign, the thread tries again every second
+    and logs only the first failure.
     """
 
     def __init__(
@@ -248,7 +260,9 @@ def alive(
 def parsed(signs: Mapping[bytes, bytes], seen: Mapping[bytes, float], now: float) -> list[SeenSign]:
     """Parse the signs of life in the Redis hash `signs`, with their times in the sorted set `seen`.
 
-    `now` is Redis's time. A sign that this release cannot read is left out.
+    `now` is the time of Redis's clock at the reading. The field `silent_seconds` of each result is
+    the time from the sign to `now`. A sign that this release cannot read is left out, and so is a
+    sign without a time in `seen`.
     """
     found: list[SeenSign] = []
     for name, text in signs.items():

@@ -37,10 +37,10 @@ time since midnight.
 class CallingHours:
     """The hours at which users may be called, in the local time of each user.
 
-    `default` is the time zone of users without a known zone. Each of `calendars` is a country, or a
-    part of a country such as GB-ENG. Users in such a place are not called on its public holidays.
-    The first calendar also applies to users in all other places. If it is None, there are no
-    holidays in those places.
+    `default` is the time zone of users without a known zone. Each of `calendars` is the name of a
+    country, or of a part of a country such as GB-ENG. Users in such a place are not called on its
+    public holidays. The first calendar also applies to users in all places without a calendar. If
+    `calendars` is `(None,)`, no public holiday counts for any user.
     """
 
     week: Week
@@ -119,11 +119,12 @@ class CallingRules:
 
     hours: CallingHours | None = None
     calls_per_day: Mapping[str, int] = field(default_factory=dict)
-    """Maps the name of a dialer queue to the greatest number of completed calls in 24 hours.
+    """Maps the name of a dialer queue to the greatest number of calls to one user in 24 hours.
 
-    The calls to each user are counted separately. The number includes the user's calls from every
-    other dialer queue, and those of callbacks and of missed calls. A dialer queue that is left out
-    has no limit.
+    Only completed calls are counted. The count includes the calls to the user from every other
+    dialer queue, for callbacks, and in return for missed calls. While a user has had that number of
+    calls in the last 24 hours, the user is not offered from this dialer queue. A dialer queue that
+    is left out has no limit.
     """
     cool_down: Mapping[str, timedelta] = field(default_factory=dict)
     """Maps the name of a dialer queue to the shortest time from a user's last call to the next.
@@ -132,7 +133,10 @@ class CallingRules:
     has no such limit.
     """
     attempts: int | None = None
-    """The greatest number of calls of a user, as counted in the score row. None: no limit."""
+    """The greatest number of calls to one user, counted without a time limit.
+
+    The count is `total_attempts` in the user's score row. None: no limit.
+    """
     between_offers: timedelta | None = None
     """The shortest time from one offer of a user to the next, even if the user was not called."""
 

@@ -52,19 +52,32 @@ class Queue:
     rules: Sequence[Rule | ReadyRule]
     """The rules in order. If a user breaks several rules, the first of them is reported."""
     conversion: str = "converted"
-    """The `conversion_type` in the record of each user who reaches this dialer queue's goal."""
-    conversion_needs: Sequence[Rule] = ()
-    """Rules of this dialer queue that must hold for a user to be counted as converted."""
-    order: Sequence[Ordering] = ()
-    """The order of the users, best first. Among equal users the higher id comes first.
+    """The `conversion_type` of this dialer queue's rows in the table `conversions`.
 
-    If this is empty, the users are ordered by score (`queues.ORDER`).
+    A row is stored when a user reaches the goal of the dialer queue: the user breaks all rules with
+    the effect `RuleEffect.CONVERTED`. For example, the user has signed and thereby breaks the rule
+    that users are unsigned.
+    """
+    conversion_needs: Sequence[Rule] = ()
+    """Rules of this dialer queue that a converted user must still meet.
+
+    A user is converted only if the user breaks all rules with the effect `RuleEffect.CONVERTED` and
+    meets all of these rules. Otherwise no conversion is recorded.
+    """
+    order: Sequence[Ordering] = ()
+    """The order of the users, best first.
+
+    Of two users who are equal in this order, the user with the higher user id comes first. If
+    `order` is empty, the order is `queues.ORDER`: the user with the lowest score comes first. Of
+    users with equal scores, the user with the newest score row comes first. If these rows were
+    created at the same time, the higher user id comes first.
     """
     ages: bool = False
     """True if users of this dialer queue age: each week their score is raised by 5.
 
-    Users who wait longer are therefore called later. That is intended; it is the rule of the
-    original dialer (docs/original-dialer.md, section 4).
+    A score of 200 or more is not raised. A user with a higher score is called later, so users who
+    wait longer are called later. That is intended; it is the rule of the original dialer
+    (docs/original-dialer.md, section 4).
     """
     calling_hours: str | None = None
     """The calling hours of this dialer queue, such as `mon-fri 09:00-17:00`.
@@ -74,8 +87,11 @@ class Queue:
     setting for all dialer queues applies.
     """
     holidays: str | None = None
-    """The countries or parts of countries, such as `GB-ENG`, on whose public holidays nobody is
-    called.
+    """The places whose public holidays count for this dialer queue, such as `GB-ENG, US`.
+
+    A place is a country, or a part of a country. Users in a place are not called on the public
+    holidays of this place. The first place also counts for the users in all places that are not
+    listed.
     """
     size_limit: int | None = None
     """The greatest number of users in one build of this dialer queue."""
@@ -111,7 +127,12 @@ class Dialer:
 
     @property
     def actions(self) -> dict[str, Action]:
-        """The actions by name: those that belong to outcomes of this dialer, and `review`."""
+        """The actions by name: those of this dialer's outcomes, and `review`.
+
+        An action is a task for another system after a call. With `review`, an operator has to look
+        at the user. `review` is added because it may follow a call although the call's outcome does
+        not list it (`Outcome.review_after`, `Outcome.review_unpromised`).
+        """
         asked = (action for outcome in self.outcomes for action in outcome.actions)
         return {action.name: action for action in (*asked, REVIEW)}
 

@@ -124,12 +124,13 @@ class FactSource:
     Only the columns that are read are listed.
     """
     types: Mapping[str, TypeEngine[Any]]
-    """Maps the dialer's name for each column to the column's type.
+    """Maps the dialer's name for each column that the dialer may use to the column's type.
 
-    A column that is here but not in `columns` does not exist in the CRM; its value is null.
+    Every column in `columns` is also here. A column that is only here does not exist in this CRM;
+    its value is null.
     """
     person_columns: frozenset[str]
-    """The names of the columns that contain a person's id, as in the keys of `columns`."""
+    """The dialer's names of the columns that contain a person's id. They are keys of `columns`."""
     key: tuple[str, ...]
     """The columns of the declared primary key; empty if none is declared."""
     link: Link | None

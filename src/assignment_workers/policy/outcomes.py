@@ -1,8 +1,9 @@
-"""The effects of a call's outcome: score, delay until the next call, actions of other systems.
+"""The effects of a call's outcome: the score, the delay until the next call, and the actions.
 
-An action is a task for another system, such as to send a text message. Each dialer defines its own
-outcomes, for example in a file `dialerconfig.py`. The scale of scores is that of original-dialer
-section 4.
+An action is a task that another system carries out after the call, such as to send a text message.
+Each dialer defines its own outcomes, for example in a file `dialerconfig.py`. Scores have the scale
+that docs/original-dialer.md describes (original-dialer section 4): a user with a lower score is
+called sooner, unless a dialer queue has an order of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Action:
     The name has small letters, digits and underscores only.
     """
     means: str
-    """A sentence that says what the other system has to do."""
+    """A sentence that describes the task, such as `Have an operator look at the user.`"""
 
 
 REVIEW = Action("review", "Have an operator look at the user.")
@@ -93,9 +94,10 @@ class Outcome:
     """True if the agent must write notes."""
     actions: tuple[Action, ...] = ()
     review_after: int | None = None
-    """The least number of earlier calls with this outcome that leads to a review by an operator.
+    """The number of earlier calls with this outcome that is enough for a review by an operator.
 
-    None: no number of such calls leads to a review.
+    A call with this outcome leads to a review of the user if the user had at least this number of
+    earlier calls with the same outcome. None: no number of such calls leads to a review.
     """
     review_unpromised: bool = False
     """True if an operator is to review the user when no callback was promised."""
@@ -122,8 +124,9 @@ class Outcome:
 def attempt_penalty(attempt: int) -> int:
     """Return the score that the `attempt`-th call adds: 0 up to the 5th, 1 up to the 10th, then 3.
 
-    The original dialer added more at each call: 1 at the 6th, 2 at the 7th, up to 5 at the 10th,
-    and then 3, 6, 9 and so on from the 11th (original-dialer section 4).
+    The original dialer had other numbers (original-dialer section 4). It added 1, 2, 3, 4 and 5 at
+    the 6th to the 10th call. At the 11th call it added only 3, at the 12th 6, at the 13th 9, and so
+    on.
     """
     if attempt <= 5:
         return 0
@@ -147,9 +150,12 @@ def score_after(
     """Return a SQL expression for the user's new score after a call.
 
     The expression is for an UPDATE of the user's score row. PostgreSQL then computes the new score
-    from the old one, so that no concurrent change is lost. `name`: the outcome of the call.
-    `added`: the score of that outcome. `outcomes`: all outcomes of the dialer; those that are
-    `capped` raise a score to 200 at most.
+    from the old one, so that no concurrent change is lost. The new score includes the penalty for
+    many calls (`attempt_penalty`).
+
+    `name`: the name of the call's outcome. `added`: the number that this outcome adds to the score.
+    `outcomes`: all outcomes of the dialer. If the call's outcome is `capped`, it raises a score to
+    200 at most (`SCORE_CEILING`), and leaves a score above 200 unchanged.
     """
     earlier = UserCallScore.total_attempts
     penalty = case((earlier < 5, 0), (earlier < 10, 1), else_=3)

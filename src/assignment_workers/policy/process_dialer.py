@@ -1,6 +1,8 @@
-"""The dialer of this process, which only entry points read.
+"""The dialer object of this process, for entry points only.
 
-All other code gets the dialer as an argument.
+The dialer is a `Dialer` object: the dialer queues and outcomes of a call centre. Entry points, such
+as the command line and the gateway's routes, read this object here. All other code gets it as an
+argument.
 """
 
 from __future__ import annotations

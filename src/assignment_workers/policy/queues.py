@@ -26,8 +26,9 @@ ORDER: tuple[Ordering, ...] = (
 )
 """The order of users in a dialer queue without an order of its own (original-dialer section 3).
 
-Users come by ascending score, so those with score 0 are first; among equal scores the newest user
-comes first. No two users are equal, because user ids differ.
+Users with a lower score are called earlier, so users with score 0 are called first. Of users with
+the same score, the user whose score row was created last is called first. Of users whose score rows
+were created at the same time too, the user with the higher id is called first.
 """
 
 
@@ -89,7 +90,8 @@ class Policy:
     def building(self, now: datetime) -> dict[str, Any]:
         """Return the SQL parameters of this policy's rules for a build of the queue at `now`.
 
-        Users outside calling hours are included, because a claim judges the hours.
+        The parameters about calling hours are left out, so the rules ignore the hours. The build
+        therefore includes users who are outside calling hours. A claim judges the hours later.
         """
         return {"now": now}
 
@@ -223,9 +225,12 @@ def _opens_at(
 ) -> datetime | None:
     """Return the next time at which users of this zone and calendar may be called.
 
-    Returns None if that time is more than about 60 days away. `calendar`: the country whose public
-    holidays count, or None. A zone that this host does not know, because a host with newer time
-    zone data stored it, counts as closed for a day.
+    That is `now` if they may be called now. Returns None if the time is more than about 60 days
+    away. `calendar`: the country, or part of a country, whose public holidays count; None: no
+    holiday counts.
+
+    If this host does not know the zone, the time one day after `now` is returned. Such a zone may
+    have been stored by a host with newer time zone data.
     """
     try:
         return hours.opens_at(ZoneInfo(zone), now, calendar)
@@ -285,7 +290,11 @@ def is_calling_rule(rule: str) -> bool:
 
 
 def reason_for(score: int) -> str:
-    """Return the label that agents see for a user with this score: new, high, medium or aged."""
+    """Return the reason that agents see for a user with this score: new, high, medium or aged.
+
+    A score of 0 or less is `new`, up to 5 `high`, up to 10 `medium`, and above 10 `aged`. The words
+    `high` and `medium` mean a priority, because users with a lower score are called sooner.
+    """
     if score <= 0:
         return "new"
     if score <= 5:

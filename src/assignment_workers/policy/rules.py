@@ -210,10 +210,10 @@ class Numbers:
     def current(self) -> ColumnElement[bool]:
         """SQL condition: the stored phone numbers of the user are up to date.
 
-        That is so if the present version of `reader` parsed them from the phone number that the
-        CRM has now. If `country` or `time_zone` is set, its value in the CRM must not have changed
-        since the parsing either. If all these values are empty, the version of `reader` does not
-        matter.
+        Two things are required. First, the user's values in the CRM are the same as when they were
+        parsed. These values are the phone number, and also the country and the time zone if the
+        fields `country` and `time_zone` of this object name their columns. Second, the present
+        version of `reader` parsed the values. The second is not required if all values are empty.
         """
         written = func.coalesce(CrmUser.phone_number, sql_text(""))
         same = [func.coalesce(Phone.text, sql_text("")) == written]
@@ -252,8 +252,8 @@ class Numbers:
         """Return a rule: neither the user nor a number of the user is on the do-not-contact list.
 
         The do-not-contact list has the suppressions of the kind `do_not_contact`, and the numbers
-        of the imported lists (`SuppressionList`). An entry counts if it is for this dialer queue or
-        for all dialer queues.
+        of the imported lists (`SuppressionList`). A suppression or list counts if it is for this
+        dialer queue or for all dialer queues, and has not expired.
         """
         here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
@@ -281,8 +281,10 @@ class Numbers:
     def clear(self, queue: str) -> Rule:
         """Return a rule: the user's number cannot be mistaken for a suppressed number.
 
-        The rule is broken if the user's number and a suppressed number end with the same digits,
-        and one of the two is unclear: not a phone number, or in no allocated range.
+        The rule is broken if the user's number and a suppressed number end with the same 7 digits
+        (`REACH`), and at least one of the two is unclear. A number is unclear in three cases. It is
+        not a phone number. It is in no allocated range. Or it is so short that it may be the end of
+        another number.
         """
         here = or_(Suppression.queue.is_(None), Suppression.queue == sql_text(queue))
         stands = and_(here, _unexpired(Suppression.expires_at))
@@ -369,6 +371,10 @@ def not_closed(queue: str) -> Rule:
 
 def is_put_off(user: ColumnElement[int]) -> ColumnElement[bool]:
     """Return a SQL condition: `user` was skipped or deferred, and no agent may get the user yet.
+
+    An agent who skips a user gives the user back without a call. The user then waits for a time
+    that the settings define. An agent who defers a user gives the user back until a time that the
+    agent chooses.
 
     The SQL parameter `now` is the time at which the user is judged.
     """
@@ -484,9 +490,10 @@ def in_hours(hours: CallingHours) -> Rule:
 def in_hours_soon(hours: CallingHours) -> ColumnElement[bool]:
     """Return a SQL condition: calling hours allow a call before the next build of the queue.
 
-    A user may be in several time zones; each of them must have a calling hour before that build.
-    The zones that have one are given as SQL parameters, one list for each holiday calendar;
-    `soon_zones` returns the name of the parameter.
+    A user may be in several time zones. Calling must then be allowed in each of these zones at some
+    time before that build; the times may differ between zones. The zones where calling is allowed
+    before the build are listed in SQL parameters, one for each holiday calendar. The function
+    `soon_zones` returns the name of such a parameter.
     """
     return _all_zones_in(hours, soon_zones)
 
@@ -521,7 +528,10 @@ def _all_zones_in(hours: CallingHours, named: Callable[[int], str]) -> ColumnEle
 def _calendar(hours: CallingHours) -> ColumnElement[int]:
     """Return a SQL expression for the number of the holiday calendar that applies to the user.
 
-    It is the calendar of the user's part of the country, or else of the country, or else the first.
+    A calendar has the name of a country or of a part of a country, such as GB-ENG. The calendar
+    with the name of the user's part of a country applies. If there is none, the calendar of the
+    user's country applies. If there is none either, or the user's country is unknown, the first
+    calendar in `hours.calendars` applies.
     """
     names = [(name, place) for place, name in enumerate(hours.calendars) if name]
     if len(names) < 2:
@@ -728,15 +738,21 @@ To change the position of such a rule, a dialer queue names it among its own rul
 """
 
 READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
-"""The rules that every dialer queue has, by name. No other rule may have such a name."""
+"""The rules of this package, by name. No other rule may have one of these names.
+
+Every dialer queue gets all of them, in addition to its own rules (`made`). But a ready-made rule
+(`ReadyRule`) is left out of a dialer queue if the settings do not require it.
+"""
 
 
 def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
-    """Return the rules of a dialer queue in order: its own, and those of this package.
+    """Return the rules of a dialer queue in the order in which they are checked.
 
-    `own`: the rules that the definition of the dialer queue names. A rule of this package that is
-    in `own` keeps its position there. Rules that only delay a call, such as a cool-down, come last,
-    because the end of the delay matters only for users who break no other rule.
+    `own`: the rules that the definition of the dialer queue names. The rules of this package in
+    `FIRST` come before `own`, and those in `LAST` after `own`. But a rule of this package that is
+    in `own` keeps its position there. At the end, rules that only delay a call, such as a
+    cool-down, are moved behind all others. The reason: the end of the delay matters only for users
+    who break no other rule.
     """
     placed = {each.name for each in own}
     every = [
@@ -748,11 +764,12 @@ def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
 
 
 def made(own: Sequence[Rule | ReadyRule], terms: RuleParameters) -> tuple[Rule, ...]:
-    """Return all rules of a dialer queue, in order.
+    """Return all rules of a dialer queue, in the order in which they are checked.
 
     `own`: the rules that the definition of the dialer queue names. The rules that this package
-    provides for every dialer queue are added. They are made from `terms`, the values for this
-    queue.
+    provides for every dialer queue are added (`completed`). `terms`: the values for this dialer
+    queue, such as its name and the calling rules. Each ready-made rule (`ReadyRule`) is made from
+    these values, and left out if the values do not require it.
     """
     found = (each if isinstance(each, Rule) else each.make(terms) for each in completed(own))
     return tuple(rule for rule in found if rule is not None)

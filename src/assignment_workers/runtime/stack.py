@@ -33,14 +33,20 @@ class Stack(BaseModel):
     flower_auth: str | None = None
     """User and password for Flower, as `user:password`."""
     number_key: str | None = None
-    """The key for hashes of erased users' phone numbers."""
+    """The key with which the phone numbers of erased users are hashed.
+
+    None in a file that an earlier release wrote.
+    """
     pid: int
     started_at: AwareDatetime
 
     def variables(self, *, now: datetime) -> dict[str, str]:
-        """Return the stack's addresses and secrets, by the names of their environment variables.
+        """Return the stack's addresses and secrets, by the names of environment variables.
 
-        `number_key` is left out. With a gateway, a new sign-in link to the dashboard is included.
+        A key of the result is for example `DATABASE_URL`. Addresses and secrets that are None are
+        left out. The secret `number_key` is always left out. If the stack has a gateway (the server
+        of the HTTP API and the dashboard) and its token, `DASHBOARD_URL` is included: a new
+        sign-in link to the dashboard.
         """
         addresses = self.model_dump(exclude={"pid", "started_at", "number_key"}, exclude_none=True)
         if dashboard := self.dashboard_link(now=now):
@@ -48,11 +54,19 @@ class Stack(BaseModel):
         return {name.upper(): address for name, address in addresses.items()}
 
     def dashboard_link(self, *, now: datetime) -> str | None:
-        """Return a new sign-in link to the dashboard. It works once, within an hour of `now`."""
+        """Return a new sign-in link to the dashboard; None if none can be made.
+
+        The link works once, within an hour of `now`. No link can be made if the stack has no
+        gateway, or no token (`gateway_token`) to sign the link with.
+        """
         return self._link(self.gateway_url, links.DASHBOARD, now=now)
 
     def flower_link(self, *, now: datetime) -> str | None:
-        """Return a new sign-in link to Flower. It works once, within an hour of `now`."""
+        """Return a new sign-in link to Flower; None if none can be made.
+
+        The link works once, within an hour of `now`. No link can be made if the stack has no
+        Flower, or no token (`gateway_token`) to sign the link with.
+        """
         return self._link(self.flower_url, links.FLOWER, now=now)
 
     def _link(self, url: str | None, purpose: str, *, now: datetime) -> str | None:
@@ -64,7 +78,8 @@ class Stack(BaseModel):
 def running_stack(settings: Settings) -> Stack | None:
     """Return the stack that runs with the home in `settings`; None if none runs or it is not ready.
 
-    Raises `HomeUnusable` if the home belongs to another operating system user.
+    The home is the directory of a stack. Raises `HomeUnusable` if the home belongs to another
+    operating system user.
     """
     held = holder(settings.home)
     if held is None or held.is_gone():
@@ -86,8 +101,11 @@ def shell_assignments(stack: Stack) -> str:
 def resolve(settings: Settings) -> Settings:
     """Return the settings with the missing addresses of database, Redis and broker filled in.
 
-    If the database or Redis is not set, the missing addresses and secrets are taken from the stack
-    that runs with the home of `settings`. Raises `NoStack` if none runs.
+    If the database or Redis is not set, the address is taken from the stack that runs with the home
+    (the directory of a stack) in `settings`. Secrets that are not set are then taken from that
+    stack as well. If the broker is not set, Redis in `settings` is also the broker. If Redis is not
+    set either, the broker is that of the stack. Raises `NoStack` if an address is needed from a
+    stack, and none runs or it is not ready.
     """
     database_url, redis_url = settings.database_url, settings.redis_url
     broker_url = settings.broker_url or redis_url

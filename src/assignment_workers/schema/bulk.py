@@ -37,9 +37,10 @@ def insert_rows(
 
     `columns`: the columns to fill. `parameter`: the parameter's name; its value is a list of
     objects. Each time in a row must have a UTC offset, also for a column that stores UTC without a
-    zone. `unless`: a column of this or another table, whose name is also that of one of `columns`.
-    Rows whose value is already in that column are left out: with `Forgotten.user_id`, for example,
-    the rows whose `user_id` is in the table of `Forgotten`.
+    zone. `unless`: a column, of this table or of another, with the same name as one of `columns`. A
+    row is left out if the row's value of that name is already stored in the column `unless`. With
+    `Forgotten.user_id`, for example, a row is left out if its `user_id` is in the table of
+    `Forgotten`.
     """
     naive = {each.key for each in columns if isinstance(each.type, NaiveInstant)}
     types = {each.key: Instant if each.key in naive else each.type for each in columns}

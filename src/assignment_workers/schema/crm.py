@@ -1,8 +1,13 @@
-"""The columns of the CRM's tables that we read, in our database or in an external one.
+"""Models of CRM tables: that of persons, and those about the claims of persons.
 
-The tables are those that the replaced dialer read (docs/original-dialer.md, section 2). The CRM is
-never written in production. Which columns are read, and their names in the CRM, is declared in the
-file that defines this system's dialer queues, `dialerconfig.py` (`policy.facts`).
+The CRM is in our database or in an external one. The tables are those that the replaced dialer read
+(docs/original-dialer.md, section 2). The CRM is never written in production.
+
+These models do not decide what is read. The file that defines the dialer queues, such as
+`dialerconfig.py`, decides. It may use columns of these models, and declare further columns and
+tables. It also declares the CRM's names of tables and columns. The columns that its rules and
+orders use are read, and a few columns that are always needed. The module `policy.facts` has the
+functions for these declarations.
 """
 
 from __future__ import annotations

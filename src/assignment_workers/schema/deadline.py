@@ -1,9 +1,10 @@
 """Connections to PostgreSQL with a deadline for each exchange, on this process's own clock.
 
-A server that is frozen or unreachable answers nothing. Its statement timeout does not help, because
-the server itself enforces it, and keepalives do not help, because the server's host answers them.
-So each exchange has a deadline here. At the deadline the connection is dropped, and it is unknown
-whether a COMMIT was carried out.
+A frozen server does not answer. Its statement timeout does not help, because the server itself
+enforces the timeout. Keepalives do not help either, because the host of the frozen server still
+answers them; they only detect a host that is gone. So each exchange has a deadline here. At the
+deadline the connection is dropped. If the exchange had a COMMIT, it is then unknown whether the
+COMMIT was carried out.
 """
 
 from __future__ import annotations
@@ -96,11 +97,16 @@ class BoundedConnection(psycopg.Connection[Any]):
         return self.served is not None and self.served.has_moved
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait for an answer, as psycopg does, for at most `timeout` seconds.
+        """Wait for an answer of the server, as psycopg does.
 
-        If `timeout` is None, wait for at most `exchange_seconds`, and repeat this as long as the
-        function `is_at_work` reports that the server still executes the statement. Then drop the
-        connection and raise `NoAnswer`.
+        With a `timeout`, wait for at most that many seconds. If no answer arrives, psycopg's own
+        error is raised, and the connection stays open.
+
+        If `timeout` is None, wait for at most `exchange_seconds`. If no answer arrives, drop the
+        connection and raise `NoAnswer`. But if the function `is_at_work` is set, it is called
+        first. As long as it reports that the server still executes the statement, the wait is
+        repeated. When it no longer does, wait two more seconds (`MARGIN_SECONDS`), because the
+        answer may just have been sent. Only then drop the connection and raise `NoAnswer`.
         """
         if timeout is not None:
             return super().wait(gen, interval=interval, timeout=timeout)

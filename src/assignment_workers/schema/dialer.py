@@ -1,6 +1,8 @@
-"""The dialer's own tables, column for column (original-dialer section 1).
+"""The tables that this project shares with the original dialer (original-dialer section 1).
 
 The section is in docs/original-dialer.md, which describes the dialer that this project replaces.
+The columns are those of that dialer, except `Callback.available_from`, `MissedCall.available_from`
+and `Conversion.episode`, which this project adds.
 """
 
 from __future__ import annotations

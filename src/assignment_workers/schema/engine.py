@@ -65,9 +65,10 @@ FORMS = {
 over settings of the role or the database.
 """
 PLANS_WITHOUT_INDEX = ("seqscan", "bitmapscan", "hashjoin", "mergejoin")
-"""The plan types, as in PostgreSQL's settings `enable_…`, whose cost grows with the tables.
+"""The ways of reading and joining tables that become slower as the tables grow.
 
-The function `connect` switches them off if `index_plans_only` is true.
+Each name is the end of the name of a PostgreSQL setting: `seqscan` stands for `enable_seqscan`. The
+function `connect` sets these settings to off if `index_plans_only` is true.
 """
 
 
@@ -126,9 +127,10 @@ def url_of(parameters: Mapping[str, str]) -> URL:
 
 
 def conninfo(url: URL, **parameters: str) -> str:
-    """Convert a URL of `driver_url` to a libpq connection string, with further parameters.
+    """Convert a URL that `driver_url` returned to a libpq connection string.
 
-    Limits for the connection attempt and keepalives are added (`connect_arguments`).
+    Limits for the connection attempt and keepalives are added (`connect_arguments`). The parameters
+    in `parameters` are added last, and replace others of the same names.
     """
     dialect: Any = url.get_dialect()()
     _, given = dialect.create_connect_args(url)
@@ -169,19 +171,20 @@ def connect(
 ) -> Engine:
     """Create an engine with UTC sessions, READ COMMITTED isolation and bounded waits.
 
-    Settings of the role or the database that would change what is written or read have no effect.
-    `name` is shown in `pg_stat_activity`. No connection is opened yet.
+    Each session sets its time zone and the text formats of values (`FORMS`) itself. So other values
+    of these settings, which a role or a database may have, have no effect. `name` is shown in
+    `pg_stat_activity`. No connection is opened yet.
 
     Each new connection is set up by one statement instead of start-up options, because poolers such
     as PgBouncer refuse unknown options. Behind a pooler, each transaction may run in another
     session: the set-up is then repeated in each transaction, and no statement is prepared.
 
-    `index_plans_only`: use an index to look up rows wherever a suitable one exists. Sequential
-    scans, hash joins and merge joins are switched off for this. The reason: a
-    prepared statement keeps its plan, and a plan made while a table was small would continue to
-    scan the whole table as it grows, until statistics are gathered again. A table without a
-    suitable index must therefore stay small, or its query must switch these joins on again (as in
-    `assignment.crm.reader`).
+    `index_plans_only`: use an index to look up rows wherever a suitable one exists. For this,
+    sequential scans, bitmap scans, hash joins and merge joins are switched off, and so is JIT
+    compilation. The reason: a prepared statement keeps its plan. A plan that was made while a table
+    was small would continue to scan the whole table as the table grows, until statistics are
+    gathered again. A table without a suitable index must therefore stay small. Otherwise its query
+    must switch hash joins and merge joins on again, as in `assignment.crm.reader`.
 
     `gate`: refuses new connections while it is closed. If it is None, no connection is refused.
 
@@ -242,10 +245,13 @@ def schema_of_dialer(database_url: str) -> str | None:
 def bound(engine: Engine, longest: timedelta, gate: ConnectionGate | None = None) -> None:
     """Limit the wait for each answer on the engine's connections.
 
-    `longest`: the statement timeout. `gate`: refuses new connections while it is closed. Call this
-    after all other connect listeners are registered. These listeners set up each new connection by
-    statements. The wait for each such statement is limited to five seconds (`EXCHANGE_SECONDS`),
-    even if `longest` is more, because the limit for `longest` is set by the last listener.
+    `longest`: the statement timeout, from which the limit is computed. `gate`: refuses new
+    connections while it is closed.
+
+    Call this function after all other listeners for new connections are registered. Those listeners
+    execute statements on each new connection, and wait at most five seconds (`EXCHANGE_SECONDS`)
+    for each answer. The listener that this function registers runs after them, and only then sets
+    the limit computed from `longest`.
     """
     seconds = longest.total_seconds() + MARGIN_SECONDS
 

@@ -1,12 +1,15 @@
 """The primary among the several hosts of a PostgreSQL address.
 
 For each connection, libpq tries the hosts in their order and takes the first that accepts writes.
-After a failover this has two faults: every new connection first waits for an old primary that
-hangs, and an old primary that answers again accepts writes, too. Here all hosts are asked, and the
-one on the newest timeline is the primary, because PostgreSQL begins a timeline with each promotion.
-The result is used for a second, and a host that timed out is not asked for some seconds. All hosts
-are also asked every few seconds, so that sessions on a server that is no longer the primary are
-detected and closed.
+After a failover, libpq's method has two faults. If the old primary hangs, every new connection
+first waits for it. If the old primary answers again, it accepts writes too, and libpq may take it.
+
+This module searches for the primary instead: it connects to all hosts that accept writes, and reads
+the timeline of each. The host on the newest timeline is the primary, because PostgreSQL begins a
+timeline with each promotion. For one second after a search, new connections go to the primary that
+was found, without another search. A host that timed out is left out of searches for some seconds. A
+thread also searches every five seconds, so that sessions on a server that is no longer the primary
+are detected and closed.
 """
 
 from __future__ import annotations
@@ -32,12 +35,16 @@ tried again later.
 LOOKING = "assignment-workers look"
 """The application name of short sessions that only ask a server for its state."""
 LOOK_SECONDS = 5.0
-"""Seconds between two searches for the primary among all hosts.
+"""Seconds that the watching thread pauses between two searches for the primary among all hosts.
 
-A host that timed out is not asked again for the same number of seconds, if another host serves.
+In between, the opening of a connection may cause a search too (`KNOWN_SECONDS`). After a host has
+timed out, no search asks the host for the same number of seconds, if another host serves.
 """
 KNOWN_SECONDS = 1.0
-"""Seconds after a search during which the primary that it found is used without another search."""
+"""Seconds for which new connections use the result of the last search for the primary.
+
+A connection that is opened later begins with a new search.
+"""
 WRITES = frozenset({"read-write", "primary"})
 """The values of `target_session_attrs` that request a server that accepts writes."""
 
@@ -69,8 +76,8 @@ class Hosts:
     def connect(self, connect: Callable[..., C]) -> C:
         """Return a connection to the primary, opened by `connect`, a function that takes a host.
 
-        Raises `psycopg.OperationalError`, with the reason of each host in one line, if no host
-        serves.
+        Raises `psycopg.OperationalError` if no host serves. The error's message is one line, which
+        says for each host why that host does not serve.
         """
         last = self.primary
         is_known = self._steady() - self._asked_at < KNOWN_SECONDS
@@ -90,9 +97,9 @@ class Hosts:
         """Connect to all hosts that accept writes; return the connection to the primary.
 
         The primary is the host with the newest timeline; connections to other hosts are closed. A
-        host that timed out in the last five seconds (`LOOK_SECONDS`) is asked only if no other host
-        serves. In the first two seconds (`CONNECT_SECONDS`) after its time-out it is not asked even
-        then.
+        host that timed out is not tried for two seconds (`CONNECT_SECONDS`). Until five seconds
+        (`LOOK_SECONDS`) after the time-out, the host is tried only if no other host serves. Raises
+        `psycopg.OperationalError`, with a reason for each host, if no host serves.
         """
         best: tuple[int, C, dict[str, str]] | None = None
         failures = []
@@ -130,8 +137,9 @@ class Hosts:
     def _timeline(self, connection: psycopg.Connection[Any]) -> int:
         """Return the number of the server's timeline; 0 if the server does not report it.
 
-        Closes the connection and raises `psycopg.OperationalError` if a later timeline was seen
-        before.
+        Closes the connection and raises `psycopg.OperationalError` in two cases. The connection
+        fails. Or the server is an old primary: this object has already seen a newer timeline for
+        the same system identifier, which a primary shares with its standbys.
         """
         try:
             row = connection.execute(_TIMELINE).fetchone()

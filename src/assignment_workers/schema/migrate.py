@@ -30,20 +30,24 @@ VERSION_TABLE = "schema_revision"
 FIRST_TABLE = "alembic_version"
 """The revision table of release 0.1.
 
-Processes of 0.1 start only if this table has their revision, 0015 (`OF_0_1`). Until 0.3.0 the table
-keeps that revision, so that processes of 0.1 can run beside those of this version during an
-upgrade, and can be started again after it.
+Processes of 0.1 start only if this table has their revision, 0015 (`OF_0_1`). This release stores
+its own revision in another table (`VERSION_TABLE`) and leaves revision 0015 in this one. So
+processes of 0.1 can run beside those of this release during the upgrade from 0.1, and can be
+started again after that upgrade. From release 0.3.0 on, this is no longer possible.
 """
 OF_0_1 = "0015"
 MIGRATION = "assignment-workers schema migrate"
 """The application name of a migration's sessions in `pg_stat_activity`."""
 STATEMENT_AT_MOST = timedelta(minutes=30)
 SERVES_FROM = "0030"
-"""The oldest revision whose release works with the schema of this release.
+"""The oldest schema revision whose processes may run with the schema of this release.
 
-Processes of releases from that revision on may run with this schema, during an upgrade or after a
-return to an older release. A migration that removes something that older releases use must raise
-this revision.
+Each release is made for one schema revision (`head`). Processes that were made for this revision or
+a later one may run with the schema of this release: during an upgrade, or after a return to an
+older release. Release 0.1 does not read this number; it checks `FIRST_TABLE`.
+
+If a new migration removes something that older releases use, set this constant to the revision of
+the oldest release that does not use it.
 """
 _SERVES = "Serves versions from revision "
 """The beginning of the comment on the revision table; the oldest supported revision follows it.
@@ -51,7 +55,12 @@ _SERVES = "Serves versions from revision "
 An older release reads the comment to find out if it may run with the newer schema (`SERVES_FROM`).
 """
 OUR_VIEW = "assignment-workers: a view for the old reader"
-"""The comment on a view in `public` that this package has made."""
+"""The comment by which this package recognises the views that it has made in the schema `public`.
+
+Such a view has the name of a table of the replaced dialer, such as `unsigned_users_queue`. It is
+for programs that still read that table. A table or view of that name without this comment is not
+ours.
+"""
 
 
 def upgrade(
@@ -61,10 +70,14 @@ def upgrade(
 
     Safe to repeat, and to run in several processes at once: an advisory lock serialises them.
     `lock_timeout` limits each wait for a lock; a longer wait raises SQLAlchemy's
-    `OperationalError`. `phone_region` is used to read the phone numbers stored by older releases.
-    Raises `DatabaseUnavailable` if the database does not answer. Raises `SchemaMismatch` if an
-    object that is not ours, such as a view of a table that changes, prevents the change, or if the
-    schema is that of a newer release.
+    `OperationalError`. `phone_region` is the region, such as `GB`, of phone numbers without a
+    country code. The migration from release 0.1 uses the region when it parses the phone numbers of
+    stored suppressions.
+
+    Raises `DatabaseUnavailable` if the database does not answer. Raises `SchemaMismatch` if the
+    schema is that of a newer release. Raises `SchemaMismatch`, too, if an object that is not ours
+    prevents a migration: for example, a migration changes a table, and the object is a view of that
+    table.
     """
     engine = connect(
         database_url,
@@ -127,9 +140,9 @@ def check(connection: Connection) -> None:
     """Raise `SchemaMismatch` unless this release works with the database's schema.
 
     It works with the schema of its own revision. It also works with a newer schema if the comment
-    on the revision table names this release's revision, or an older one, as the oldest that may run
-    with that schema (`SERVES_FROM`). The dialer's tables are checked as well. The error names the
-    remedy.
+    on the revision table allows that. The comment names a revision (`SERVES_FROM`): releases with
+    that revision or a later one may run with the newer schema. The dialer's tables are checked as
+    well. The error names the remedy.
     """
     at, needed = revision(connection), head()
     if at != needed and _is_newer(at):

@@ -16,8 +16,12 @@ BATCH = 5_000
 """Rows changed per transaction. A dialer that writes one of these rows waits for that transaction.
 """
 AT_A_TIME = 500
-"""Rows cancelled per transaction. They are few, because a dialer waits for them not only if it
-writes one of them, but also if it promises another callback to one of their users.
+"""The most rows of the dialer's table that one transaction of `cancel` sets to cancelled.
+
+The number is small, because a dialer may have to wait for that transaction in two cases. First, the
+dialer writes one of the rows. Second, one of the rows is a callback, and the dialer promises
+another callback to the same user. A trigger of this package then cancels the first callback, so it
+waits for the row of that callback.
 """
 
 

@@ -1,10 +1,10 @@
 """Run statements of the busiest transactions: compiled once, prepared, several in a round trip.
 
-The statements are SQLAlchemy expressions, in a transaction that SQLAlchemy begins and ends. But for
-each execution, SQLAlchemy and the driver need more time than the database needs for a whole claim,
-which is the step that assigns users to agents. So the statements go directly over the driver's
-connection. Statements that do not depend on one another's rows share a round trip, together with
-the transaction's BEGIN or COMMIT.
+The statements are SQLAlchemy expressions, in a transaction that SQLAlchemy begins and ends. But
+SQLAlchemy does not execute them, because that is slow: SQLAlchemy and the driver need more time to
+execute one statement than the database needs for a whole claim. So the statements go directly over
+the driver's connection. Statements that do not depend on one another's rows share a round trip,
+together with the transaction's BEGIN or COMMIT.
 """
 
 from __future__ import annotations
@@ -334,8 +334,11 @@ class _CompiledStatement:
             (each.key, _dumper(each), each.effective_value, each.required) for each in binds
         ]
         self.types = [_INTERVAL if isinstance(each.type, Interval) else 0 for each in binds]
-        """Per parameter: the type oid of an interval, for which the SQL has no cast; otherwise 0,
-        and the server infers the type.
+        """The type oid of each parameter, in the statement's order.
+
+        For an interval, it is the oid of PostgreSQL's type `interval`. For any other parameter it
+        is 0, and the server infers the type, as a rule from a cast in the SQL such as `$1::BIGINT`.
+        SQLAlchemy writes such a cast for most types, but not for an interval.
         """
         columns = getattr(expression, "exported_columns", ())
         loaders = (

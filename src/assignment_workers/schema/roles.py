@@ -1,9 +1,12 @@
 """PostgreSQL roles of least privilege: owner, worker, gateway, reader and purge.
 
-No role can log in. An operator creates logins that are members (`CREATE ROLE … LOGIN IN ROLE …`),
-or gives a role a password (`ALTER ROLE assignment_worker LOGIN PASSWORD …`). Roles belong to the
-whole server, privileges to one database. Applying the roles again repairs what was changed and
-covers tables that a later version has added.
+The roles are created without the right to log in. An operator then has two choices. One is to
+create logins that are members of a role (`CREATE ROLE … LOGIN IN ROLE …`). The other is to give a
+role the right to log in and a password (`ALTER ROLE assignment_worker LOGIN PASSWORD …`); `apply`
+does this for each role that it gets a password for.
+
+Roles belong to the whole server, privileges to one database. Applying the roles again repairs what
+was changed and covers tables that a later version has added.
 """
 
 from __future__ import annotations

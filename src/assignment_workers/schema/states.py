@@ -39,7 +39,10 @@ class AnswerKind(StrEnum):
     """The request was refused because of a rule about the agent, such as a break that is due."""
     TOO_LATE = "too_late"
     UNAVAILABLE = "unavailable"
-    """The answer was `unavailable`, or no answer came within the caller's time limit."""
+    """The request could not be handled, for example because the database or the broker was down.
+
+    Also a request to which no answer came within the caller's time limit.
+    """
     LEFT = "left"
     """The caller disconnected before the answer was sent."""
     FAILED = "failed"

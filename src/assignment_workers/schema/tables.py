@@ -169,9 +169,11 @@ class LaneTerm(Base):
     the row.
     """
     marks: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """The same terms as in `terms`, each as a text of the term's number and id.
+    """The lane's latest terms, newest first, each as a text of the term's number and `term_id`.
 
-    The text is part of the names of the Redis lists that hold the messages taken under the term.
+    With Redis, the sequencer of a term moves each message that it takes from the assignment queue
+    to a list, until the message is acknowledged. The text is part of the name of that list. Terms
+    that began under release 0.1 are in `terms` only.
     """
 
 
@@ -196,9 +198,13 @@ class SettingsVersion(Base):
     """
     at: Mapped[datetime] = mapped_column(Instant)
     who: Mapped[str]
-    """The author of the version: the token's name, `anybody` if tokens are off, or the operating
-    system user who ran the command. `sequencer`: a sequencer stored first values. They come from
-    the environment and from the file that defines the dialer queues (`dialerconfig.py`).
+    """The author of the version.
+
+    For a change over the API or the dashboard: the name of the API token, or `anybody` if tokens
+    are off. For a change by the command `assignment-workers settings`: the operating system user
+    who ran the command. `sequencer`: a sequencer stored the version without an operator. If no
+    version existed, its values are those of the environment and of the file that defines the dialer
+    queues (`dialerconfig.py`). Otherwise it adds values that are new in that file.
     """
     why: Mapped[str]
     changes: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
@@ -212,8 +218,9 @@ class SettingsVersion(Base):
 class SequencerSign(Base):
     """The times of a recent transaction and of the last probe of a lane's leader.
 
-    They are the leader's signs of life. A probe is a message that the leader sends to itself.
-    Transactions write `last_turn_at` once a second at most. Each probe writes it as well.
+    They are the leader's signs of life. The leader's transactions write `last_turn_at` once a
+    second at most. A probe is a message that the leader sends to itself. The transaction that
+    handles a probe always writes `last_turn_at`, and also `last_probe_at` and `last_probe_seconds`.
     """
 
     __tablename__ = "sequencer_signs"
@@ -264,10 +271,11 @@ class Generation(Base):
     trigger: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(Instant)
     snapshot: Mapped[str | None]
-    """`pg_current_snapshot()` at the build.
+    """The value of `pg_current_snapshot()` just before the build reads the users and assignments.
 
-    With it, the publication finds the assignments whose ends were committed after the build had
-    read them.
+    The build may miss the end of an assignment that is committed after this snapshot. So the
+    publication finds these assignments by the snapshot, and corrects the users' entries: a user
+    whose call was completed is removed, and a skipped or deferred user waits.
     """
     built_at: Mapped[datetime | None] = mapped_column(Instant)
     published_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -479,8 +487,11 @@ class Request(Base):
     queue: Mapped[str | None]
     deadline: Mapped[datetime | None] = mapped_column(Instant)
     received_at: Mapped[datetime | None] = mapped_column(Instant)
-    """The time at which the client sent the request, despite the column's name. It is the client's
-    estimate of the database's clock. Null if the message has no such time.
+    """The time at which the request was made, despite the column's name.
+
+    The client of this package, which sends the message, notes this time when a program calls the
+    client with the request. The time is one of the database's clock, as estimated by the client.
+    Null if the message has no such time.
     """
     outcome: Mapped[str]
     answer: Mapped[dict[str, Any]] = mapped_column(JSONB)
@@ -599,11 +610,13 @@ class AuditBatch(Base):
     digests: Mapped[bytes]
     """The digests of the batch's events, 32 bytes per event, in the order of `ids`."""
     upto: Mapped[int] = mapped_column(BigInteger)
-    """The event id up to which all events were in hash chains when this batch had been stored.
+    """An event id that marks the progress of the hash chains of all lanes.
 
-    Events of all lanes are meant, while the batch has events of one lane only. So this id may be
-    larger than the ids of the batch. The job that extends the chains continues after the largest
-    `upto` of all batches (`audit.REACHED`).
+    When this batch was committed, each event up to this id was in the hash chain of its own lane.
+    The events of this batch are included. The mark is about the events of all lanes, although the
+    batch has events of one lane only. So the mark may be larger than all ids of the batch. The job
+    that extends the chains continues after the largest `upto` of all batches, or after the last
+    purged event if the id of that event is larger (`audit.REACHED`).
     """
     newest: Mapped[datetime] = mapped_column(Instant)
     """The time of the batch's newest event, by which the purge deletes whole batches."""
@@ -613,7 +626,8 @@ class AuditBatch(Base):
 class AuditAnchor(Base):
     """The last event that the purge deleted from the front of a lane's hash chain.
 
-    Its digest is stored, because the digest of the next event covers it.
+    The digest of the deleted event stays stored here. It is needed to check the digest of the next
+    event, which is computed from it.
     """
 
     __tablename__ = "audit_anchors"
@@ -686,8 +700,10 @@ class SuspectMessage(Base):
 class JobRun(Base):
     """One run of a job, scheduled or requested.
 
-    For each due time (`slot`) of a scheduled job, and for each dialer queue of the job, one run
-    does the work: a unique index covers the running and succeeded runs.
+    `slot` is the due time of a scheduled run. Several runs may have the same job, due time and
+    dialer queue. A unique index ensures that at most one of them is running or has succeeded; the
+    others have failed or were skipped. So the work of a due time is done only once. If `slot` is
+    null, the run has no due time.
     """
 
     __tablename__ = "job_runs"
@@ -739,20 +755,26 @@ class Phone(Base):
     numbers: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The phone numbers in E.164. Empty: no number can be read."""
     keyed: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
-    """Hashes of each number and of the text, made with the key in the settings; empty without a
-    key. Suppressions of people whose data was erased have only such hashes, not the numbers.
+    """A hash of each number in `numbers`, and one of the phone text in its normal form (`plain`).
+
+    The hashes are made with the key in the settings; without a key there are none. Suppressions of
+    people whose data was erased have only such hashes, not the numbers.
     """
     kinds: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The kind of each number, in the order of `numbers`, such as `mobile`; see `phones.KINDS`."""
     tails: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The last digits of each number, and of each part of the phone text that is not a number."""
+    """The last 7 digits of each number in `numbers`, and all the digits that `unread` has."""
     unread: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The last digits of each part of the phone text that could not be parsed with certainty."""
     plain: Mapped[str | None]
     """The phone text in the normal form in which it is compared with suppressed texts."""
     zones: Mapped[list[str]] = mapped_column(ARRAY(Text))
     home: Mapped[str | None]
-    """The person's country, and the part of the country if it is known."""
+    """The code of the person's country, such as `GB`, or of a part of a country, such as `AU-WA`.
+
+    It comes from the CRM (`country`). If the CRM has no valid code, it is the country of the phone
+    numbers. Null: the CRM has no valid code, and the numbers do not have one common country.
+    """
     read_at: Mapped[datetime] = mapped_column(Instant)
 
 
@@ -935,9 +957,9 @@ class SuppressedNumber(Base):
 class TokenRole(StrEnum):
     """The role of an API token, which determines the routes that the gateway allows.
 
-    agent: requests and assignments of one agent. frontend: the same for all agents. supervisor:
-    read access to reports, settings and events. operator: also changes, such as a pause of a dialer
-    queue.
+    agent: may send the requests and commands of one agent. frontend: may send those of all agents.
+    supervisor: may read reports, settings and events, but changes nothing. operator: may read the
+    same as a supervisor, and may make changes, such as a pause of a dialer queue.
     """
 
     AGENT = "agent"
@@ -1015,11 +1037,12 @@ class AccessRecord(Base):
 
 
 class AnswerCount(Base):
-    """Counts of the requests of one hour that ended in one way: a count for each minute.
+    """The number of requests that ended with one kind of answer, for each minute of one hour.
 
-    `AnswerKind` has the ways, such as an answer of one kind, or no answer in time. Gateways and
-    clients count the requests in memory, and add the counts to the row some time later. The table
-    `requests` has only committed answers.
+    `AnswerKind` lists the kinds; one of them also means that no answer came in time. A request is
+    counted in the minute in which it ended. Gateways and clients count in memory; their counts are
+    added to this table some time later. The table `requests` cannot replace this one, because
+    `requests` has committed answers only.
     """
 
     __tablename__ = "answer_counts"
@@ -1160,10 +1183,11 @@ class Watermark(Base):
     reached: Mapped[datetime | None] = mapped_column(Instant)
     """The latest `created_at` of the rows that completed passes have read.
 
-    If that time is still to come when a pass is completed, the time of the run is stored instead.
-    The next pass of `discover` reads the rows whose `created_at` is later than this time, and also
-    those of the ten minutes before this time (`discover.OVERLAP`). Null: `discover` has completed
-    no pass, or the job is `reconcile`.
+    A `created_at` may be in the future. If the latest one is later than the start of the run that
+    completes the pass, the start of that run is stored instead. The next pass of `discover` reads
+    the rows whose `created_at` is later than the stored time, and also those of the ten minutes
+    before the stored time (`discover.OVERLAP`). Null: `discover` has completed no pass, or the job
+    is `reconcile`.
     """
     seen: Mapped[datetime | None] = mapped_column(Instant)
     """The latest `created_at` of the rows that the unfinished pass has read.
@@ -1174,8 +1198,8 @@ class Watermark(Base):
     key: Mapped[str | None]
     """The key, as JSON, of the last row that the unfinished pass has read.
 
-    `at` is the `created_at` of that row. The next run continues after that row. Null: the next run
-    begins a new pass.
+    For the job `discover`, the column `at` has the `created_at` of the same row. The next run
+    continues after that row. Null: the next run begins a new pass.
     """
     swept_at: Mapped[datetime | None] = mapped_column(Instant)
     """The time of the latest run in which the job reached the end of the table."""

@@ -11,9 +11,10 @@ from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 
 EARLIEST = datetime(100, 1, 1, tzinfo=UTC)
 LATEST = datetime(9900, 1, 1, tzinfo=UTC)
-"""The latest time that is loaded. Code can still add durations to it within Python's range.
+"""The latest value of a loaded time. A later time in the database is loaded as this value.
 
-PostgreSQL's range is from 4713 BC to infinity.
+There are later times, because PostgreSQL's range is from 4713 BC to infinity. The value is earlier
+than the end of Python's range (the year 9999), so that code can still add durations to it.
 """
 
 

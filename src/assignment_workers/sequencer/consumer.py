@@ -69,7 +69,10 @@ class Consumer(consumer.Consumer):
 
     @property
     def suspects(self) -> Suspects:
-        """The counter of the worker processes that ended while they handled the same message."""
+        """The object that counts worker processes that ended while they handled a message.
+
+        Each suspect message has a count of its own.
+        """
         found: Suspects = self.app.suspects
         return found
 
@@ -164,10 +167,11 @@ class Consumer(consumer.Consumer):
     def _bury(self, message: Any, suspicion: Suspicion) -> None:
         """Store a message as a dead letter, answer its caller, and acknowledge the message.
 
-        `suspicion` has the number of worker processes that ended while they handled the message.
-        After two ends, the message is parsed once more, and its task and arguments are stored. If a
-        third process ends during this, the parsing itself is dangerous, so the message is stored
-        unparsed.
+        Called only if at least two worker processes ended while they handled the message.
+        `suspicion` has the number of these processes. If two processes ended, this method parses
+        the message once more, and stores its task and arguments. If more processes ended, one of
+        them ended during this parsing. The parsing itself is then dangerous, so this method stores
+        the message unparsed.
         """
         why = ended(suspicion.ends)
         if suspicion.of_the_whole > ENDS_AT_MOST:
@@ -210,7 +214,17 @@ class Consumer(consumer.Consumer):
             message.channel.set_aside(message.delivery_tag)
 
     def _store_again(self) -> None:
-        """Retry storing the dead letters that are not stored, until one of a Celery queue fails."""
+        """Retry storing the dead letters that could not be stored before.
+
+        With Redis, the messages that the transport found malformed come first. They wait in one
+        list for each Celery queue, and the lists are tried one after the other. If the dead letter
+        of a message fails again, the later messages of the same list wait for the next call of this
+        method.
+
+        Then come the messages that this process holds unacknowledged in its memory. If a dead
+        letter of one of them fails again, the later ones wait for the next call. A message whose
+        dead letters are all stored is acknowledged.
+        """
         channel = self.task_consumer.channel if self.task_consumer else None
         if isinstance(channel, Channel):
             for queue in self.app.consumed:

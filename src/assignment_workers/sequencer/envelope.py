@@ -151,12 +151,18 @@ class TaskMessage(Message):
         """
 
     def ack(self, multiple: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
-        """Acknowledge the message; do nothing while a dead letter of the message is not stored."""
+        """Acknowledge the message, or do nothing while `unstored` is not empty.
+
+        The list `unstored` is empty unless a dead letter of the message could not be written yet.
+        """
         if not self.unstored:
             super().ack(multiple)
 
     def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
-        """Reject the message; do nothing while a dead letter of the message is not stored."""
+        """Reject the message, or do nothing while `unstored` is not empty.
+
+        The list `unstored` is empty unless a dead letter of the message could not be written yet.
+        """
         if not self.unstored:
             super().reject(requeue)
 
@@ -172,8 +178,9 @@ class TaskMessage(Message):
 def envelope_of(item: bytes, queue: str) -> dict[str, Any]:
     """Return `item`, an element of a Redis list, as a message in kombu's form.
 
-    Raises `Malformed` if it is not a valid message. The routing key becomes `queue`, whatever the
-    sender wrote, because a message that is put back goes to its routing key.
+    Raises `Malformed` if `item` is not a valid message. `queue`: the Celery queue from which `item`
+    was taken. The routing key becomes `queue`, whatever the sender wrote, because kombu puts an
+    unacknowledged message back into the queue that its routing key names.
     """
     try:
         found: dict[str, Any] = _ENVELOPE.validate_python(from_json(item))
@@ -276,10 +283,13 @@ def _body(message: Any) -> Any:
 def _passed(found: _Headers, headers: Mapping[str, Any]) -> dict[str, Any]:
     """Return the headers that are passed on to Celery.
 
-    Of the headers in the schema, those that Celery or this package uses are passed on. Their values
-    are validated. A header with an unknown name is passed on if its value is a text of at most
-    `PASSED_ON_AT_MOST` characters. It is left out if its name is an attribute of Celery's
-    `Context`, because it would replace that attribute.
+    `found` has the known headers, those that `_Headers` names, with validated values. `headers` has
+    all headers as they were received.
+
+    Of the known headers, a fixed selection is passed on, such as `task` and `id`. The others, such
+    as `retries` and `timelimit`, are left out. An unknown header is passed on if its value is a
+    text of at most `PASSED_ON_AT_MOST` characters; otherwise it is left out. It is also left out if
+    its name is an attribute of Celery's `Context`, because it would replace that attribute.
     """
     passed: dict[str, Any] = {
         name: said

@@ -53,11 +53,18 @@ TOLD_SECONDS = 10.0
 Each of these lines gives the reason for which this process cannot lead now.
 """
 LEAVE_SECONDS = 5.0
-"""The most seconds that a running task gets to end after leadership is lost."""
-IDLE_SECONDS = 1.0
-"""The most seconds that a process without a running task gets to stop after leadership is lost.
+"""The most seconds that a process waits for its running task to end, after it lost leadership.
 
-Then the process waits at most `EXCUSE_SECONDS` for its last write to Redis, and is ended.
+Then the process exits, even if the task is still running.
+"""
+IDLE_SECONDS = 1.0
+"""The most seconds that a process without a running task waits for its orderly stop.
+
+The wait takes place after the process has lost leadership, and after its running task, if any, has
+ended. It also ends when the time for the whole stop has passed (`LEAVE_SECONDS` at the most). If
+Celery has not stopped the process by then, the process waits for a last write to Redis, at most
+`EXCUSE_SECONDS` longer. The write records that the current message did not cause the exit. Then the
+process exits at once.
 """
 
 
@@ -89,7 +96,14 @@ class Leadership(bootsteps.StartStopStep):
     def start(self, consumer: Any) -> None:
         """Start the timers for a new broker connection, before any message is consumed.
 
-        The timers try to lead, and put back messages that other sequencers took.
+        One timer tries four times a second to become the leader, until this process leads. With
+        Redis, a leader then puts back taken messages that were not acknowledged, before it consumes
+        any. These are messages that earlier leaders took, and messages that this process took over
+        an earlier connection if it led already.
+
+        The other timer acts once a second while the leader consumes. With Redis, it puts back the
+        messages that an earlier leader took after the end of that leader's term. It also sends a
+        probe, at most every two seconds.
         """
         # A leader goes on in the worker's loop: RabbitMQ delivers at once what waits, and only the
         # loop gives the consumer a handler.
@@ -106,7 +120,11 @@ class Leadership(bootsteps.StartStopStep):
         ]
 
     def stop(self, consumer: Any) -> None:
-        """Stop the timers when the broker connection or the worker ends."""
+        """Stop the timers that `start` started, when the broker connection or the worker ends.
+
+        With Redis, also remove messages from the list of taken messages: those whose handling has
+        ended and that are still in the list.
+        """
         for timer in self._timers:
             timer.cancel()
         self._timers = []
@@ -254,8 +272,10 @@ class Leadership(bootsteps.StartStopStep):
         `sign`: the leader's last sign of life.
 
         While Redis refuses writes, the leader cannot send itself a probe, the message whose
-        handling is a sign of life. So this function runs an empty transaction in its place, which
-        is a new sign of life.
+        handling is a sign of life. So if Redis refuses writes and the last sign of life is more
+        than four seconds old, this method runs an empty transaction instead of a probe. That
+        transaction is a new sign of life. If COMMITs wait, the method runs no transaction; it only
+        logs the reason.
         """
         limit = SILENCE.total_seconds()
         if sign.silent > limit / 2 and WRITE_REFUSALS.within(limit):

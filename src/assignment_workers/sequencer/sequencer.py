@@ -142,10 +142,11 @@ class Sequencer:
     def begin(self) -> bool:
         """Run the first transaction of a new term, before the first message is taken.
 
-        The constructor's argument `begin` is the function that runs it. In production this function
-        stores the first values of operational settings that have none yet. Returns False if the
-        transaction failed, because the database is unavailable or the term is over. In the first
-        case the caller tries again later.
+        The transaction is run by the function that the constructor got as its argument `begin`. In
+        production, that function stores the first values of operational settings that have none
+        yet. Returns True if the function succeeds. Returns False if the database is unavailable;
+        the caller tries again later. Also returns False if the term is over; this process has then
+        given up leadership (`overtaken`).
         """
         try:
             self._begin(self.runner)

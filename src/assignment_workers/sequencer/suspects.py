@@ -3,8 +3,8 @@
 Only a suspect is counted: a message that was delivered before and not acknowledged. The broker
 marks it (`redelivered`); on Redis the transport marks the messages that were taken by a sequencer
 whose process has ended. The count is in PostgreSQL, because a full Redis accepts no new key. The
-count is committed before the message is tried and deleted when the try ends. An ordinary message
-costs one dictionary lookup.
+count is committed before the message is tried again. When the try ends, the count is deleted. An
+ordinary message costs one dictionary lookup.
 
 The end of a process is excused if the message did not cause it: the process was told to stop, lost
 its term, or lost its connection to the broker. The excuse is stored in Redis and not in PostgreSQL,
@@ -85,8 +85,9 @@ class Suspects:
         A message that is delivered again has probably ended the process that handled it. Its count
         of ended processes grows by one, unless that process recorded with `excuse` that the message
         was not the cause. Returns the record with the count; None for a message delivered for the
-        first time. Also None while the database accepts no rows. The message is then handled
-        without a count. This is acceptable, because no message can assign a user at that time.
+        first time. Also returns None while the database accepts no rows. The message is then
+        handled without a count, so it may end more than two processes. That delays no assignment,
+        because no message can assign a user while the database accepts no rows.
         """
         self._in_hand = message
         self.suspicion = None

@@ -1,4 +1,4 @@
-"""Leadership: an advisory lock on its own connection elects; the term permits writing.
+"""Leadership: an advisory lock on a separate connection elects the leader; a term permits writing.
 
 A process has three states, in this order. It stands by while it does not hold the lane's lock. It
 leads once it holds the lock and has begun a new term. Its leadership is over if the connection of
@@ -10,8 +10,10 @@ Each transaction proves both: it looks for the row with this number and this id.
 
 * The lock alone does not suffice, because a leader may lose it without noticing. Once a successor
   has begun a term, the transactions of the former leader find no row and fail.
-* The number alone does not suffice either. A database that moves back to a restored backup, or to
-  an asynchronous replica, gives out a number again. No such copy of the past has the random id.
+* The number alone does not suffice either. A database may be replaced by an older copy of itself:
+  a restored backup, or an asynchronous replica. The copy lacks the latest terms, and gives out
+  their numbers again, but each time with a new random id. So a leader of a term that the copy lacks
+  finds no row either.
 """
 
 from __future__ import annotations
@@ -46,9 +48,9 @@ A leader without other messages gets a probe every 2 seconds, which runs a trans
 """
 
 STANDBY_SECONDS = 2.0
-"""The most seconds that a sequencer process that does not lead waits for a reply of PostgreSQL.
+"""The most seconds to wait for a reply of PostgreSQL while this process does not lead its lane.
 
-After that time it drops the connection.
+After a longer wait, this process drops the connection.
 """
 
 COMMIT_SECONDS = 2.0
@@ -198,11 +200,12 @@ class Candidacy:
         return term
 
     def disagreement(self) -> str | None:
-        """Return the reason for which this process may not lead now, in one line, or None.
+        """Return the reason for which this process may not lead its lane now, in one line, or None.
 
-        The reason: another lane has a leader, and by this leader's settings the lane has other
-        dialer queues than by the settings of this process. Two sequencers could then both write to
-        one dialer queue. Dialer queues that only one of the two processes knows are ignored.
+        There is such a reason if another lane has a leader now, and that leader and this process
+        disagree on the dialer queues of that other lane, because they have different settings. If
+        this process led its own lane, the two sequencers could then both write to one dialer queue.
+        Dialer queues that only one of the two processes knows are ignored.
         """
         return self._disagreement(self.connect())
 

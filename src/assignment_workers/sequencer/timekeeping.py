@@ -23,17 +23,17 @@ log = structlog.get_logger()
 
 KEPT = timedelta(days=1)
 QUICK_SECONDS = 0.1
-"""The most seconds that may pass between the readings of the database's clock and of Redis's clock.
+"""The most seconds between the arrival of the database's time and the arrival of Redis's time.
 
-If more pass, their difference is not published for clients. The next probe reads both clocks two
-seconds later.
+If more seconds pass, the difference of the two clocks is too inexact, and it is not published for
+clients. The next probe, two seconds later, reads both clocks again.
 """
 
 
 STEP = timedelta(seconds=1)
-"""The smallest jump of the database's clock that is reported.
+"""The size that a jump of the database's clock must exceed to be reported.
 
-A smaller jump does not matter, because deadlines and leases are less exact.
+A smaller jump does not matter: it shifts deadlines and the ends of leases by at most a second.
 """
 
 
@@ -79,9 +79,16 @@ def stepped(by: timedelta, lane: str) -> dict[str, Any]:
 def tell_time(redis: Redis, now: datetime, at: float) -> None:
     """Store in Redis how many seconds the database's clock is ahead of the Redis clock.
 
-    The database's clock read `now` when this process's monotonic clock read `at`, or just before.
-    The stored value may be too small but never too large, so a deadline made from it is never too
-    late.
+    `now`: the time that the database's clock showed when it was read. `at`: the time that this
+    process's monotonic clock showed when `now` had arrived, in seconds.
+
+    The stored value is the database's time minus Redis's time. The database's time is counted
+    forward from `now`, by the time that has passed from `at` until this function asks Redis. Two
+    short times are unknown and not added: the time that `now` took to arrive, and the time that the
+    question took to reach Redis. So the stored value may be too small by these two times, but it is
+    never too large. A deadline that a client computes from it may be too early, but never too late.
+
+    Nothing is stored if Redis's time arrives more than `QUICK_SECONDS` after `at`.
     """
     asked_at = monotonic()
     try:

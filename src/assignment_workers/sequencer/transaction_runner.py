@@ -1,10 +1,12 @@
-"""Fenced transactions: each proves the term, and those of one lane never run in parallel.
+"""Fenced transactions: each proves the term, and no two transactions of a lane run in parallel.
 
-The proof locks the lane's row in `sequencer`, so transactions are serial whatever the broker does.
-The proof finds no row once the term is over, so a predecessor that resumes commits nothing
-(guarantee 9 in docs/how-it-works.md). The proof writes no new version of the row, because a reader
-of an old snapshot, such as a backup, would keep each version, and every later proof would scan them
-all.
+The proof locks the lane's row in the table `sequencer`. So the transactions of a lane run one after
+the other, whatever the broker does. Once the term is over, the proof finds no row. So a former
+leader that was paused, and then continues, commits nothing (guarantee 9 in docs/how-it-works.md).
+
+The proof locks the row but does not update it. Each update would make a new version of the row.
+While a reader of an old snapshot is active, such as a backup, PostgreSQL keeps all versions of the
+row, and every later proof would have to scan all of them.
 """
 
 from __future__ import annotations
@@ -122,15 +124,16 @@ class TransactionRunner:
         self.lanes = lanes
         self._randomness = randomness or Random()
         self._seen: tuple[datetime, float] | None = None
-        """The database's time in the last transaction, and this process's monotonic clock at that
-        time.
+        """The last reading of the database's clock, and the time of this process's monotonic clock,
+        in seconds, when that reading arrived. Each transaction reads the database's clock when it
+        proves the term, whether or not it commits later. None: no transaction has proved the term.
         """
         self._reading: Reading | None = None
         """The reading of the database's clock in the last committed transaction."""
         self._signed = self._seen_signed = monotonic()
         self._trouble: tuple[str, float] | None = None
-        """The reason and the time of the last transient failure; None once a transaction has
-        succeeded.
+        """The reason of the last transient failure, and its time by this process's monotonic clock,
+        in seconds. None: no transaction has failed, or one has succeeded since the last failure.
         """
         self._revoked = Event()
 
@@ -148,11 +151,13 @@ class TransactionRunner:
         """Run one fenced transaction: commit at the end, roll back on any error.
 
         The transaction first proves this process's term. Raises `StaleTerm` if the term is over.
-        `others`: further lanes whose rows are locked, so that none of their transactions runs
-        meanwhile. Rows are locked in the order of the lanes' names, so that two such transactions
-        cannot deadlock. Races (conflicts of two writers) that the transaction records are logged
-        after the commit. `first`: statements that share a round trip with the proof of the term;
-        `FencedTransaction.first` has their rows.
+        Races (conflicts of two writers) that the transaction records are logged after the commit.
+
+        `others`: further lanes. Their rows in the table `sequencer` are locked too, so that no
+        transaction of these lanes runs meanwhile. The rows are locked in the order of the lanes'
+        names, so that two transactions that lock several lanes cannot deadlock. `first`: statements
+        that share a round trip with the proof of the term. The rows that these statements return
+        are in the field `first` of the yielded `FencedTransaction`.
         """
         self._check()
         began = monotonic()

@@ -1,4 +1,4 @@
-"""Kombu transports that keep malformed messages from Celery, and a sequencer's messages in order.
+"""Kombu transports: Celery gets no malformed message, and a sequencer gets messages in order.
 
 Kombu's own Redis transport raises an error for a message that is not in Celery's form, and the
 worker ends. It takes a message off the queue with BRPOP and records it afterwards, so a message is
@@ -104,12 +104,13 @@ def of_broker(errors: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
 
 @contextmanager
 def pooled_producer(app: Any) -> Iterator[Any]:
-    """Yield a producer of a worker's pool; with RabbitMQ, drop its connection after an error.
+    """Yield a producer, which sends messages; with RabbitMQ, drop its connection after an error.
 
-    The error is one of the broker's client, and is raised again. After it, kombu itself would keep
-    the connection. If the connection's RabbitMQ node hangs, each further message would then hold up
-    the worker. So the connection is dropped here, and the next connection is to the next node of
-    the address.
+    The producer is one of those that the Celery application keeps for reuse. An error is one that
+    kombu or the broker's client library raises inside the `with` block. It is raised again. After
+    such an error, kombu itself would keep the connection. If the connection's RabbitMQ node hangs,
+    each further message would then hold up the worker. So the connection is dropped here, and the
+    next connection is to the next node in the broker's address.
     """
     with app.producer_pool.acquire(block=True, timeout=1.0) as producer:
         connection = producer.connection
@@ -133,9 +134,9 @@ class Consumption:
     """The state that all Redis channels of one worker process share.
 
     It has the function that handles malformed messages. In a sequencer's process it also has marks,
-    each of which is the number and id of a term of this lane. The mark of a term leads to the Redis
-    list of the messages that the term's sequencer has taken and not finished. The next sequencer
-    puts these messages back into the assignment queue.
+    each of which is the number and id of a term of this lane. Each term has a list in Redis of the
+    messages that the term's sequencer has taken and not finished. The mark of the term is a part of
+    the list's key. The next sequencer puts these messages back into the assignment queue.
     """
 
     on_malformed: Callable[[str, bytes, Malformed], None] | None = None
@@ -233,9 +234,10 @@ class Channel(redis.Channel):
 
     @staticmethod
     def _refused(error: ResponseError) -> RedisRefusal:
-        """Return the reason for which Redis refused a write, after a pause of 50 ms.
+        """Sleep 50 ms, then return the reason for which Redis refused a write.
 
-        Raises `error` at once if it is not the error of a refused write.
+        Without the pause, a worker would read its queue again and again in quick succession. If
+        `error` is not the error of a refused write, this method raises it at once.
         """
         why = refused(error)
         if why is None:
@@ -454,9 +456,10 @@ class OrderedQoS(virtual.QoS):
 class OrderedChannel(Channel):
     """The sequencer's channel: a taken message is in a Redis list until it is acknowledged.
 
-    The mark (number and id) of the sequencer's term names the list. A new leader puts back the
-    lists of every term found in Redis, even of terms that the database does not know, because the
-    database may have moved back to a copy of its past.
+    Each term has a list of its own. The term's mark (number and id) is part of the list's key. A
+    new leader puts the messages of all these lists in Redis back into the assignment queue. It does
+    so even for a term that the database does not know, because the database may have been replaced
+    by an older copy of itself, such as a restored backup.
     """
 
     QoS = OrderedQoS  # type: ignore[assignment]
@@ -593,16 +596,19 @@ class OrderedChannel(Channel):
 
         These messages are the next to be delivered, in their old order.
 
-        By default, only messages that earlier terms took are put back. A later term may exist if
-        this term is over and this process has not noticed; its messages are left alone. `begins`:
-        True at the start of this term; then the messages of all other terms are put back. `own`:
-        True to put back the messages of this term too, which is correct only while no task runs.
+        By default, only messages that were taken in earlier terms are put back. Messages that were
+        taken in a later term are left alone. A later term exists if this process's term is over and
+        this process has not noticed yet. With `begins`, which is True at the start of this term,
+        the messages of all other terms are put back. With `own`, the messages of this term are put
+        back as well. That is correct only while no task runs.
 
         If a process ended after it had taken a message, the message may be the cause. So with
         `begins` the messages of other terms are marked as suspects. Messages of a silent leader
         that this process replaced (`Consumption.spared`) are not marked, because that leader's
-        process had not ended. Cost: with `own` or `begins` a scan of all keys of Redis, otherwise
-        of about a thousand.
+        process had not ended.
+
+        Cost: with `own` or `begins`, a scan of all keys of Redis. Without them, a call scans about
+        a thousand keys, and the next call scans the following ones.
         """
         self.settle()
         count = 0
@@ -668,9 +674,10 @@ class OrderedSentinelTransport(Transport, redis.SentinelTransport):
 
 
 class RabbitChannel(pyamqp.Channel):
-    """A RabbitMQ channel with a deadline for answers, which decompresses no message.
+    """A RabbitMQ channel that limits the wait for answers and decompresses no message.
 
-    A compressed body may expand a thousandfold.
+    A compressed body may expand a thousandfold and then exhaust the memory of the worker. So a
+    message with a compressed body is refused.
     """
 
     def wait(self, *args: Any, **options: Any) -> Any:
@@ -783,8 +790,8 @@ def install(consumption: Consumption, *, ordered: bool) -> None:
 def with_consumption(base: type[Transport], consumption: Consumption) -> type[Transport]:
     """Return a subclass of the transport class `base` whose channels share `consumption`.
 
-    `consumption`: the state that all Redis channels of the process share. Kombu creates a transport
-    from its class without further arguments, so the subclass adds this one.
+    `consumption`: the state that all Redis channels of the process share. Kombu, which creates the
+    transports, does not pass the argument `consumption`. The constructor of the subclass adds it.
     """
 
     class Sharing(base):  # type: ignore[valid-type,misc] # a class of those above

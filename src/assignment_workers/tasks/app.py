@@ -109,10 +109,12 @@ def _require_certificate(app: App, name: str) -> None:
 def _name_sentinels(app: App, name: str) -> None:
     """Set the options by which Celery finds a Redis through Sentinel.
 
-    `name` is `broker` or `result_backend`. The options come from the address, for example
-    `master_name` from its query. The transport options of the configuration file take precedence
-    over them. TLS options of the address replace those of the file. Does nothing if the address is
-    not that of a Sentinel.
+    `name` is `broker` or `result_backend`: the server whose address is read. Options come from this
+    address, for example `master_name` from its query, and from Celery's configuration file.
+
+    For each transport option, the value of the file is used if the file has one, and otherwise that
+    of the address. The TLS options are all from one source: from the address if it has any TLS
+    option, and otherwise from the file. Does nothing if the address is not that of a Sentinel.
     """
     setting = "broker_url" if name == "broker" else name
     url = str(app.conf[setting] or "")

@@ -1,4 +1,4 @@
-"""The types of task arguments. A message with any other argument is refused."""
+"""The types of task arguments: a message with an argument of another type is refused."""
 
 from __future__ import annotations
 

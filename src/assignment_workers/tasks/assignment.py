@@ -68,9 +68,10 @@ log = structlog.get_logger()
 def expire_lapsed(run: TaskRun) -> CommandAnswer:
     """End each offer that was not accepted in time, and each assignment whose lease has ended.
 
-    Heartbeats extend an accepted assignment. If the agent has sent a heartbeat since the
-    acceptance, a new lease is counted from the last heartbeat. The assignment ends only if the new
-    lease has ended, too.
+    When a heartbeat arrives, it is stored and extends no lease. This task extends the lease later.
+    If the agent of an accepted assignment has sent a heartbeat since the acceptance, a new lease is
+    counted from the agent's last heartbeat. If the new lease has not ended, it is stored and the
+    assignment continues; otherwise the assignment ends. A heartbeat does not extend an offer.
     """
 
     def operation(transaction: FencedTransaction) -> Done:
@@ -103,7 +104,9 @@ def end_sessions(
 ) -> CommandAnswer:
     """End the sessions of the agents `agent_ids` by setting them offline.
 
-    An agent who has shown a sign of life since `silent_at` keeps the session.
+    `silent_at`: the time at which a maintenance job found that these agents had shown no sign of
+    life for hours. An agent who has shown one since, such as a heartbeat or a request, keeps the
+    session. So does an agent who has an assignment now.
     """
     return run.once(
         lambda transaction: agent_status.end_sessions(transaction, agent_ids, silent_at=silent_at)
@@ -152,7 +155,10 @@ def pause_queue(
 def resume_queue(
     run: TaskRun, queue: Word, by: Word | None = None, why: Why | None = None
 ) -> CommandAnswer:
-    """Hand out users from a dialer queue again."""
+    """End the pause of a dialer queue, so that users are handed out from it again.
+
+    `by` and `why`: the operator and the reason. A dialer queue that is not paused stays as it is.
+    """
     return run.once(
         lambda transaction: resume(transaction, queue, by=by, why=why), subject=f"pause of {queue}"
     )

@@ -38,9 +38,10 @@ def connect_beat(app: Any) -> None:
 class BeatEntry(RedBeatSchedulerEntry):  # type: ignore[misc] # it has no types
     """An entry of RedBeat's schedule with a corrected time of the next run.
 
-    RedBeat's own entry adds the time that remains until the next run to the time of the last run.
-    The remaining time counts from now, so the result is too early by the time since the last run.
-    A task would then seem to be overdue whenever a beat process starts.
+    The schedule gives the time that remains from now until the next run. This entry adds it to the
+    present time. RedBeat's own entry adds it to the time of the last run, which is in the past. So
+    its result is too early, by as much time as has passed since that run. A task would then seem to
+    be overdue whenever a beat process starts.
     """
 
     @property

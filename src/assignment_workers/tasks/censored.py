@@ -1,8 +1,10 @@
 """Celery's configuration as shown in Flower, by `inspect conf` and in a report.
 
-Celery decides by the name of a setting if it hides the value or the password in it. So it does not
-hide the password in `redbeat_redis_url`, which may be the password of the broker, too. Here the
-password in every address is hidden, whatever the name of the setting.
+Celery itself looks at the name of each setting. Depending on the name, it hides the whole value,
+hides only the password in it, or hides nothing. In the setting `redbeat_redis_url`, Celery hides
+nothing, because of the setting's name. But the setting is an address with a password, which may be
+the same as the broker's. Here the password in every address is hidden, whatever the name of the
+setting.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Flower itself asks for its login on every page except `/metrics`, and ignores th
 Flower was started by the command `up`, which runs a whole stack, a one-time link signs a browser
 in, so that nobody has to type the password.
 
-Flower itself also waits for events without a time limit. A broker's host that hangs closes no
-connection, and Flower would show nothing new until it is restarted. Here the wait has a limit,
-`SILENCE_SECONDS`.
+Flower itself also waits for events without a time limit. If the host of the broker hangs, Flower's
+connection stays open, but no event arrives. Flower would then show nothing new until Flower itself
+is restarted. Here the wait has a limit, `SILENCE_SECONDS`; after it, Flower connects again.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class _Guarded(Flower):  # type: ignore[misc]
     logins: tuple[str, ...]
     secret: str | None
     began: datetime
-    """The start of this process. Sign-in links made before are refused, because an earlier process
-    may have accepted them, and a link is valid once.
+    """The start of this process. A sign-in link that was made before this time is refused: a link
+    is valid only once, and an earlier process may have accepted this one already.
     """
     used: dict[str, datetime]
 
@@ -111,9 +111,11 @@ class _Guarded(Flower):  # type: ignore[misc]
         return True
 
     def _signed_in(self, request: HTTPServerRequest) -> Any:
-        """Sign the browser in by the code in its sign-in link. Each code is accepted once.
+        """Return the handler for a request of the sign-in link.
 
-        A browser that is already signed in needs no valid code. Any other request is refused.
+        With a valid code, the handler signs the browser in. Each code is valid only once. Without a
+        valid code, the handler sends a browser that is signed in already to Flower's first page,
+        and refuses a request of any other browser with status 403.
         """
         now = datetime.now(UTC)
         self.used = {name: until for name, until in self.used.items() if until > now}

@@ -52,7 +52,8 @@ PATIENCE = timedelta(seconds=30)
 DAYS_MADE_UP_FOR = 7
 """The greatest number of days, including today, for which one run of `age` raises scores.
 
-A user's score rises once a week, so seven days include every user exactly once.
+Each user's score rises once a week, on the weekday on which the user's score row was created. So
+seven days include each user's weekday exactly once. Missed days before these seven are left out.
 """
 
 
@@ -185,7 +186,13 @@ _HEARTBEAT = TypeAdapter(HeartbeatMessage)
 def count_answers(
     run: TaskRun, hours: Annotated[list[CountedHour], Field(max_length=MANY)]
 ) -> None:
-    """Add a client's hourly counts of answers to the counts in the database."""
+    """Add a Python client's counts of answers to the counts in the database.
+
+    A Python client that sends Celery messages itself counts the answers to its requests for users,
+    and sends the counts once a minute. The service levels are computed from them. `hours`: an
+    element for each hour and kind of answer, such as `assigned`, with the number of these answers
+    in each minute of the hour.
+    """
 
     def work() -> None:
         with run.of.engine.begin() as connection:
@@ -290,9 +297,11 @@ def _in_force(run: TaskRun, given: Work) -> Settings:
 def discover_new(run: TaskRun) -> Any:
     """Add the users who are new in the CRM to the dialer queues where they belong.
 
-    New rows of other CRM tables, such as a new requirement of a claim, may show that a known user
-    now belongs to another dialer queue. The command that moves such users is sent. `Dialer.news` is
-    the list of these tables.
+    The job also reads the new rows of some CRM tables other than that of users. Such a row may show
+    that a known user now belongs to another dialer queue. In the packaged dialer, such a row is a
+    new requirement: a document or fact that a user's demand against a lender still needs. The
+    job then sends the command `user.place`, which moves the user. The dialer file lists these CRM
+    tables as `news`.
     """
     send = partial(_send_for_place, run)
 
@@ -379,10 +388,10 @@ def clean_daily(run: TaskRun) -> Any:
 def age(run: TaskRun) -> Any:
     """Raise the scores of users whose weekly rise is due, for today and for each missed day.
 
-    No score rises twice for one day. A user's score rises on the weekday on which the user was
-    created. In the packaged dialer, users with lower scores are called first, so users who wait
-    longer are called later. This is intended, as in the original dialer (docs/original-dialer.md,
-    section 4). Returns the result of each day, by its date.
+    A user's score rises on the weekday on which the user's score row was created. No score rises
+    twice for one day. In the packaged dialer, users with lower scores are called first, so users
+    who wait longer are called later. This is intended, as in the original dialer
+    (docs/original-dialer.md, section 4). Returns the result of each day, by its date.
     """
     engine = run.of.engine
     today = _day(engine)

@@ -153,11 +153,15 @@ def release_if_unclaimed(
     version: Version,
     lease_expires_at: AwareDatetime,
 ) -> CommandAnswer:
-    """Release an assignment if the answer to its agent's request may not have reached the agent.
+    """Release an assignment, because the answer with it has perhaps not reached its agent.
 
-    The assignment stays as it is if its lease has been renewed, if it has ended, or if the agent
-    has made a request since. `version` and `lease_expires_at`: the assignment's version and the end
-    of its lease in that answer. Other values in the database show that it has changed since.
+    The gateway sends this command if the caller had disconnected when the answer to the agent's
+    request came. `version` and `lease_expires_at`: the assignment's version and the end of its
+    lease in that answer.
+
+    The assignment stays as it is in two cases. First, its version or the end of its lease in the
+    database differs from that answer: it has ended, or it was accepted or renewed. Second, the
+    agent has repeated the request or made another request since the assignment was made.
     """
     owner = Owner(assignment_id, agent_id, version)
     return run.once(

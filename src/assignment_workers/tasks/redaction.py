@@ -68,8 +68,10 @@ SHOWN = frozenset(
         "version",
     }
 )
-"""Names of arguments and facts whose values may be shown in Flower and the log, if the value has
-the form of an id, a number, a time or a word.
+"""The names of the facts that may be shown in Flower and the log.
+
+A fact is an argument of a message or a field of an answer. Its value is shown if the value has the
+form of an id, a number, a time or a word.
 """
 _FORM = re.compile(
     r"[A-Za-z]+([_.][A-Za-z]+)*|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -187,8 +189,11 @@ def shown_answer(answer: object) -> str:
 def summary_of_message(said: Mapping[str, Any]) -> str:
     """Return a summary of a message's arguments.
 
-    For a batch of moves: their number, and a summary of each. For a batch of requests: their
-    number, if above one, then the agents and the dialer queues.
+    For a batch of moves (agents' commands, such as completions): the number of moves, then a
+    summary of each of the first 100 moves (`_AGENTS`). For a batch of several requests: the number
+    of requests, then the agents of the first 100 requests, then the first 4 dialer queues
+    (`_MANY`). For a batch of one request: the same without the number. For any other message: the
+    facts in `_SUMMARISED`.
     """
     many = said.get("requests")
     if not isinstance(many, list):

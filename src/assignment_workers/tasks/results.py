@@ -31,10 +31,14 @@ the end of that time.
 class ResultBackend(RedisBackend):
     """Celery's Redis result backend, without the read before each write and without a transaction.
 
-    Celery reads first, so that a later failure of the same message does not replace a result. Here
-    a message that is handled again gets its first answer (guarantee 5 in docs/how-it-works.md), so
-    the read is not needed. Leaving it out saves a round trip. A result is still stored before it is
-    announced, because both commands use one connection.
+    Celery's own backend first reads the stored result, so that a later failure of the same message
+    does not replace it. Here a message that is handled again gets its first answer (guarantee 5 in
+    docs/how-it-works.md). So this backend does not read the stored result, which saves a round
+    trip.
+
+    Redis's SET stores a result, and PUBLISH announces it. Both are sent in this order on one
+    connection, so Redis stores the result before it announces it. If Redis refuses to store the
+    result, it still announces it.
     """
 
     connection_class_ssl: type[SSLConnection] = FailoverSSLConnection

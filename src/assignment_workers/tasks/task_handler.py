@@ -89,7 +89,11 @@ MANY_USERS = "user_ids"
 _USERS = frozenset({"user_id", MANY_USERS})
 """The names of the arguments whose values are the CRM's ids of users."""
 PATIENCE_SECONDS = 5.0
-"""Seconds for which converting users' ids is retried after a transient failure of the database."""
+"""Seconds for which a conversion of users' ids is retried after a transient database failure.
+
+In a message, our integer ids of users replace the CRM's ids. In an answer, the CRM's ids replace
+our integer ids.
+"""
 _SENDER = re.compile(r"token [0-9a-z]{1,32}")
 _BOUND = ("task", "task_id", "request_id", "requests", "term")
 
@@ -108,9 +112,10 @@ class App(Celery):
     """The names of the tasks of the assignment queue."""
     maintenance_tasks: frozenset[str]
     heartbeat_tasks: frozenset[str]
-    """The names of the tasks that store agents' heartbeats; heartbeat workers run no other tasks.
+    """The names of the tasks that store agents' heartbeats. Each is also in `maintenance_tasks`.
 
-    These tasks are maintenance tasks, too, but they must not wait behind a long job.
+    Maintenance workers run all of `maintenance_tasks`, so a heartbeat can wait there behind a long
+    job. Heartbeat workers, which can be run in addition, run only the tasks named here.
     """
     consumed: Sequence[str]
     """The names of all Celery queues that this process consumes."""
@@ -157,8 +162,10 @@ class HandledTask(Task[..., Any]):
     routine: bool = False
     """True if Flower lists only the runs that did something."""
     parameters: Sequence[str] = ()
-    """The names of the operation's parameters, in order: first the run, then the message's
-    arguments.
+    """The names of the parameters of `operation`, in order.
+
+    The first parameter is the `TaskRun`, the object for one run of the task. The others are the
+    arguments of the message.
     """
 
     @property
@@ -222,12 +229,13 @@ class HandledTask(Task[..., Any]):
         return found if isinstance(found, list) and len(found) <= MANY else None
 
     def _answer(self, run: TaskRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Carry out the message.
+        """Carry out the message and return its answer.
 
-        If an earlier process ended while it carried out this batch message, the requests of the
-        batch are carried out one by one. Each then has transactions of its own, so that only the
-        request at fault ends the process. That request is stored as a dead letter, and refused from
-        then on.
+        The requests of a batch message are normally carried out together. If a process has ended
+        while it carried out this message, the next process carries them out one by one, each in
+        transactions of its own. If that process ends too, its end is counted against the one
+        request that it was carrying out. The process after it stores this request as a dead letter,
+        answers it with a refusal, and carries out the other requests.
         """
         suspicion = self.of.suspects.suspicion
         parts = self.parts(args, kwargs) if suspicion is not None else None
@@ -326,12 +334,13 @@ class HandledTask(Task[..., Any]):
     def _read_senders(self, *, is_signed: bool) -> list[str | None]:
         """Return the names of API tokens in the message's header `SENDERS`.
 
-        The header has a name for each request or command of the message: that of the API token with
-        which a caller other than the agent sent it, if any. Any program with the broker's password
-        can write any name there, so the names in an unsigned message get the prefix
-        `UNAUTHENTICATED`. A name without the form of a token's name is invalid and becomes None,
-        because valid names are recorded in events, which cannot be changed afterwards. The result
-        is empty if the header is missing or not a list, or if the list is too long.
+        The header is a list with one element for each request or command of the message. If a
+        caller other than the agent sent the request, the element is the name of that caller's API
+        token; otherwise it is None. Any program with the broker's password can write any name
+        there, so each name in an unsigned message gets the prefix `UNAUTHENTICATED`. The names are
+        stored in the events of the database, which cannot be changed afterwards. So an element that
+        does not have the form of a token's name is not stored: it becomes None. The result is empty
+        if the header is missing or not a list, or if the list has more than `MANY` elements.
         """
         said = getattr(self.request, SENDERS, None)
         if not isinstance(said, list) or len(said) > MANY:
@@ -448,9 +457,11 @@ class TaskRun:
         return self.of.sequencer.runner
 
     def settings_in(self, transaction: FencedTransaction) -> Settings:
-        """Return this process's settings with the operational settings in force.
+        """Return all settings that are in force in `transaction`, as one object.
 
-        `transaction` has read which version of the operational settings is in force.
+        Operational settings, such as calling hours, can be changed by an operator while processes
+        run. Their values are those of the version that was in force when `transaction` proved its
+        term. All other settings are those of this process's environment.
         """
         return of_transaction(transaction, self.of.settings)
 
@@ -470,8 +481,12 @@ class TaskRun:
         `subject` names the state that the operation sets, such as the status of an agent. An
         operator's command has a number in the header `command_position`, in the order in which the
         commands were given. A command with a smaller number than the last one for the same subject
-        is refused. `part`: the number of this transaction for a message that needs several;
-        `self.part`, if set, takes precedence.
+        is refused.
+
+        `part`: the index of one request or command of a batch message, if each of them is carried
+        out in a transaction of its own. The index is added to the message's id, so that each of
+        them has its own stored answer. If this run is for one request of a batch message, the index
+        of that request (`self.part`) is used and `part` is ignored.
         """
         said = self.request
         place = part if self.part is None else self.part
@@ -496,8 +511,9 @@ class TaskRun:
 class _UnansweredError(Exception):
     """The error by which `_answered` finds out that a message has no stored answer yet.
 
-    It is raised by an operation that runs only if there is no stored answer, so the transaction
-    commits nothing.
+    `TaskRun.once` returns the stored answer of a message, or else calls an operation. `_answered`
+    passes it an operation that only raises this error. So the error means that there is no stored
+    answer. The error also ends the transaction, which then commits nothing.
     """
 
 
@@ -566,9 +582,10 @@ def one_line(error: ValidationError, parameters: Sequence[str] = ()) -> str:
     """Return the name of the first invalid argument and what is wrong with it, in one line.
 
     `parameters` has the names of the positional arguments. The line also shows the beginning of the
-    invalid value, but not of a value that a person has typed. The reason is that the line is stored
-    in Redis with the result of the task. The command `person forget`, which erases a user's data,
-    finds a result only by an id or a phone number in it. So it would not find a typed text.
+    invalid value. A value that a person has typed, such as a note, is not shown, because it may be
+    about a user and could then remain stored. The reason: the line becomes part of the task's
+    result in Redis. The command `person forget`, which erases a user's data, finds a result only if
+    the result contains an id or a phone number of the user.
     """
     first = error.errors()[0]
     head, *rest = first["loc"]

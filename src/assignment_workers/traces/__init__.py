@@ -2,12 +2,14 @@
 
 `OTEL_TRACES_EXPORTER` turns traces on; the other standard variables (`OTEL_SERVICE_NAME`,
 `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`, `OTEL_PROPAGATORS`) have the
-meaning that OpenTelemetry documents. A trace begins with a call of the gateway, a message, or a
-request by the Python client (an `ask` span), and continues through the task to each SQL statement.
+meaning that OpenTelemetry documents. A trace begins with an HTTP call to the gateway, with a
+message, or with a request by the Python client (an `ask` span). It continues through the task to
+each SQL statement.
 
-Requests of several callers may share a message; each caller has a trace of its own. The task's span
-belongs to the trace of the first caller and has a link to the trace of each other caller. The `ask`
-span of each other caller has a link to the `ask` span of the first caller.
+One message may have the requests of several callers, each with a trace and an `ask` span of its
+own. The task that handles the message has a single span. This span belongs to the trace of the
+first caller, and has a link to the `ask` span of each other caller. The `ask` span of each other
+caller has a link to the `ask` span of the first caller. So each caller's trace leads to the task.
 
 A span holds no text that people typed: statements have no values, and of an exception only the type
 is exported.
@@ -47,7 +49,10 @@ _EXPORTERS = "opentelemetry_traces_exporter"
 
 @dataclass(frozen=True)
 class CallerSpan:
-    """The span of one caller's request, from the call of the client to its answer."""
+    """The span of one request: from its start in the Python client until it is answered.
+
+    The span also ends if no answer arrives in time, or if the caller no longer waits.
+    """
 
     span: Span
 
@@ -86,9 +91,11 @@ class Tracing:
         }
 
     def ask(self, task: str, said: Mapping[str, object]) -> CallerSpan | None:
-        """Begin a span for the current caller's request `task`; None without tracing.
+        """Begin and return a span for a request that the client is about to send.
 
-        `said` has the arguments of the request; its ids become attributes of the span.
+        Returns None if tracing is off. `task`: the name of the Celery task that will carry out the
+        request. `said`: the arguments of the request. The ids of the request, the assignment and
+        the agent among these arguments become attributes of the span.
         """
         if self.tracer is None:
             return None

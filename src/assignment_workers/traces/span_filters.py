@@ -57,7 +57,10 @@ class DropRootClientSpans(Sampler):
         )
 
     def get_description(self) -> str:
-        """Return the name of this sampler and of the sampler for other spans."""
+        """Return the name of this sampler with the description of the sampler that it wraps.
+
+        The wrapped sampler decides on the spans that this sampler does not drop.
+        """
         return f"DropRootClientSpans{{{self._then.get_description()}}}"
 
 

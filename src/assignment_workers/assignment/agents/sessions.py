@@ -40,9 +40,10 @@ from assignment_workers.schema.tables import AgentSession, AgentStatus
 from assignment_workers.settings import Settings, by_team
 
 AT_WORK = (AgentStatus.AVAILABLE, AgentStatus.ON_CALL, AgentStatus.WRAP_UP)
-"""The agent states that accepting or ending an assignment may change.
+"""The states of an agent who is at work.
 
-An agent who is on break or offline stays so.
+If an assignment is accepted, renewed or ended, the agent's state changes only if that state is one
+of these. An agent who is on break or offline stays so.
 """
 
 EXPIRE, TEND = "expire", "agent.tend"
@@ -57,17 +58,20 @@ EXPIRE, TEND = "expire", "agent.tend"
 class Session:
     """Data about an agent, by which `turned_away` decides if the agent may be assigned a user.
 
-    `why`: the reason of the agent's state; None if a person typed the reason. `calls`: the number
-    of calls completed in the present session. `working_since`: the beginning of the work since the
-    last break. `team`: the agent's team, which may have limits of its own.
+    `why`: the reason of the agent's state, if the system set the state. If a person set the state,
+    `why` is None, even if that person typed a reason: the refusal includes `why`, and not everybody
+    who gets the refusal may read texts that people typed. `calls`: the number of calls completed in
+    the present session. `working_since`: the beginning of the work since the last break. `team`:
+    the agent's team, which may have limits of its own.
     """
 
     agent_id: int
     state: str | None
     """The agent's state; None: no state was ever set for the agent.
 
-    If the state is None, the agent is not refused because of a limit of a session, such as the
-    maximum number of calls.
+    An agent without a state has begun no session. The limits of a session, such as the maximum
+    number of calls, do not apply to the agent. So the agent's requests are refused neither because
+    of a state nor because of such a limit.
     """
     why: str | None
     calls: int
@@ -173,15 +177,15 @@ class Moves:
         return cls({})
 
     def took_up(self, agent: int) -> None:
-        """Add a change to `on_call`, for an agent who accepted or renewed an assignment."""
+        """Collect the new state `on_call` for an agent who accepted or renewed an assignment."""
         self._add(agent, AgentStatus.ON_CALL)
 
     def called(self, agent: int) -> None:
-        """Add a change to `wrap_up`, for an agent who completed a call; count the call."""
+        """Collect the new state `wrap_up` for an agent who completed a call, and count the call."""
         self._add(agent, AgentStatus.WRAP_UP, calls=1)
 
     def let_go(self, agent: int) -> None:
-        """Add a change to `available`, for an agent whose assignment ended without a call."""
+        """Collect the new state `available` for an agent whose assignment ended without a call."""
         self._add(agent, AgentStatus.AVAILABLE)
 
     def _add(self, agent: int, becomes: AgentStatus, *, calls: int = 0) -> None:
@@ -265,9 +269,10 @@ def state_event(
 ) -> dict[str, Any]:
     """Return the event that records an agent's new state.
 
-    `by`: the agent, another person or the job that set the state. `why`: the reason, if any.
-    `sender`: the name of the API token with which a caller other than the agent sent the command
-    for the agent, if any.
+    `by`: the agent, another person or the job that set the state. `why`: the reason; None: there is
+    none. `sender`: the name of an API token, if a caller other than the agent set the state for the
+    agent. The token is the one with which that caller sent the command. None: the agent's own token
+    was used, or no token, or a job set the state.
     """
     details = {"state": str(state), "by": by, "why": why, **sent_by(sender)}
     return {"kind": EventKind.AGENT_STATE, "agent_id": agent, "details": details}

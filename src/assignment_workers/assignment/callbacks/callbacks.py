@@ -57,12 +57,13 @@ PENDING = sql_text("pending")
 def after_move(
     hold: Held, callback: UUID, *, outcome: Outcome | None, until: datetime | None
 ) -> dict[str, Any]:
-    """Return the row with which the function `settle` ends or postpones a callback.
+    """Return the values with which the function `settle` ends or postpones a callback.
 
-    `callback`: the id of the callback for which the assignment `hold` was made. `outcome`: the
-    outcome of the call; None: the user was skipped or deferred. `until`: the time to which the
-    callback is postponed, if it stays pending. A call that nobody answered leaves the callback
-    pending (hazard C3 in docs/hazards.md).
+    The result is one item of the parameter `settled` of that function. `callback`: the id of the
+    callback for which the assignment `hold` was made. The assignment has just ended: by a call, a
+    skip or a deferral. `outcome`: the outcome of the call; None: the user was skipped or deferred.
+    `until`: the time to which the callback is postponed, if it stays pending. A call that nobody
+    answered leaves the callback pending (hazard C3 in docs/hazards.md).
     """
     row: dict[str, Any] = {
         "id": callback,
@@ -86,9 +87,10 @@ def settle(
 ) -> list[dict[str, Any]]:
     """End or postpone callbacks; return an event for each, for the caller to record.
 
-    `settled`: the rows that `after_move` returned. A callback whose last retry failed is cancelled,
-    and the user returns to the dialer queue. A callback that another program ended in the meantime
-    stays unchanged, and the callback's event says so.
+    `settled`: the values for each callback, in the form that `after_move` returns. If a callback is
+    to be tried again, but has had the retries that its column `max_retries` allows, it is
+    cancelled, and the user returns to the dialer queue. If another program has ended a callback, so
+    that it is not pending any more, the callback stays unchanged, and its event says so.
     """
     parameters = {"callbacks": list(settled), "now": transaction.now}
     became = {row.id: row.status for row in transaction.connection.execute(_BECOME, parameters)}
@@ -238,11 +240,18 @@ _CALL_OFF = (
 def _put_aside(transaction: FencedTransaction, settings: Settings, unfit: Sequence[Found]) -> None:
     """Cancel or postpone due callbacks of users who must not be called.
 
-    `unfit`: the callbacks, each with the name of the rule that forbids the call. Callbacks of users
-    who opted out or converted are cancelled. All others are postponed by the setting
-    `callback_retry`. If a calling rule, such as the calling hours, forbids the call, a callback can
-    be postponed without limit. Otherwise (for example, the user is inactive or not in the CRM) the
-    callback is cancelled once the time `GIVEN_UP_AFTER` has passed since the due time.
+    `unfit`: the callbacks, each with the name of the rule that forbids the call. The rule decides
+    what becomes of the callback:
+
+    - If the user opted out or converted, the callback is cancelled.
+    - If a calling rule, such as the calling hours, forbids the call, the callback is postponed,
+      without a limit.
+    - In all other cases (for example, the user is inactive or not in the CRM), the callback is
+      postponed as long as less than `GIVEN_UP_AFTER` has passed since its due time. After that, it
+      is cancelled.
+
+    A postponed callback can be tried again once the time of the setting `callback_retry` has passed
+    from now.
     """
     policies, settled = transaction.dialer.policies.values(), []
     for row in unfit:

@@ -37,7 +37,7 @@ from assignment_workers.schema.tables import Assignment, Phone, Source
 from assignment_workers.settings import Settings
 
 AT_A_TIME = 64
-"""Number of due calls that one statement reads."""
+"""Maximum number of due calls of one kind (callbacks or missed calls) that one statement reads."""
 
 Found = Row[*tuple[Any, ...]]
 
@@ -66,7 +66,11 @@ class DueUser:
 
     @property
     def details(self) -> dict[str, Any]:
-        """Further details of the event that records the assignment of the user."""
+        """The details about the due call for the event that records the assignment of the user.
+
+        The event of every assignment has other details, such as the rank and the lease; these are
+        not included here.
+        """
         return {
             "source": self.source,
             "source_id": self.source_id,
@@ -118,9 +122,10 @@ class Due:
     _after: tuple[datetime, object] | None = None
     _exhausted: bool = False
     _unread: bool = False
-    """True if a later transaction must parse the phone number of the next user.
+    """True if the next due call in the order cannot be judged in this transaction.
 
-    The reason is that one transaction parses only a limited number of phone numbers.
+    Its user's phone number is not parsed yet, and this transaction has already parsed as many phone
+    numbers as one transaction may. A later transaction must parse the number.
     """
 
     def take(
@@ -217,13 +222,20 @@ def judged(
     """Select due calls, each with the user's dialer queue and the first rule that forbids the call.
 
     `head` has the calls, with the columns `id`, `user_id`, `due_at`, `key`, `queue_type` and
-    `preferred_agent_id`. The parameter `broken`: a SQL expression for a further reason against a
-    call, which takes precedence over the rules. All rules apply except those about the time of the
-    next call, because the calls are due now.
+    `preferred_agent_id`. `key` orders the calls that have the same `due_at`. `broken`: a SQL
+    expression for a further reason against a call; None: there is none. This reason takes
+    precedence over the rules.
 
-    The result has the columns of `head` and others. `place`: the queue. `broken`: the rule's name
-    or the further reason; null if there is none. `put_off`: true for a user who was skipped or
-    deferred and must not be called yet.
+    Four rules are not applied. They say that the score row names the dialer queue, that the score
+    row is old enough, that the wait after the last outcome is over, and that no callback is
+    pending. These rules only decide if and when the dialer queue hands out a user. A due call does
+    not wait for the dialer queue. All other rules apply, such as the calling hours.
+
+    The result has the columns of `head` and others. The column `place` has the dialer queue; null:
+    the user belongs to none. The column `broken` has the further reason, else the name of the
+    broken rule; null: there is neither. The column `put_off` is true for a user whose wait after a
+    skip or a deferral is not over. This wait is not a rule, so the column `broken` does not show
+    it.
     """
     place = queue_of(policies)
     out = case(

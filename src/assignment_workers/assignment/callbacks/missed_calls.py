@@ -102,9 +102,10 @@ def follow_up(
     """Mark missed calls as followed up; return the events, for the caller to record.
 
     `answered`: users who answered a call of any kind; all their missed calls are marked (hazard C11
-    in docs/hazards.md). `called`: missed calls for which an agent completed a call, or closed the
-    dialer queue for the user. If nobody answered the call, its missed call is marked too: the user
-    still belongs to the dialer queue, and can be called again from there.
+    in docs/hazards.md). `called`: missed calls for which an agent completed a call to the user, or
+    closed the dialer queue for the user; these missed calls are marked. A missed call in `called`
+    is marked even if the user did not answer the agent's call. A user who did not answer still
+    belongs to the dialer queue, and can be called again from there.
     """
     parameters = {"users": list(answered), "calls": list(called), "now": transaction.now}
     done = transaction.connection.execute(_FOLLOW_UP, parameters)

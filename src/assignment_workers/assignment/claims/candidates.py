@@ -95,9 +95,10 @@ class Head:
     policy: Policy
     generation: int
     wanted: int
-    """Minimum number of users whom the next read takes from the dialer queue.
+    """Number of users that the next read asks for; it is rounded up to one of `SIZES`.
 
-    Each further read asks for four times as many users as the read before.
+    If the dialer queue has fewer users left, the read returns only these. Each further read asks
+    for four times as many users as the read before, but never for more than the last of `SIZES`.
     """
     taken: set[int]
     """Ids of users assigned in this transaction, from any dialer queue, callback or missed call."""

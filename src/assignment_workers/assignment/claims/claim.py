@@ -123,7 +123,10 @@ class _Claim:
     policies: Mapping[str, Policy]
     settings: Settings
     requesters: Mapping[ClaimRequest, Requester]
-    """The requests that have no stored answer, in order, each with the agent who makes it."""
+    """The requests that have no stored answer, each with the agent who makes it.
+
+    The order is that in which the caller of `claim` passed the requests.
+    """
     places: dict[str, _Place] = field(default_factory=dict)
     holds: dict[int, Held] = field(default_factory=dict)
     """The active assignments of the requests' agents, by agent, including new ones."""
@@ -134,7 +137,10 @@ class _Claim:
     """
     made: dict[ClaimRequest, NewAssignment] = field(default_factory=dict)
     due: list[DueKind] = field(default_factory=list)
-    """The kinds of calls (callbacks, missed calls) of which at least one is due, by precedence."""
+    """The kinds of calls of which at least one is due: callbacks first, then missed calls.
+
+    This is the order in which they are assigned.
+    """
     unfinished: bool = False
     """True if this transaction has made the maximum number of waiting users claimable.
 
@@ -167,10 +173,14 @@ class _Claim:
         return answers
 
     def _see_places(self, rows: Rows) -> None:
-        """Read the state of each dialer queue from the rows of the query `_PLACES`.
+        """Read the state of each dialer queue, end assignments, and make users ready.
 
-        Assignments whose lease is over are ended, unless a heartbeat extends the lease. Users whose
-        waiting time is over are made ready.
+        `rows`: the rows of the query `_PLACES`, which have the states. This method ends each
+        assignment whose lease is over. Exception: the lease of an accepted assignment is extended
+        instead if a heartbeat of its agent, committed by now, is recent enough (`expire`). The
+        method also makes users ready whose waiting time is over. If more such users may remain,
+        `unfinished` is set. Assignments are ended or extended, and users made ready, only in the
+        lanes (groups of dialer queues) that this transaction has locked.
         """
         self.due = [
             kind
@@ -199,7 +209,10 @@ class _Claim:
             self.places[row.name] = _Place(row.paused, row.generation_id, row.due and not ours)
 
     def _allowed(self, request: ClaimRequest, requester: Requester) -> list[str] | Refused:
-        """Return the dialer queues that the request may get a user from, in order, or a refusal."""
+        """Return the dialer queues that the request may get a user from, or a refusal.
+
+        The queues are in the order in which they are tried.
+        """
         if not requester.known:
             return Refused(code=Code.UNKNOWN_AGENT, reason=f"no agent {request.agent_id}")
         if not requester.is_active:
@@ -240,11 +253,13 @@ class _Claim:
     def _hand_out(
         self, open_requests: Mapping[ClaimRequest, list[str]]
     ) -> dict[ClaimRequest, RequestAnswer]:
-        """Assign a user to each request, in order; return the answers.
+        """Assign a user to each request, in the order of `open_requests`; return the answers.
 
-        A request gets a user with a due callback or missed call; otherwise the best user of the
-        first of its dialer queues that has one. `open_requests`: by request, the dialer queues from
-        which it may get a user. Requests that need another transaction are absent from the result.
+        `open_requests`: by request, the dialer queues from which the request may get a user. If
+        such a queue has a user with a due callback or missed call, the request gets this user.
+        Otherwise the queues are tried in their order, and the request gets the best user of the
+        first queue that has an eligible user. Requests that need another transaction are absent
+        from the result.
         """
         answers: dict[ClaimRequest, RequestAnswer] = {}
         without: list[ClaimRequest] = []
@@ -393,7 +408,9 @@ class _Claim:
     def _store(self, answers: Mapping[ClaimRequest, RequestAnswer]) -> None:
         """Store the new assignments, with their events, and each answer that is final.
 
-        The users' entries (positions) in the published generations are marked held.
+        An answer is not final if it asks the agent to retry: `unavailable`, or a refusal with
+        `retry_after`. Such an answer is not stored, so a retry with the same request id is decided
+        anew. The users' entries (positions) in the published generations are marked held.
         """
         # An answer that asks for a retry is not stored, because the retry may have the same id.
         said = {

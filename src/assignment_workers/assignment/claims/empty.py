@@ -61,20 +61,32 @@ class Why:
         """Return the answer to a request for which no dialer queue in `places` has a user.
 
         `queue`: the name of the dialer queue if `places` has only one, else None. `skipped`: True
-        if the agent skipped users lately.
+        if there are users whom the agent skipped less than the time of the setting `skip_agent`
+        ago.
 
-        The answer has one of these reasons for each dialer queue. `paused`: an operator paused the
-        queue. `skipped_by_agent`: this agent skipped users lately, and no other user is claimable.
-        `rebuild_stale`: an eligible user is missing from the published generation; the next build
-        includes this user or, if the queue has a size limit, may choose other users first.
-        `drained`: an operator drained the queue. The name of a rule, such as `cooling_down`: this
-        rule excludes most users for a time. `all_held`: agents hold the users. `waiting`: the users
-        wait, for example after a skip. `none_in_pool`: no user's score row names the queue.
-        `none_eligible`: all users whose score row names the queue have converted or are blocked.
+        The answer has one of these reasons for each dialer queue:
 
-        Only `LOOKED_AT` users, those with the best scores, are judged: `explain --queue` judges
-        all. Cost: two index reads for all dialer queues together, and a read of `LOOKED_AT` users
-        for each dialer queue, once per transaction.
+        - `paused`: an operator paused the queue.
+        - `skipped_by_agent`: `skipped` is True, and no user other than the skipped ones is
+          claimable.
+        - `rebuild_stale`: an eligible user is missing from the published generation. The next build
+          includes this user or, if the queue has a size limit, may choose other users first.
+        - `drained`: an operator drained the queue.
+        - The name of a rule, such as `cooling_down`: this rule excludes users for a time.
+        - `all_held`: agents hold the users.
+        - `waiting`: the entries of the users are waiting. For example, an agent skipped the users,
+          or an earlier claim found a rule that excluded them for a time.
+        - `none_in_pool`: no user's score row names the queue.
+        - `none_eligible`: none of the other reasons was found. For example, all judged users have
+          converted, or break a rule that excludes them until a fact about them changes.
+
+        If several of the reasons (a rule, `all_held` and `waiting`) apply to the judged users, the
+        answer has the one that applies to the greatest number of them.
+
+        Only `LOOKED_AT` users, those with the lowest scores, who are called first, are judged. The
+        command `explain --queue` judges more users, and with `--whole` all of them. Cost: two index
+        reads for all dialer queues together, and a read of `LOOKED_AT` users for each dialer queue,
+        once per transaction.
         """
         generations = [each.generation for each in places.values() if each.generation is not None]
         waiting = _times(self.transaction, _WAITING, generations=generations)

@@ -72,13 +72,19 @@ class CommandIdentity:
     """The identity of a command, by which the command is carried out only once.
 
     A command is a message on an assignment queue, or a part of a message with several commands. An
-    agent's request for a user is not a command. `id`: the command's id, which stays the same
-    however often the message is delivered or sent again. `task`: the name of the Celery task.
-    `subject`: a text that names the state that the command sets, such as the state of one agent. A
-    command with a `position` is refused if a newer command with the same subject was carried out
-    already. None: an older command, carried out late, cannot overwrite a newer state. `position`:
-    the number of the command in the order of sending, as `next_position` returned it. None: the
-    command has no number yet, and gets the next one when it is carried out.
+    agent's request for a user is not a command.
+
+    `id`: the command's id, which stays the same however often the message is delivered or sent
+    again. `task`: the name of the Celery task.
+
+    `subject`: a text that names the state that the command sets, such as the state of one agent.
+    The command is refused if a command with the same subject and a higher `position` was carried
+    out already. So an older command, carried out late, cannot overwrite a newer state. If `subject`
+    is None, there is no such check.
+
+    `position`: the number of the command in the order of sending, as `next_position` returned it.
+    If `position` is None, the command has no number yet. The command gets the next number when it
+    is carried out, and is not checked against other commands with the same subject.
     """
 
     id: str
@@ -99,9 +105,10 @@ def next_position(connection: Connection) -> int:
 def looking_for(command: CommandIdentity) -> Statement:
     """Return the query that finds the stored answer of a command that was carried out already.
 
-    Commands with the same `subject` set the same state. Therefore, the query also selects the
-    highest `position` of the commands with this `subject` that were carried out already. The
-    function `once` needs the rows, as its parameter `found`.
+    The query also selects the highest `position` of the commands with the same `subject` that were
+    carried out already. Commands with the same subject set the same state. If the position of
+    `command` is lower than that highest position, `command` would overwrite a newer state, and the
+    function `once` refuses it. `once` needs the rows of the query as its parameter `found`.
     """
     return Statement(_FIND_COMMAND, {"command": command.id, "of_subject": command.subject})
 
@@ -206,12 +213,16 @@ class Requester:
     known: bool
     is_active: bool
     allowed: object
-    """The agent's `allowed_queues` as the dialer wrote it; a valid value is a list of names."""
+    """The value of the column `allowed_queues` in the agent's row of the dialer's table `agents`.
+
+    A valid value is a list of names of dialer queues. If the value is no list, the request is
+    refused.
+    """
     hold: Held | None
     skipped: frozenset[int]
-    """Ids of users whom the agent skipped within the setting `skip_agent`.
+    """Ids of users whom the agent skipped so recently that they are not assigned to this agent now.
 
-    They are not assigned to this agent now.
+    The setting `skip_agent` is the time for which this lasts, counted from the skip.
     """
     session: Session | None = None
     """The agent's session; None: the agent's state was never set."""
@@ -223,12 +234,17 @@ def look_up(
 ) -> dict[str, RequestAnswer | Requester]:
     """Return, by request id, the stored answer or, for a request without one, its agent.
 
-    An assignment is returned with its present `state`, which may be an ended one. A request id that
-    another agent used is refused. The request id of an assignment is known for as long as the
-    assignment is stored, even after the answer was pruned. When an active assignment is returned
-    again, `asked_again_at` is set, as proof that its agent learned of the assignment. Cost: one
-    statement with some index lookups for each request; a second if some requests have assignments,
-    and a third if some of these assignments are active.
+    If the answer is an assignment, its `state` is the present one; the assignment may have ended
+    since it was made. A request id that another agent used is refused. The request id of an
+    assignment is known for as long as the assignment is stored, even after the answer was pruned.
+
+    If the answer is an assignment that is still active, the column `asked_again_at` of the request
+    is set to the time of this transaction. The column shows that the request was received again,
+    and that the agent gets the assignment in this second answer, even if the first one was lost.
+    Therefore, `release_unclaimed` does not release such an assignment.
+
+    Cost: one statement with some index lookups for each request; a second if some requests have
+    assignments, and a third if some of these assignments are active.
     """
     (found,) = transaction.run(asking(transaction, requests, settings))
     return understood(transaction, requests, found)

@@ -1,6 +1,9 @@
-"""Query plans of the rules that a dialer adds, to find rules that no index serves.
+"""Query plans of the rules that are not built in, to find rules that no index serves.
 
-Such a rule makes a claim read a whole table. The queries are explained (`EXPLAIN`), not run.
+A rule that no index serves makes a claim read a whole table. Every dialer queue has the rules that
+are built into this package. A dialer (the definition of a call centre's dialer queues) adds rules
+of its own to them. Only these added rules are examined here. Their queries are explained
+(`EXPLAIN`), not run. This module has nothing to do with the sequencer's probe messages.
 """
 
 from __future__ import annotations

@@ -46,9 +46,11 @@ BATCH = 10_000
 BATCH_SECONDS = 60.0
 """Maximum time in seconds that a read of the whole CRM waits for one batch of rows."""
 PROBE_SECONDS = 3.0
-"""Maximum time in seconds that a job waits for one row, before it reads the whole CRM.
+"""Maximum time in seconds of the short read with which a read of the whole CRM begins.
 
-This first read shows soon if the CRM is unavailable.
+The short read reads one row, only to test if the CRM answers. If the CRM does not answer in this
+time, `CrmUnavailable` is raised, and the whole CRM is not read. So a job learns soon that the CRM
+is unavailable.
 """
 CHECK_SECONDS = 10.0
 CONNECTIONS = 4
@@ -357,9 +359,10 @@ def declared_facts(dialer: Dialer, settings: Settings) -> ExternalFacts:
 def optional_columns(settings: Settings) -> dict[str, str]:
     """Return the CRM's names of the optional columns that the settings name.
 
-    The optional columns are `country` and `time_zone` of the table of persons. These names are the
-    keys of the result. For example, the setting `country=country_code` gives the item
-    `country: country_code`. Raises `UsageError` for an unusable setting.
+    The table of persons has two optional columns, `country` and `time_zone`. The result maps each
+    of them that the settings name to the CRM's name of the column. For example, the setting
+    `country=country_code` gives the item `country: country_code`. Raises `UsageError` for an
+    unusable setting.
     """
     found = {}
     for part in filter(None, (each.strip() for each in (settings.crm_columns or "").split(","))):

@@ -58,8 +58,8 @@ def are_needed(dialer: Dialer) -> bool:
 def probe(dialer: Dialer) -> TextClause:
     """Return a statement that tests if the CRM in our own database can be read.
 
-    The statement selects the id of one person from the table of persons, or from its view if the
-    dialer needs views. It fails if this cannot be read.
+    The statement selects the id of one person from the table of persons, or from the view of that
+    table if the dialer needs views. The statement fails if the table or the view cannot be read.
     """
     schema = FACT_SCHEMA if are_needed(dialer) else CrmBase.metadata.schema
     return text(f"SELECT id FROM {schema}.{CrmUser.__tablename__} LIMIT 1")  # noqa: S608
@@ -93,8 +93,9 @@ def persons_of(dialer: Dialer, news: News) -> str | None:
     """Return a SQL query for the persons to whom the rows of a CRM table belong.
 
     `news`: the table. The query selects, for each row of the table, the CRM's id of the person as
-    `id`, and the creation time of the row as `created_at`. Returns None if the table lacks one of
-    these two columns.
+    `id`, and the creation time of the row as `created_at`. Returns None if the table itself has no
+    column with the person's id, or none with the creation time of the row. For example, a table may
+    refer to the person only through another table.
     """
     source = next(each for each in dialer.sources() if each.name == news.table)
     person, created_at = news.person.name, news.created_at.name
@@ -125,9 +126,9 @@ def _query(source: FactSource, numbered: str | None) -> str:
 
 
 def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
-    """Create the views that are missing or differ from these queries; return their names.
+    """Create missing views, and replace views whose query has changed; return the names of both.
 
-    `wanted`: the query of each view, by the view's name. The caller commits. Raises
+    `wanted`: the present query of each view, by the view's name. The caller commits. Raises
     `SchemaMismatch` if the database role has no right to create the views, or if the CRM lacks a
     table or column.
     """
@@ -152,11 +153,12 @@ def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
 def stand_in(connection: Connection, dialer: Dialer, settings: Settings) -> None:
     """Create temporary views, which this connection then reads in place of the permanent views.
 
-    The views are of the CRM's tables, if these are in our own database. There is a view for each
-    table that `dialer` declares, with the columns that it declares. So the rules of a new dialer
-    can be tried while the permanent views, which other connections read, stay as they are. If the
-    dialer needs no views, none are created. Raises `SchemaMismatch` if the CRM lacks a declared
-    table or column, and `ProgrammingError` if the CRM's table of persons cannot be read.
+    Use this only for a CRM in our own database; for an external CRM, use `mirror_tables.stand_in`.
+    The views are of the CRM's tables: there is a view for each table that `dialer` declares, with
+    the columns that `dialer` declares. So the rules of a new dialer can be tried while the
+    permanent views, which other connections read, stay as they are. If the dialer needs no views,
+    none are created. Raises `SchemaMismatch` if the CRM lacks a declared table or column, and
+    `ProgrammingError` if the CRM's table of persons cannot be read.
     """
     wanted = queries(dialer, *optional_columns(settings).values())
     try:

@@ -148,9 +148,11 @@ class Queries:
         The links between the tables form chains that begin at the persons. For example, deals refer
         to persons, and items refer to deals: this is one chain. Notes refer to persons: this is
         another chain. A plain join would combine each note of a person with each deal of that
-        person. Therefore, each person is repeated: there is one copy for each chain. A table is
-        joined only to the copies for the chains that contain the table. In the other copies, the
-        columns of the table are null.
+        person. Therefore, if there are several chains, the query has a copy of each person's row
+        for each chain. These copies exist only in the query. The copy for a chain is joined to the
+        tables of that chain. The columns of all other tables are null in the rows of that copy. In
+        the example, one copy is joined to the person's deals and their items, and the other copy to
+        the person's notes.
         """
         linked = [(each, each.link) for each in self.declared.sources if each.link is not None]
         ways: dict[str, list[int]] = {each.name: [] for each, _ in linked}
@@ -215,9 +217,11 @@ class Queries:
         return self._columns[str(getattr(found.table, "name", ""))][str(found.name)]
 
     def _translated(self, joined: FromClause) -> FromClause:
-        """Return the SQL join `joined` with the CRM's names of its tables and columns.
+        """Return a copy of the SQL join `joined` that names the tables and columns as the CRM does.
 
-        `joined` has the names that the dialer declares for them, and that its rules use.
+        The tables and columns in `joined` have the names that the dialer declares for them, and
+        that the dialer's rules use. The CRM may have other names for the same tables and columns.
+        In the copy, each declared name is replaced by the CRM's name.
         """
 
         def replaced(element: object, **_: object) -> ColumnElement[Any] | FromClause | None:
@@ -242,9 +246,10 @@ class Queries:
     ) -> CrmFacts:
         """Convert the result of the query `facts` to CRM facts.
 
-        `found`: the rows of the result. Each has the columns of the persons and of all other CRM
-        tables. The columns of a CRM table are null if the result row has no row of that table. A
-        row of a CRM table may occur in several rows of the result; it is converted once.
+        `found`: the rows of the result. Each result row has the columns of the persons and of all
+        other CRM tables. For some of these tables, a result row may have no data; then all columns
+        of that table are null in it. The same row of a CRM table may be in several result rows; it
+        is converted once.
 
         `numbers`: the integer id of each user, from `assignment.user_ids`, by the CRM's id.
         """

@@ -49,7 +49,10 @@ FRESH = timedelta(seconds=60)
 The mirror is our copy of the external CRM.
 """
 WAITED_FOR = timedelta(minutes=10)
-"""Maximum time that a job waits while another process copies the CRM again."""
+"""Maximum time that a job waits while another process copies the external CRM into the mirror.
+
+After this time, `freshen` raises `CrmUnavailable`.
+"""
 READING = "crm.mirror"
 """Name of the job that copies the whole external CRM into our database."""
 
@@ -66,9 +69,10 @@ def age(connection: Connection) -> timedelta | None:
 
 
 def forget(connection: Connection) -> None:
-    """Delete the record that an external CRM was copied into our database.
+    """Delete the record of the last time that an external CRM was copied into our database.
 
-    Call this when the external CRM is not used any more.
+    The mirror then counts as never filled; the copied rows stay. Call this when the external CRM is
+    not used any more.
     """
     connection.execute(delete(CrmRead))
 
@@ -78,7 +82,8 @@ def freshen(engine: Engine, dialer: Dialer, crm: Crm | None) -> None:
 
     The mirror is our copy of the external CRM. No effect without an external CRM. Jobs that judge
     all users call this first. If another process is copying the CRM, the call waits for that
-    process, at most `WAITED_FOR`. Raises `CrmUnavailable` if the CRM cannot be read.
+    process, at most `WAITED_FOR`; after this time, it raises `CrmUnavailable`. It also raises
+    `CrmUnavailable` if the CRM cannot be read.
     """
     ends = time.monotonic() + WAITED_FOR.total_seconds()
     while crm is not None:
@@ -211,11 +216,13 @@ def _by_key(source: FactSource, mine: Table, came: Table) -> list[Executable]:
 
 
 def _by_row(mine: Table, came: Table) -> list[Executable]:
-    """Return the statements that make two tables without a primary key equal.
+    """Return the statements that give a table of the mirror the same rows as its staging table.
 
-    `mine`: the table of the mirror, which is changed. `came`: the staging table. A row may occur
-    several times. Equal rows are numbered, so that each occurs equally often in both tables
-    afterwards.
+    The two tables have no primary key, so a row may occur several times. `mine`: the table of the
+    mirror, which is changed. `came`: the staging table. In each table, equal rows are numbered 1, 2
+    and so on. A row of `mine` is deleted if `came` has no equal row with the same number. A row of
+    `came` is inserted if `mine` has no equal row with the same number. Afterwards, each row occurs
+    as often in `mine` as in `came`.
     """
     old, new = _counted_off(mine), _counted_off(came)
     same = and_(old.c.said == new.c.said, old.c.number == new.c.number)

@@ -115,10 +115,11 @@ def quoted(of: Table | Column[Any]) -> str:
 def erase(connection: Connection, declared: ExternalFacts, user_id: int) -> dict[str, int]:
     """Delete a user's rows from the mirror, our copy of the CRM; return their number, by table.
 
-    In the result, the name of a table includes its schema. The rows are found by the columns that
-    lead from a table to the user, sometimes over other tables. If one of these tables or columns
-    does not exist, or if no such columns are declared, the table is skipped and is absent from the
-    result.
+    In the result, the name of a table includes its schema. The rows of a table are found by the
+    columns that lead from that table to the user. In some cases the columns lead through further
+    tables. A table is skipped, and is absent from the result, if no such columns are declared for
+    it. It is also skipped if the table itself, one of these columns, or one of the further tables
+    does not exist.
     """
     there = {
         (name, column.partition(" ")[0])

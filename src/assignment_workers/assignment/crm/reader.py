@@ -7,9 +7,10 @@ one SQL expression in both cases. Jobs that judge all users read the mirror (`mi
 the external CRM.
 
 A function that needs the CRM has a parameter for the external CRM; None means that the CRM is in
-our own database. Statements name the CRM's tables in the schema `crm`. The database engine replaces
-this schema by the one that has the facts of all users, such as the schema of the mirror: see
-`use_fact_schema`.
+our own database. Statements name the CRM's tables in the schema `crm`. With an external CRM,
+SQLAlchemy replaces this schema by that of the mirror. If the CRM is in our own database and the
+dialer needs views of its tables, SQLAlchemy replaces the schema by that of the views
+(`fact_views`). Otherwise, the statements read the schema `crm` itself. See `use_fact_schema`.
 """
 
 from __future__ import annotations
@@ -76,10 +77,12 @@ class CrmReader:
     ) -> None:
         """Prepare the reader of a transaction.
 
-        `crm`: the external CRM; None if the CRM is in our own database. `patience`: the maximum
-        time in seconds that reads may take; None: the limit of a claim. `run`: the function with
-        which a sequencer's transaction runs statements; None: the connection runs them. `stores`:
-        False for a reader that must not write; it does not store the phone numbers that it parses.
+        `crm`: the external CRM; None if the CRM is in our own database. `patience`: the limit in
+        seconds on the time of each read of the external CRM. Once all reads of the transaction
+        together have taken this time, no further read begins. None: the limit is the CRM's timeout,
+        as for a claim. `run`: the function with which a sequencer's transaction runs statements;
+        None: the connection runs them. `stores`: False for a reader that must not write; it does
+        not store the phone numbers that it parses.
         """
         self._connection = connection
         self._run_in_turn = run
@@ -102,7 +105,10 @@ class CrmReader:
 
     @property
     def zones(self) -> frozenset[str]:
-        """The time zones in which the users are, read once per transaction."""
+        """The time zones of all users, not only of the users of this transaction.
+
+        They include zones in which no user is any more. They are read once per transaction.
+        """
         if self._zones is None:
             self._zones = frozenset(row.zone for row in self._run(phones.ZONES, {}))
         return self._zones
@@ -135,12 +141,20 @@ class CrmReader:
     ) -> Sequence[Row[*tuple[Any, ...]]]:
         """Run a query that judges users by `policy` at `now`, before a claim assigns them.
 
-        `policy`: the rules of a dialer queue. The other parameters and the errors are those of
-        `judge`. A phone number that has changed in the CRM is parsed and stored before its user is
-        judged. One transaction parses only a limited number of phone numbers (the attribute
-        `readable`), in the order of the rows. A user whose phone number remains unparsed counts as
-        ineligible for now: the column `broken`, the name of the broken rule, is `number_unread`. A
-        reader that must not write parses the phone numbers of all users, and stores none.
+        `statement`: the query, which names the CRM's tables. `parameters`: its SQL parameters.
+        `users`: the ids of the users, or a query with the same parameters that selects the ids.
+        `policy`: the rules of a dialer queue. Returns the query's rows. Users whose facts were not
+        read or cannot be used are added to `unknown`. Raises `CrmUnavailable` if the external CRM
+        cannot be read.
+
+        A phone number that has changed in the CRM is parsed and stored before its user is judged.
+        One transaction parses the phone numbers of only a limited number of users, in the order of
+        the rows; `self.readable` is the number of users whose numbers it may still parse. A user
+        whose phone number remains unparsed counts as ineligible for now: the column `broken`, the
+        name of the broken rule, is `number_unread`.
+
+        Exception: a reader that must not write (made with `stores=False`) has no such limit. It
+        parses the phone numbers of all these users before they are judged, and stores none.
         """
         facts = self._facts_for(users, parameters)
         if not self._stores:
@@ -169,12 +183,16 @@ class CrmReader:
     ) -> tuple[Sequence[Row[*tuple[Any, ...]]], bool]:
         """Run a query that judges users by `policy`; read the mirror if the CRM is unavailable.
 
-        `policy`: the rules of a dialer queue. The parameters are those of `judge_for_claim`. The
-        mirror is our copy of the CRM. Returns the query's rows, and True if the users were judged
-        by facts of the CRM itself, or False if by facts of the mirror. If False, the caller must
-        not remove a user, or report one as ineligible. The mirror is used only if it is younger
-        than the setting `crm_grace`. Raises `CrmUnavailable` if the CRM cannot be read and the
-        mirror cannot be used.
+        The mirror is our copy of the CRM. It is used only if it is younger than the setting
+        `crm_grace`. `statement`: the query, which names the CRM's tables. `parameters`: its SQL
+        parameters. `users`: the ids of the users, or a query with the same SQL parameters that
+        selects the ids. `policy`: the rules of a dialer queue. `now`: the time for which the users
+        are judged. While the CRM is available, phone numbers are parsed as in `judge_for_claim`.
+
+        Returns the query's rows, and True if the users were judged by facts of the CRM itself, or
+        False if by facts of the mirror. If False, the caller must not remove a user, or report one
+        as ineligible. Raises `CrmUnavailable` if the CRM cannot be read and the mirror cannot be
+        used.
         """
         try:
             found = self.judge_for_claim(statement, parameters, users=users, policy=policy, now=now)

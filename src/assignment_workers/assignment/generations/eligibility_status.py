@@ -98,13 +98,14 @@ def eligibility_status(
 
     The column `stands` has the status: an `EligibilityStatus`, or the first rule of the policy that
     the user breaks. The column `free_at` has the time at which the status ends, if known. Further
-    columns are those of the user's entry in the generation, if there is one, and the SQL
-    expressions `rules`.
+    columns are those of the user's entry (position) in the generation; they are null if the user
+    has no entry. `rules`: SQL expressions about the user that the caller needs too, such as whether
+    the user meets a certain rule. Each of them is a further column, with the name of its label.
 
     SQL parameters: `generation`, the published one or null; `taken`, the users assigned in this
     transaction; `instant`, the present time; and the parameters of the policy. Cost for each user:
-    lookups by primary keys and in the index on active assignments, and the cost of judging the user
-    in a claim.
+    lookups by primary keys and in the index on active assignments, and the evaluation of the
+    policy's rules, which costs as much as in a claim.
     """
     hold = aliased(Assignment)
     # A fence, because the planner overestimates the join with the entries, and would then judge
@@ -184,8 +185,9 @@ def tally(policy: Policy, at_most: int | None) -> Select[*tuple[Any, ...]]:
     """Count the users whose score row names the dialer queue of `policy`, by eligibility status.
 
     `policy`: the rules of the dialer queue. `at_most`: only this number of users, those with the
-    best scores, by the index on queue and score; None: all. The column `free_at` is the earliest
-    time at which the status ends for one of these users. SQL parameters: those of
+    best scores, by the index on queue and score; None: all. The result has one row for each status
+    that occurs. In each row, the column `free_at` is the earliest time at which this status ends
+    for one of the users who have it; null if no such time is known. SQL parameters: those of
     `eligibility_status`.
     """
     pool = members(policy, at_most).cte("pool").prefix_with("MATERIALIZED")

@@ -232,9 +232,11 @@ def need_places(transaction: FencedTransaction, users: Collection[int]) -> None:
     An entry is the position of a user in a published generation. A lane is a group of dialer queues
     with a lock of its own. Raises `OtherLanes` if one of these lanes is not locked; the caller's
     transaction is then run again with that lane locked, too. After a successful check, the users
-    get no entries in other lanes before the transaction ends: a publication locks every lane, so it
-    has to wait for this transaction. Cost: nothing with one lane; otherwise a primary-key lookup
-    for each user in each published generation of the lanes that are not locked.
+    get no entries in unlocked lanes before this transaction ends. The reason is that a new entry
+    appears only when a generation is published. A publication locks every lane, including those
+    that this transaction has locked, so the publication waits until this transaction has ended.
+    Cost: nothing with one lane; otherwise a primary-key lookup for each user in each published
+    generation of the lanes that are not locked.
     """
     others = transaction.queues_of_other_lanes
     if others and users:

@@ -1,4 +1,8 @@
-"""Fill levels of the dialer queues, to regenerate low ones before the hourly build."""
+"""The counts of claimable users in dialer queues, by which queues with few users are rebuilt early.
+
+Every dialer queue is rebuilt once an hour. A queue with few claimable users is rebuilt before that,
+so that it does not run out of users.
+"""
 
 from __future__ import annotations
 

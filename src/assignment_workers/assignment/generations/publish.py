@@ -1,7 +1,11 @@
-"""Publish a generation: retire the previous one, and apply the changes since the build began.
+"""Publish a generation: retire the previous one, and apply later changes of assignments.
 
-The cost depends on the number of assignments that are active or ended since the build began, not on
-the size of the generation.
+The build can miss that an assignment began or ended after the build began. So the publication
+changes the entry (position) of the assignment's user.
+
+The cost does not depend on the size of the generation. The cost depends on two numbers. One is the
+number of active assignments. The other is the number of assignments that ended after the build
+began, or in the ten minutes before it (`LONGEST_TRANSACTION`).
 """
 
 from __future__ import annotations
@@ -37,8 +41,8 @@ LONGEST_TRANSACTION = timedelta(minutes=10)
 If the end of an assignment is committed after the build of a generation began, the build does not
 see the end. The publication has to find each such assignment, by its time of the end (`ended_at`).
 That time is set when the transaction begins, so it may be earlier than the commit, by at most this
-duration. Therefore the publication reads the assignments that ended less than this duration before
-the build began, or later.
+duration. Therefore the publication reads every assignment whose `ended_at` is not earlier than the
+beginning of the build minus this duration.
 """
 
 
@@ -49,8 +53,9 @@ def publish(transaction: FencedTransaction, number: int) -> Done | Refused:
     whose call was completed since the build began are removed from the new generation. Users who
     were skipped or deferred since the build began have to wait in it (guarantee 2 in
     docs/how-it-works.md). Publishing again changes nothing. Refused: an unknown number, and a
-    generation that is not built or has failed. A generation that is older than the published one is
-    marked failed, because the newer build wins.
+    generation that is not built or has failed. If a generation that was built later is published
+    already, this generation is marked failed, because the newer build wins. The answer is then
+    `Done`, not a refusal.
     """
     # All lanes, because a transaction of another lane may be ending holds of users with entries
     # here.

@@ -60,12 +60,17 @@ def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
     """Drop the entries of failed generations, and of those retired long enough ago.
 
     An entry is the position of a user in a generation. The time after the retirement is the setting
-    `generation_retention`. `connection` must be in autocommit. Each generation's partition is
-    detached concurrently, which waits for its readers and blocks no other partition, and is then
-    dropped. The wait is at most `LOCK_WAIT`, but behind a connection pooler no limit is set. If a
-    reader, such as a dump, takes longer, the remaining generations stay for the next run, and the
-    count `waiting` is 1. A detachment that an earlier run left pending is finished first, because
-    PostgreSQL allows only one pending detachment.
+    `generation_retention`. `connection` must be in autocommit. The entries of a generation are a
+    partition of the table `entries`. The partition is first detached, and then dropped. The
+    detachment is concurrent: it waits for the readers of the partition, and blocks no other
+    partition. The wait is at most `LOCK_WAIT`, but behind a connection pooler no limit is set. A
+    detachment that an earlier run left pending is finished first, because PostgreSQL allows only
+    one pending detachment.
+
+    Returns the count `generations`: the generations whose entries were dropped. The run ends early
+    if a reader, such as a dump, takes longer than the limit, or if another process drops the same
+    partition. This generation and the remaining ones then stay for the next run. Only in this case,
+    the result also has the item `waiting`; its value is always 1.
     """
     gone = connection.execute(
         select(Generation.id).where(
@@ -139,17 +144,21 @@ _PENDING = text(
 def prune_history(connection: Connection, *, settings: Settings) -> Counts:
     """Delete answers, events, job runs, dead letters and other records older than their retention.
 
-    Returns the number of deleted records by table. Typed texts and phone numbers are deleted after
-    a retention of their own (`forget_texts`). Events are deleted in whole batches of the audit
-    chain (`audit.cut`); events that are not in the chain yet stay. Sessions of the dashboard are
-    deleted a day after they expire.
+    Returns the number of deleted or cleared records, by kind. Typed texts and phone numbers are
+    deleted after a retention of their own (`forget_texts`). Events are deleted in whole batches of
+    the audit chain (`audit.cut`); events that are not in the chain yet stay. Sessions of the
+    dashboard are deleted a day after they expire. Assignments are never deleted.
 
-    The answer to a command stays for the time `request_retention`. The answer to a request stays
-    until this time has passed since the answer, and also since the request's deadline, if any. So a
-    redelivered message is never taken for a new one. While a lane (a group of dialer queues) has no
-    leading sequencer, or its sequencer has just begun to lead, all answers stay. The reason is that
-    messages taken by a killed sequencer wait in the broker for the next sequencer without a time
-    limit. Assignments are never deleted.
+    The answer to a command is deleted once the answer is older than the setting
+    `request_retention`. The answer to a request is deleted once the answer and the deadline of the
+    request, if there is a deadline, are both older than that setting.
+
+    A message that was taken by a sequencer which was then killed stays in the broker until the
+    lane's next sequencer gets it. This may take longer than any retention. The stored answer shows
+    the next sequencer that the message was carried out already. Therefore, no answer of any lane is
+    deleted while one of the lanes (groups of dialer queues) has no leading sequencer, nor in the
+    first ten minutes (`_SETTLED`) after a sequencer of one of the lanes has begun to lead. So a
+    redelivered message is never taken for a new one.
     """
     history = func.now() - settings.history_retention
     counts: Counts = {}
@@ -211,13 +220,19 @@ def forget_texts(connection: Connection, *, settings: Settings) -> Counts:
 
 @contextmanager
 def _purging(connection: Connection) -> Iterator[None]:
-    """Allow the deletion of events inside the block.
+    """Allow the deletion of events inside the block, except in the last of three cases.
 
-    Outside the block, a trigger refuses each deletion. If the database role `assignment_purge` may
-    delete events, and this connection's role is a member of it, the block runs with the role
-    `assignment_purge`. Otherwise, the block runs with PostgreSQL's run-time setting
-    `assignment.purge` switched on; the trigger heeds this setting only if no role
-    `assignment_purge` may delete events.
+    Outside the block, a trigger refuses each deletion. Inside the block, the case depends on the
+    database role `assignment_purge`:
+
+    - The role exists and has the privilege to delete events, and this connection's role is a member
+      of it. Then the block runs with the role `assignment_purge`, and the trigger allows the
+      deletion.
+    - The role does not exist, or does not have that privilege. Then the block runs with
+      PostgreSQL's run-time setting `assignment.purge` switched on, and the trigger allows the
+      deletion because of this setting.
+    - The role exists and has that privilege, but this connection's role is no member of it. Then
+      the setting is switched on too, but the trigger ignores the setting and refuses the deletion.
     """
     if connection.execute(_HAS_ROLE).scalar_one():
         begin, end = "SET LOCAL ROLE assignment_purge", "RESET ROLE"

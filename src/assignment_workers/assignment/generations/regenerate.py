@@ -242,10 +242,11 @@ def _eligible(policy: Policy) -> Select[*tuple[Any, ...]]:
 def _limited(policy: Policy, eligible: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     """Select the entries of `eligible` that a generation with a size limit gets.
 
-    An entry is the position of a user in a generation. The chosen entries stay in their order and
-    are numbered from 1 again. Their maximum number is the SQL parameter `limit`. Users who can be
-    called before the next build are chosen first, so that users who cannot be called for hours do
-    not fill the generation. Cost: one more sort of the eligible users.
+    An entry is the position of a user in a generation. The SQL parameter `limit` is the maximum
+    number of entries that are chosen. The chosen entries stay in their order, and their ranks are
+    numbered from 1 again. Users who can be called before the next build are chosen first, so that
+    users who cannot be called for hours do not fill the generation. Cost: one more sort of the
+    eligible users.
     """
     each = eligible.order_by(None).add_columns(policy.callable_soon().label("in_hours")).subquery()
     found = each.c

@@ -29,12 +29,14 @@ from assignment_workers.schema.tables import AuditAnchor
 FORM = 1
 """Version of the format of a file to which the hash chains of events are exported."""
 COMPARED_AT_MOST = 1_000
-"""Maximum number of events of one hash chain that are tested for a move to another place.
+"""Maximum number of events of one hash chain, all with a wrong digest, that are compared.
 
 A wrong digest means that an event was changed, or only moved to another place in the chain. To
-distinguish the two cases, the digests of these events are compared with the contents of the others.
-If the chain has more events with a wrong digest, the rest are reported as changed without the test,
-because the time for the test grows with the square of their number.
+distinguish the two cases, the events with a wrong digest are compared with each other. If the
+stored digest at one place fits the content of the event at another place, the event was moved.
+Otherwise, the event was changed. Only the first events with a wrong digest, up to this maximum, are
+compared, because the time for the comparison grows with the square of the number of compared
+events. All further events with a wrong digest are reported as changed.
 """
 
 
@@ -132,10 +134,11 @@ class Chain:
         self.head = self.anchor
 
     def add(self, position: int, event_id: int, said: bytes | None, digest: bytes) -> None:
-        """Check the next event that was read from the chain.
+        """Check the next record of the chain: the position, the id and the digest of one event.
 
-        `position`: the event's number in the chain. `digest`: the stored digest. `said`: the
-        event's content; None if the event is missing.
+        The record is in the chain even if the event itself is missing. `position`: the event's
+        number in the chain. `digest`: the digest in the record. `said`: the content of the event;
+        None if the event is missing, which is reported as a fault.
         """
         if position <= self.head.position:
             self._late(position, event_id, said, digest)

@@ -17,11 +17,11 @@ agent on break or offline gets a user (3). Assignments follow the order of the p
 after the next term of that lane began (9). A completed call and the change of its callback are
 recorded together (10). Rows and events agree, in both directions (11).
 
-Not checked: the facts of a claim (3), because the CRM keeps no history; the truth of the answer
-`empty` (no user is claimable); the choice of one of several dialer queues for a request; due
-callbacks that were passed over, because other programs promise callbacks too; and the dialer's own
-tables, which other programs write too. The order is checked only against generations whose entries
-still exist.
+Not checked: the CRM's facts about a user, by which a claim judged the user (a part of guarantee 3),
+because the CRM keeps no history; the truth of the answer `empty` (no user is claimable); the choice
+of one of several dialer queues for a request; due callbacks that were passed over, because other
+programs promise callbacks too; and the dialer's own tables, which other programs write too. The
+order is checked only against generations whose entries still exist.
 """
 
 from __future__ import annotations
@@ -134,9 +134,10 @@ def _ranks(connection: Connection, generation: int, since: datetime) -> dict[int
     """Return the ranks of a generation's users, by user; None if they cannot be known.
 
     `since`: the time from which events are replayed. The ranks are unknown if the generation is
-    purged. The ranks are also unknown if its build began less than `LONGEST_TRANSACTION` (the
-    longest duration of a transaction) after `since`: transactions before `since` may have
-    influenced that build.
+    purged. The ranks are also unknown if the generation's build began before `since`, or less than
+    `LONGEST_TRANSACTION` after `since`. Transactions from before `since`, which are not replayed,
+    may have influenced such a build. `LONGEST_TRANSACTION` is the longest duration of a
+    transaction.
     """
     parameters = {"generation": generation, "name": partition(generation)}
     begun = {"since": since + LONGEST_TRANSACTION}

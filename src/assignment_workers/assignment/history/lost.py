@@ -45,9 +45,13 @@ def lost(old: Connection, new: Connection, *, since: datetime | None = None) -> 
     """Return the events that `old` has and `new` lacks, in the order of their ids.
 
     `old`: a connection to the old server. `new`: a connection to the database that took its place,
-    such as a promoted standby. `since`: the time from which events are compared; None: an hour
-    before the last event of `old`. Raises `UsageError` if no event of that time is in both
-    databases: they are not two states of one database, or they differ from an earlier time on.
+    such as a promoted standby. `since`: the time from which on events are compared; None: an hour
+    before the last event of `old`.
+
+    Raises `UsageError` if `old` has events since that time and `new` has none of them. There are
+    two possible reasons. First, `new` is not a later state of the database `old`, but another
+    database. Second, `new` already lacks events from before that time; then call this function with
+    an earlier `since`.
     """
     if since is None:
         newest: datetime | None = old.execute(select(func.max(Event.at))).scalar()

@@ -1,8 +1,10 @@
 """Queries for rows that disagree with the events, or with other rows.
 
 Each query returns one text column, with a row for each assignment, request, generation, dialer
-queue or term that breaks a guarantee. The SQL parameter `:since` is the time from which on all
-events exist, `:answers_since` the time from which on all answers exist. Each query is one or two
+queue or term that breaks a guarantee. Old events and old answers to requests are deleted, each
+after a retention of their own. Therefore some queries check only rows that are recent enough. The
+SQL parameter `:since` is the time from which on all events are still stored. The SQL parameter
+`:answers_since` is the time from which on all answers are still stored. Each query is one or two
 hash joins over the stored records. This process has only the breaches in memory.
 """
 
@@ -29,8 +31,11 @@ class Record(NamedTuple):
 def was_set_back(column: str) -> str:
     """Return a SQL condition, true if the clock passed the time in this column twice.
 
-    The database's clock passes a time twice if the clock is set back. The order of two such times
-    is known only from the ids of their events. `column`: the SQL name of the column.
+    If the database's clock is set back, it passes the times of a certain period twice. An event of
+    the kind `clock_stepped` records when the clock was set back, and by how many seconds. The
+    condition is true for a time in that period, or up to a second before or after that period. If
+    two times are in that period, only the ids of their events show which time came first. Therefore
+    the checks make exceptions for such times. `column`: the SQL name of the column.
     """
     return f"""EXISTS (SELECT 1 FROM assignment.events step WHERE step.kind = 'clock_stepped'
         AND (step.details->>'seconds')::float8 < 0 AND {column} BETWEEN step.at - interval '1 s'

@@ -207,10 +207,11 @@ class Replay:
         }
 
     def led(self, lane: str, terms: Collection[int]) -> None:
-        """Record that the lane was led under these terms.
+        """Record that these terms belong to the lane.
 
-        `terms`: the numbers of terms (the fencing tokens of sequencers). A sequencer with such a
-        term may have led the lane before the first replayed event or during the replayed period.
+        `terms`: the numbers of terms (the fencing tokens of sequencers). Most events name a term
+        but no lane, so the replay finds the event's lane by the term. A term in `terms` may have
+        begun before the first replayed event or during the replayed period.
         """
         self._lane_of |= dict.fromkeys(terms, lane)
 
@@ -298,10 +299,15 @@ class Replay:
 
         `term`: the number of the term (the fencing token) of the sequencer that made the change.
         Transactions of a lane must not overlap, so no event may have an earlier time than the
-        lane's event before it, except the event that records a step of the clock. The numbers of
-        the terms of a lane's events must not decrease. After the event that retires a generation,
-        the next event of any lane must be the event that publishes the next generation. Only events
-        without a term may stand between these two events: they are not checked here.
+        lane's event before it. Exception: the event that records a step of the clock (a jump of the
+        database's clock). Unless an event begins a new term, it must have the same term as the
+        lane's event before it. A new term must have the next number after the highest term of all
+        lanes.
+
+        One more check covers all lanes together. After an event that retires a generation, the next
+        event with a term, in any lane, must be the event that publishes the next generation. Events
+        without a term may stand between the two. This method is not called for events without a
+        term.
         """
         if fact.kind == EventKind.TERM_BEGUN:
             self._lane_of[term] = fact.lane or DEFAULT_LANE
@@ -550,7 +556,10 @@ class Replay:
     def _due(self, hold: ReplayedAssignment) -> datetime:
         """Return the time by which the assignment must have ended if its lease is not renewed.
 
-        The time is later if no sequencer led the assignment's lane meanwhile.
+        This is the end of the lease plus `bound`, the longest time that an assignment may outlast
+        its lease while a sequencer leads. Exception: this sum may be in a period in which the
+        assignment's lane may have had no leader, or in which the clock was set forward. The result
+        is then the end of that period plus `bound`.
         """
         due = hold.lease_until + self._bound
         for stopped, begun in self._silences.get(self._lanes.of(hold.queue), ()):

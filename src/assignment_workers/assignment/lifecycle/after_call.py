@@ -85,8 +85,9 @@ def score(outcomes: Sequence[Outcome]) -> Insert:
     """Return the statement that inserts or updates the score rows of users after calls.
 
     The statement itself computes the new score from the stored one, by the dialer's `outcomes`; the
-    stored score is not read before (hazard D5 in docs/hazards.md). The rows must be ordered by
-    user: every job locks score rows in this order, so that no two transactions deadlock.
+    stored score is not read before (hazard D5 in docs/hazards.md). The rows to insert or update are
+    the SQL parameter `scores`, in the form that `score_row` returns. The caller must order them by
+    user id: every job locks score rows in this order, so that no two transactions deadlock.
     """
     return _called.on_conflict_do_update(
         index_elements=[UserCallScore.user_id],

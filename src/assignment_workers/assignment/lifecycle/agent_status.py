@@ -95,9 +95,10 @@ def state(
 ) -> Stated | Refused:
     """Set the agent's state to `becomes`; repeating the command changes nothing.
 
-    `by`: another person or job that sets the state; None: the agent. `why`: the reason. `sent_by`:
-    the name of the API token with which a caller other than the agent sent the command for the
-    agent, if any; it is recorded with the events. A session begins with the first state other than
+    `by`: the person or job that decided on the new state; None: the agent. `why`: the reason.
+    `sent_by`: the name of the API token with which the command was sent, if the token belongs to a
+    caller other than the agent. Such a caller may only pass on the agent's own decision. `by` and
+    `sent_by` are recorded with the events. A session begins with the first state other than
     offline, and ends with offline. Break and offline release an offer that is not accepted. If the
     agent has accepted an assignment, `available` and `wrap_up` are stored as `on_call`. `available`
     resets the count of lapsed offers. Refused: an unknown agent.

@@ -105,10 +105,11 @@ def expire(transaction: FencedTransaction, *, settings: Settings) -> Lapsed:
 
     A heartbeat extends only an accepted assignment, to one lease after the heartbeat. The users of
     expired assignments keep their positions in the dialer queue. Only assignments of the lanes that
-    this transaction has locked are handled. Runs every 30 s and at the start of each claim that
-    finds a lease that has ended, so that no such assignment blocks a claim. An agent who lets
-    several offers lapse in a row is set on break. Cost: that of the assignments found, by the index
-    on leases.
+    this transaction has locked are handled. Runs every 30 s. Also runs at the start of a claim if
+    the lease of some assignment has ended; otherwise that assignment would still keep its user and
+    its agent from the claim. An agent who lets too many offers in a row lapse is set on break; the
+    setting `offers_lapsed` is the number that is too many. Cost: grows with the number of
+    assignments whose lease has ended, which are found by the index on leases.
     """
     parameters = {
         "instant": transaction.now,

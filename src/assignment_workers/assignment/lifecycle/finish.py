@@ -92,7 +92,8 @@ class _Found:
     """An assignment as read in this transaction, with the outcome of its call, if any.
 
     `source_id`: the callback or missed call for which the assignment was made; None: the user came
-    from the dialer queue. `how`: more about the end of an assignment, such as `deferred`.
+    from the dialer queue. `how`: the way in which this assignment ended, such as `deferred`, if its
+    state alone does not show it; None: the state shows it, or the assignment has not ended.
     """
 
     hold: Held
@@ -185,9 +186,10 @@ class _Finish:
     def write(self) -> None:
         """Store the changes that `carry_out` collected for all moves (commands of agents).
 
-        One statement writes assignments, entries, scores, promised callbacks, suppressions,
-        sessions and events. Changes of earlier callbacks, missed calls and conversions, if there
-        are any, take further statements.
+        One statement writes assignments, entries, scores, suppressions, sessions, events, and the
+        callbacks that these moves promise. Further statements are executed only if they are needed.
+        They change callbacks that were promised before these moves, change missed calls, and remove
+        and record users who have converted (reached the goal of a dialer queue).
         """
         if self.callbacks:
             self.events += callbacks.settle(self.transaction, self.callbacks)
@@ -230,8 +232,11 @@ class _Finish:
     def _attributed(self, event: dict[str, Any]) -> dict[str, Any]:
         """Return the event, with the detail `sent_by` if another caller sent the agent's command.
 
-        The detail is the name of the API token with which a caller other than the agent sent the
-        command. The event of a refused command has its detail already, and is returned unchanged.
+        A caller other than the agent, such as a frontend, may send an agent's command. The detail
+        is the name of that caller's API token. The events about the user of the command's
+        assignment get this detail. If no other caller has sent a command about the event's user,
+        the event is returned unchanged. The event of a refused command is also returned unchanged,
+        because `_refuse` has already added the detail if another caller sent that command.
         """
         sender = self.senders.get(event.get("user_id", 0))
         if sender is None or event["kind"] == EventKind.RACE:  # a refused command has its own
@@ -321,8 +326,10 @@ class _Finish:
     def _put_off(self, move: Skip | Defer, hold: Held) -> Held | Refused:
         """End the assignment `hold` without a call, and make its user wait.
 
-        Before the time that the move names, no agent is offered the user or the user's callback.
-        Refused: a deferral with an invalid time.
+        After a skip, the user waits for the time `everyone` of the move. After a deferral, the user
+        waits until the time that the agent named (`until`), or for the duration that the agent
+        named (`rest`). During the wait, no agent is offered the user, also not for a callback or a
+        missed call. Refused: a deferral with an invalid time.
         """
         if isinstance(move, Skip):
             until, why = self.transaction.now + move.everyone, None
@@ -496,7 +503,12 @@ def _write(dialer: Dialer) -> Insert:
 
 
 def _misused(move: Complete, outcomes: Mapping[str, Outcome]) -> Refused | None:
-    """Return the refusal if the outcome is unknown or the values do not fit it; else None."""
+    """Return the refusal if the outcome is unknown or the other values do not fit it; else None.
+
+    The other values are the time of a callback and the notes. They do not fit if the outcome needs
+    a value that is missing. They also do not fit if the outcome allows no callback but a time is
+    given.
+    """
     rule = outcomes.get(move.outcome)
     if rule is None:
         return Refused(

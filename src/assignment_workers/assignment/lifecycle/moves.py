@@ -1,4 +1,7 @@
-"""The verbs (commands of an agent): five that end an assignment, accepting it, and renewing it.
+"""The verbs: the commands of an agent about an assignment, such as completing it.
+
+The verbs complete, skip, defer, close and release end the assignment. The verb accept accepts an
+assignment that is an offer. The verb renew renews the lease of the assignment.
 
 Each verb is declared once, by a function of this module. The function returns a move: an object
 with the values that `finish` needs to carry out the verb. To add a verb, declare it, add it to
@@ -158,8 +161,9 @@ class Renew:
     """An agent's command (a move): renew the lease, and accept the assignment if it is an offer.
 
     The lease's new end is the time `lease` from now, or its present end if that is later. The
-    version stays the same, so that a command that was sent before the renewal's answer arrived is
-    not refused because of the renewal.
+    version stays the same. The reason: an agent may send another command, with the present version,
+    before the answer to the renewal arrives. That command must not be refused because of the
+    renewal.
     """
 
     owner: Owner
@@ -197,8 +201,14 @@ def accept(
 ) -> Accept:
     """Accept the offer: it becomes accepted work, and its lease starts again.
 
-    `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: the version is not checked.
+    If the agent has accepted the offer already, nothing changes. If the assignment has ended, the
+    command is refused.
+
+    `version`: the assignment's version in the newest answer about the assignment. None: the version
+    is not checked. If the assignment has another version now, the command is refused. The version
+    changes only when the assignment ends. Exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
+    refused, and gets the first answer again.
     """
     return Accept(_owner(assignment_id, agent_id, version), limits.lease)
 
@@ -221,8 +231,13 @@ def complete(
 ) -> Complete:
     """Complete the call with `outcome`. A repeated completion gets the same answer.
 
-    `callback_at`: the time of a promised callback. `version`: the assignment's version in the last
-    answer; the move is refused if it has changed since. None: the version is not checked.
+    `callback_at`: the time of a promised callback.
+
+    `version`: the assignment's version in the newest answer about the assignment. None: the version
+    is not checked. If the assignment has another version now, the command is refused. The version
+    changes only when the assignment ends. Exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
+    refused, and gets the first answer again.
     """
     owner = _owner(assignment_id, agent_id, version)
     return Complete(owner, outcome, notes, callback_at, limits.callback_retry)
@@ -237,10 +252,16 @@ def skip(
     version: Version | None = None,
     timeout: timedelta = TIMEOUT,
 ) -> Skip:
-    """Skip this user. By default no agent gets the user for 15 minutes, nor this agent for an hour.
+    """Skip this user: by default, for 15 minutes for all agents, and for an hour for this one.
 
-    `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: the version is not checked.
+    During that time, these agents are not offered the user. The operator's settings may have other
+    times.
+
+    `version`: the assignment's version in the newest answer about the assignment. None: the version
+    is not checked. If the assignment has another version now, the command is refused. The version
+    changes only when the assignment ends. Exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
+    refused, and gets the first answer again.
     """
     return Skip(_owner(assignment_id, agent_id, version), limits.skip_everyone)
 
@@ -264,8 +285,13 @@ def defer(
 ) -> Defer:
     """Defer this user: offer the user to nobody before `until`, or for `seconds`.
 
-    Exactly one of `until` and `seconds` must be set. `version`: the assignment's version in the
-    last answer; the move is refused if it has changed since. None: the version is not checked.
+    Exactly one of `until` and `seconds` must be set.
+
+    `version`: the assignment's version in the newest answer about the assignment. None: the version
+    is not checked. If the assignment has another version now, the command is refused. The version
+    changes only when the assignment ends. Exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
+    refused, and gets the first answer again.
     """
     rest = None if seconds is None else timedelta(seconds=seconds)
     owner = _owner(assignment_id, agent_id, version)
@@ -282,10 +308,13 @@ def close(
     version: Version | None = None,
     timeout: timedelta = TIMEOUT,
 ) -> Close:
-    """Close this dialer queue for the user, until an operator lifts the closure.
+    """Close the assignment's dialer queue for the user, until an operator lifts the closure.
 
-    `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: the version is not checked.
+    `version`: the assignment's version in the newest answer about the assignment. None: the version
+    is not checked. If the assignment has another version now, the command is refused. The version
+    changes only when the assignment ends. Exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
+    refused, and gets the first answer again.
     """
     return Close(_owner(assignment_id, agent_id, version), why)
 
@@ -301,8 +330,11 @@ def release(
 ) -> Release:
     """Release the user without a call; the user can be offered again.
 
-    `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: the version is not checked.
+    `version`: the assignment's version in the newest answer about the assignment. None: the version
+    is not checked. If the assignment has another version now, the command is refused. The version
+    changes only when the assignment ends. Exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
+    refused, and gets the first answer again.
     """
     return Release(_owner(assignment_id, agent_id, version))
 
@@ -318,8 +350,14 @@ def renew(
 ) -> Renew:
     """Renew the lease: it starts again from now.
 
-    `version`: the assignment's version in the last answer; the move is refused if it has changed
-    since. None: the version is not checked.
+    If the assignment is still an offer, the renewal also accepts the offer. If the assignment has
+    ended, the command is refused.
+
+    `version`: the assignment's version in the newest answer about the assignment. None: the version
+    is not checked. If the assignment has another version now, the command is refused. The version
+    changes only when the assignment ends. Exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
+    refused, and gets the first answer again.
     """
     return Renew(_owner(assignment_id, agent_id, version), limits.lease)
 

@@ -53,5 +53,6 @@ _UNCLAIMED = select(
 )
 """Select true if the assignment is unchanged and its agent has made no request since the claim.
 
-Cost: lookups by primary keys, and a read of the index on `answered_at` from the claim on.
+Cost: lookups by primary keys, and a read of the requests that got their answer after the claim. The
+requests of all agents are read, by the index on `answered_at` of the table `requests`.
 """

@@ -128,10 +128,10 @@ class Verb(Generic[P, M_co]):
 
     Every interface to the action is made from this declaration: the Celery task, the HTTP route,
     the CLI command and the method of the clients. The function's first parameter, `limits`, has the
-    settings. Its parameter `timeout` is used by clients only. The other parameters are the
-    arguments in all interfaces, with the validation and the descriptions of their annotations. The
-    first paragraph of the function's docstring describes the verb in all interfaces. The function
-    returns a move: the object with the values that `finish` needs to carry out the verb.
+    settings. The function's parameter `timeout` is used by clients only. The other parameters are
+    the arguments in all interfaces, with the validation and the descriptions of their annotations.
+    The first paragraph of the function's docstring describes the verb in all interfaces. The
+    function returns a move: the object with the values that `finish` needs to carry out the verb.
 
     A verb that is an attribute of a client's class works as a method of that client. For mypy and
     editors, the method has the function's parameters without `limits`, and returns the answer of

@@ -134,8 +134,10 @@ def remove_converted(
 def _spoke(dialer: Dialer) -> ScalarSelect[Any]:
     """Select the agents who spoke to the user, the one with the latest call first.
 
-    Only completed calls of at least a certain length count. The time for which the agent held the
-    user is taken as the length, because only the telephony system knows the real one.
+    Only completed calls count in which the user was reached, and which were longer than
+    `LONGER_THAN`. Only calls that ended after the SQL parameter `since` count. The telephony system
+    alone knows the real length of a call. Therefore the time for which the agent held the user is
+    taken as the length of the call.
     """
     unanswered = [sql_text(each.name) for each in dialer.outcomes if not each.keeps]
     calls = (

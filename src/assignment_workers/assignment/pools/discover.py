@@ -343,10 +343,14 @@ def _number(
 ) -> str | None:
     """Give each user in a CRM table an internal integer id, in `assignment.user_ids`; commit.
 
-    Internal ids stand for the CRM's ids if these are not integers. Users who have one keep it.
-    `news`: the CRM table. `since`: only users of rows created at or after this time; None: all.
-    Returns a SQL query for the users in the table. Returns None, and does nothing, if the CRM's ids
-    are integers or the table has no column with a user's id.
+    Internal ids stand for the CRM's ids if these are not integers. A user who has an internal id
+    already keeps that id. `news`: the CRM table. `since`: only users of rows created at or after
+    this time get an internal id; None: users of all rows.
+
+    Returns a SQL query. For each row of the table, whatever `since` is, the query selects the CRM's
+    id of the user as `id`, and the row's creation time as `created_at`. Returns None, and does
+    nothing, if the CRM's ids are integers. Returns None, too, if the table has no column with a
+    user's id or none with the creation time.
     """
     if dialer.numbered is None:
         return None
@@ -424,7 +428,8 @@ def _standing(
 def _placing(policies: tuple[Policy, ...]) -> Select[*tuple[Any, ...]]:
     """Select, for each user of the SQL parameter `users`, the present and the right dialer queue.
 
-    The columns `has_row` and `in_crm` are true if the user has a score row and is in the CRM.
+    The column `has_row` is true if the user has a score row. The column `in_crm` is true if the
+    user is in the CRM.
     """
     people = (
         select(func.unnest(bindparam("users", type_=ARRAY(BigInteger))).label("user_id"))

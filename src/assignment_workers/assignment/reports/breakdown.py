@@ -1,6 +1,9 @@
 """Service levels of a period by dialer queue, by agents' team, and by time. Reads only.
 
-Cost: a read of the answers and assignments of the period, by the index on their time and by ids.
+Cost: a read of all assignments since the beginning of the period, by the primary key, because the
+id of an assignment begins with the time of its claim. For each assignment of the period, the
+request is looked up by its id, and the agent too. `unanswered` reads other rows: the counts of
+answers in the hours of the period.
 """
 
 from __future__ import annotations
@@ -117,9 +120,13 @@ def unanswered(
 ) -> list[UnansweredPart]:
     """Count the requests without a usable answer in each of the `number` equal parts of a period.
 
-    Such a request was answered too late, `unavailable` or with an internal error, or its caller
-    left. The period is from `since` to `until`. Parts without such a request are left out. The
-    gateway and the clients counted the requests (`assignment.answer_counts`).
+    A request counts if its answer was `too_late` (the deadline had passed), `unavailable`, or an
+    internal error. A request also counts if no answer came within the time limit of the client, the
+    program that sent the request. A request also counts if the client disconnected before the
+    answer was sent.
+
+    The period is from `since` to `until`. Parts without such a request are left out. The gateway
+    and the clients counted the requests (`assignment.answer_counts`).
     """
     parameters = {"since": since, "until": until, "length": (until - since) / number}
     parameters["lost"] = sorted({*LOST, AnswerKind.TOO_LATE})

@@ -2,8 +2,9 @@
 
 A race is a conflict between two writers that was detected and resolved. Lists have a limit. Rows
 have ids and times but no names of users or agents. The column `who` of an operator's action names
-the operator. Texts that people typed may be in the details of events, and in the column `why` of
-agents and of operators' actions.
+the operator. Texts that people typed may be in the details of events and in the column `why`. In
+the row of an agent, this column has the reason of the agent's state. In the row of an operator's
+action, it has the reason of the action.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from assignment_workers.schema.dialer import UserCallScore
 from assignment_workers.schema.tables import AgentStatus, Phone
 
 SAMPLED = 20_000
-"""Number of score rows that `funnel` samples to estimate how many users each rule excludes.
+"""Approximate number of score rows that `funnel` samples to estimate its counts.
 
-The sample is taken from the rows of all dialer queues. If the table has fewer rows, all are read.
-The function `longest` reads this number of claimable users at most.
+The counts are the numbers of users whom each rule excludes. The sample is taken from the rows of
+all dialer queues, because PostgreSQL samples a table before it selects the rows of one dialer
+queue. If the table has fewer rows, no sample is taken, and all rows of the dialer queue are read.
+
+The function `longest` takes no sample. For it, the same number is the maximum number of claimable
+users, those with the best ranks, that are read.
 """
 LOOKED_BACK = 20_000
 """Number of newest assignments, of all agents, among which one agent's assignments are searched."""
@@ -147,9 +152,11 @@ def minutes(connection: Connection) -> list[Part]:
 
 
 def service(connection: Connection) -> RecentService:
-    """Return the success rate, the availability and the lost assignments of the last hour.
+    """Return the service levels of the last hour, and the number of lost assignments.
 
-    Only the newest 50,000 answers of that hour are read (`NEWEST`).
+    The service levels include the success rate and the availability. They are computed from at most
+    the newest 50,000 answers of that hour (`NEWEST`). An assignment is lost if an event of that
+    hour records it but the assignment has no row. At most the newest 50,000 such events are read.
     """
     now = connection.execute(text("SELECT statement_timestamp()")).scalar_one()
     levels = service_levels(connection, since=now - timedelta(hours=1), until=now, newest=NEWEST)
@@ -157,7 +164,7 @@ def service(connection: Connection) -> RecentService:
 
 
 def holds(connection: Connection, *, limit: int) -> list[Row]:
-    """Return at most `limit` active assignments, ordered by the end of their leases."""
+    """Return at most `limit` active assignments, beginning with the lease that ends first."""
     return rows_of(connection, _HOLDS, limit=limit)
 
 
@@ -174,7 +181,14 @@ def agents(connection: Connection, listed: AgentList) -> list[Row]:
 
 
 def teams(connection: Connection) -> list[Row]:
-    """Return a row for each team of agents: numbers of agents, and calls of the last hour."""
+    """Return a row for each team, with counts of its agents and of its calls in the last hour.
+
+    `agents` counts the active agents, and `holding` the agents who hold a user. `on_call` and
+    `on_break` count the agents who are on a call or on break. `available` counts the active agents
+    who are available and hold no user. `calls` counts the completed calls; only the newest `NEWEST`
+    ended assignments of all agents are read. Agents without a team form the team `-`. The team with
+    the most calls comes first.
+    """
     return rows_of(connection, _TEAMS)
 
 
@@ -182,9 +196,10 @@ def call_centre(connection: Connection) -> Row:
     """Return one row with figures of the pending callbacks and of the last hour's conversions.
 
     `promised_at` is the earliest time that was promised for a pending callback. `promises` is the
-    number of pending callbacks; `overdue` is the number of those whose time was over ten minutes
-    ago. Only the earliest `COUNTED_AT_MOST` pending callbacks are read. `conversions` is the number
-    of users who converted in the last hour; counting stops at `NEWEST`.
+    number of pending callbacks. `overdue` is the number of pending callbacks whose promised time is
+    more than ten minutes in the past. Only the `COUNTED_AT_MOST` pending callbacks with the
+    earliest promised times are read. `conversions` is the number of users who converted in the last
+    hour; counting stops at `NEWEST`.
     """
     return rows_of(connection, _CALL_CENTRE)[0]
 
@@ -293,7 +308,7 @@ def head(connection: Connection, generation: int, *, limit: int) -> list[Row]:
 
 
 def waiting(connection: Connection, generation: int, *, limit: int) -> list[Row]:
-    """Return the waiting users of a generation, ordered by the end of their wait."""
+    """Return at most `limit` waiting users of a generation; the earliest end of a wait is first."""
     return rows_of(connection, _WAITING, generation=generation, limit=limit)
 
 

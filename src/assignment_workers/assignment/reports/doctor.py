@@ -43,12 +43,22 @@ The guarantees are numbered in docs/how-it-works.md. Guarantee 2: a rebuild dist
 Guarantee 9: only one sequencer writes. The function `interleavings` counts the breaches of both.
 """
 HEAD = 100
-"""Maximum number of rows that each of two checks reads.
+"""Maximum number of rows that two checks read.
 
-One check finds users whom claims passed over. It reads the claimable users with the best ranks, at
-most this number in each published generation. The other check finds callbacks that cannot be handed
-out until an operator acts. It reads at most this number of callbacks, those with the earliest
-promised times. Each was promised for a time more than an hour ago, and was postponed.
+One check finds users whom claims passed over. In each published generation it reads at most this
+number of claimable users, those with the best ranks.
+
+The other check finds callbacks that cannot be handed out until an operator acts. In all, it reads
+at most this number of pending callbacks, those with the earliest promised times. It reads only a
+callback that meets these conditions:
+
+- The promised time is more than an hour ago.
+- If a dialer was taken over within the last day, the promised time is not before the takeover.
+- The callback was postponed, and the end of the postponement is in the future or at most an hour
+  ago. A postponement that ended earlier is left to the check of overdue callbacks.
+
+A callback that was read is reported if the reason of its last postponement was a rule that keeps
+the user out until an operator acts.
 """
 
 

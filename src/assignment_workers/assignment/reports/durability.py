@@ -25,7 +25,7 @@ class Commits(StrEnum):
     UNSAFE = "unsafe"
     """Perhaps no server has the commit on disk, because `synchronous_commit` is off."""
     UNKNOWN = "unknown"
-    """The servers are not known, because the database role has no right to see the standbys."""
+    """The servers with the commit are unknown: the database role may not see the standbys."""
 
 
 class Durability(BaseModel):

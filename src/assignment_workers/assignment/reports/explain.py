@@ -83,7 +83,10 @@ DUE = "due"
 
 
 def instant(connection: Connection) -> datetime:
-    """Return the present time of the database's clock."""
+    """Return the time that the database's clock shows at this call.
+
+    It is not the time at which the transaction began.
+    """
     now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     return now
 
@@ -150,7 +153,7 @@ def funnel(
     """Count the users of a dialer queue whom each rule excludes, and the claimable ones.
 
     `policy`: the rules of the dialer queue. `settings`: the settings in force. `at_most`: only this
-    number of users, those with the best scores, are judged; None: all. Cost: one pass over these
+    number of users, those with the lowest scores, are judged; None: all. Cost: one pass over these
     users, in the database.
     """
     place = _place(connection, policy.queue)

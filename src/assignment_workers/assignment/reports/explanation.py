@@ -51,13 +51,17 @@ class QueuePosition(BaseModel):
 class QueueVerdict(BaseModel):
     """The verdict of one dialer queue on the user.
 
-    `why` is `claimable`, or the first obstacle: `held` (an agent has the user), the name of a rule,
-    `paused` (the dialer queue), `never_built` (the dialer queue), `waiting` (the user is
-    put off for a while), `drained` (an operator drained the dialer queue), `taken_out` (the user is
-    eligible but was removed from the current build) or `not_in_generation` (the user is eligible
-    but not in the current build). `free_at` is the time
-    at which the obstacle ends without intervention, if known. `in_force` describes the calling
-    rules that apply, such as calling hours.
+    `why` is `claimable` if an agent can get the user from the dialer queue now. Otherwise, `why` is
+    the first obstacle, and the obstacles are checked in the following order. `held`: an agent has
+    the user. The name of a rule: the user breaks this rule. `paused`: an operator paused the dialer
+    queue. `never_built`: no generation (build) of the dialer queue is published.
+    `not_in_generation`: the user is not in the published generation. `drained`: the user was
+    removed from the published generation, because an operator drained the dialer queue.
+    `taken_out`: the user was removed from it for another reason. `waiting`: the user has to wait
+    for a while, for example after a skip.
+
+    `free_at` is the time at which the obstacle ends without intervention; null: no such time is
+    known. `in_force` describes the calling rules that apply, such as calling hours.
     """
 
     queue: str
@@ -72,11 +76,15 @@ class QueueVerdict(BaseModel):
 class PromiseFound(BaseModel):
     """A pending callback or a pending missed call of the user.
 
-    `why` is `due` if the user can be assigned for it now, else the first obstacle: `held`,
-    `not_due`, `postponed` (to a later time), `put_off` (the user was skipped or deferred), the name
-    of a broken rule, `followed_up` (an earlier record of the same missed call was followed up), or
-    `paused`. `queue` is the dialer queue to which the user belongs by the CRM's facts, if any.
-    `kept_for` is the agent for whom the user is reserved, until the duration in the setting
+    `why` is `due` if an agent can get the user for this callback or missed call now. Otherwise,
+    `why` is the first obstacle, and the obstacles are checked in the following order. `held`: an
+    agent has the user. `not_due`: the time `due_at` has not come yet. `postponed`: the callback or
+    missed call was postponed to a later time. `put_off`: the user was skipped or deferred, and has
+    to wait. `followed_up`: another record of the same missed call was followed up already. The name
+    of a rule: the user breaks this rule. `paused`: an operator paused the dialer queue `queue`.
+
+    `queue` is the dialer queue to which the user belongs by the CRM's facts; null: to none.
+    `kept_for` is the only agent who may get the user, until the duration in the setting
     `callback_preferred` has passed since `due_at`. Null: any agent may get the user.
     """
 
@@ -122,8 +130,9 @@ class Explanation(BaseModel):
     """The explanation why a user is or is not offered to agents at the time `at`.
 
     `offered` is True if an agent could get the user now: from a dialer queue, for a callback or for
-    a missed call. `due` lists the user's callbacks, then the missed calls; both come before every
-    dialer queue. `events` lists the newest ten events of the user (`EVENTS`), the newest first.
+    a missed call. `due` lists the user's pending callbacks first, then the pending missed calls.
+    Agents get the users of due callbacks and missed calls before the users of dialer queues.
+    `events` lists the newest ten events of the user (`EVENTS`), the newest first.
     `settings_version` is the version of the operational settings in force; None: the settings of
     the environment are in force.
     """
@@ -162,10 +171,13 @@ class Step(BaseModel):
 class Funnel(BaseModel):
     """The users of a dialer queue at the time `at`, counted by the reason that holds them back.
 
-    Each user counts once, for the first reason. The users whom no reason holds back are counted as
-    `claimable`; they are handed out unless the dialer queue is paused. If `complete` is False, only
-    the 200,000 users with the best scores were judged (`EXPLAINED_AT_MOST`). `in_force` describes
-    the calling rules that apply, such as calling hours.
+    Each user counts once, even if several reasons hold the user back. A user whom an agent holds
+    counts as `held`. Any other user who breaks a rule counts for the first broken rule, in the
+    order of the dialer queue's rules. A user who breaks no rule counts by the position in the
+    published generation: `not_in_generation` (no position), `drained`, `taken_out`, `waiting` or
+    `claimable`. The claimable users, whom no reason holds back, are handed out unless the dialer
+    queue is paused. If `complete` is False, only the 200,000 users with the best scores were judged
+    (`EXPLAINED_AT_MOST`). `in_force` describes the calling rules that apply, such as calling hours.
     """
 
     at: datetime

@@ -74,11 +74,15 @@ class JobFigures(BaseModel):
     overlapping_last_day: int
     """Number of runs of the last day that were skipped because another run was in progress."""
     missed_last_day: int | None
-    """Number of periods that ended in the last day, and for which no run has succeeded.
+    """Number of periods that ended in the last day, and for which no run of the job has succeeded.
 
-    A period is an hour for `queue.regenerate`, and a day for each other job that runs once per
-    period. Periods before the first known run do not count. None if no known run belongs to a
-    period, as for a job that runs every few minutes.
+    Some jobs run once per period. The period is an hour for `queue.regenerate`, and a day for each
+    other job of this kind. Only the newest 200 runs of the job (`RUNS`) are read. Periods before
+    the earliest period of these runs are not counted.
+
+    The value is None for a job that has no periods, such as a job that runs every few minutes. It
+    is also None if none of the runs that are read belongs to a period. For example, a rebuild that
+    an operator requested belongs to none.
     """
 
 

@@ -42,13 +42,16 @@ _EXPLAINED = (
     AnswerKind.RULED,
     AnswerKind.MISTAKE,
 )
-"""The kinds of recorded answers, beginning with the kind that is the likeliest to come too late.
+"""The kinds of recorded answers, in the order in which unanswered requests are paired with them.
 
 A caller that stops waiting counts its request as unanswered. The database may still record an
 answer to the request afterwards. Then the request would count twice: as unanswered and as answered.
-Therefore the function `_explained` pairs each unanswered request with one recorded answer, among
-the recorded answers that match no counted answer. The function takes answers of the first kind
-first, then those of the second kind, and so on.
+Therefore the function `_explained` pairs each unanswered request with one recorded answer.
+
+It uses only surplus answers. For each kind, the surplus is the number of answers of this kind that
+the database recorded, less the number of answers of this kind that callers counted. The whole
+surplus of the first kind in this tuple is used before that of the second kind, and so on. The first
+kind is the likeliest to reach its caller after the caller has stopped waiting.
 """
 
 

@@ -123,11 +123,20 @@ class CrmStatus(BaseModel):
 
 
 class DueStatus(BaseModel):
-    """Callbacks and missed calls, which come before the dialer queues.
+    """Counts of callbacks and missed calls.
 
-    A callback is overdue if it is still pending ten minutes after its time, or after the later time
-    to which it was postponed. By default, it is then no longer reserved for one agent.
-    `oldest_overdue` is the earliest promised time of an overdue callback.
+    Claims assign the users of due callbacks and missed calls before the users of dialer queues.
+
+    The promised time of a callback is the time that the agent promised. It stays the same if the
+    callback is postponed. A callback is overdue if it is still pending ten minutes after its
+    promised time. For a callback that was postponed to a later time, the ten minutes begin at that
+    later time. `oldest_overdue` is the earliest promised time of all overdue callbacks; the time to
+    which a callback was postponed does not count.
+
+    At first, a callback is reserved for the agent who promised it. The reservation begins at the
+    promised time, even if the callback was postponed, and lasts for the duration in the setting
+    `callback_preferred`. The default is ten minutes, so an overdue callback is then not reserved
+    any more.
     """
 
     callbacks_pending: int
@@ -141,7 +150,9 @@ class DueStatus(BaseModel):
 class AgentsStatus(BaseModel):
     """Number of active agents in each state.
 
-    `unstated` counts the agents who have never set a state; users are assigned to them too.
+    An agent is active if the column `is_active` of the table `agents` is true. `unstated` is the
+    number of active agents whose state was never set. Such agents may be assigned users, as
+    available agents may.
     """
 
     available: int
@@ -186,7 +197,10 @@ class Status(BaseModel):
     To see them, the role needs `pg_read_all_stats`.
     """
     durability: Durability
-    """The database servers that have a commit on disk when the agent gets the answer."""
+    """The database servers that have an answer's commit on disk when the agent gets the answer.
+
+    The value follows from the present settings of PostgreSQL and the standbys connected now.
+    """
     calling_hours: str
     calling_rules: str
     settings_version: int | None
@@ -252,8 +266,11 @@ def status(
 def crm_status(connection: Connection, dialer: Dialer, crm: Crm | None) -> CrmStatus:
     """Test the CRM by a read, and return the CRM's status.
 
-    Call this function first in a transaction, because a failed read rolls the transaction back. The
-    read of an external CRM waits no longer than a claim does.
+    If the CRM cannot be read, the reason is in `trouble` of the returned status. The read of an
+    external CRM waits at most for the time in the setting `crm_timeout`, as the read of a claim
+    does. If the CRM is in our own database, a failed read rolls the transaction back. Therefore,
+    call this function first in a transaction. If the connection to our own database is lost, the
+    error is raised.
     """
     if crm is not None:
         age = mirror.age(connection)

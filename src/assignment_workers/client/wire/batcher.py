@@ -38,7 +38,10 @@ the next message is already in the queue when the workers have carried out the f
 ASK_AGAIN_SECONDS = 3.0
 """Seconds after which an unanswered message to an assignment queue counts as lost.
 
-The second message with the same calls counts as lost after twice this time, and so on.
+The seconds begin when the message is sent. The calls of a lost message are sent again in a new
+message. The second message with the same calls counts as lost after twice this time, the third
+after three times this time, and so on without a maximum. A message whose callers have all stopped
+waiting is not sent again.
 """
 REMEMBERED_SECONDS = 60.0
 """Seconds for which an unanswered message is remembered after its last caller stopped waiting. A
@@ -130,11 +133,12 @@ class Batch:
 
     @property
     def repeats(self) -> str | None:
-        """The id of the first message that contained this message's call; None for a list of calls.
+        """The id by which workers recognise a repeated command; None if the task accepts a list.
 
-        If no earlier message contained the call, this is the id of this message. The workers
-        recognise a repeated command by this id. None: the message is for a task that accepts a list
-        of calls (`BatchKey.many`), even if the message contains only one call.
+        If the task of this batch accepts only one call, the value is the id of the first message
+        that contained the call. If the call was sent for the first time in this batch, that is the
+        batch's own id. If the task accepts a list of calls (`BatchKey.many`), the value is None,
+        even if the batch contains only one call.
         """
         (first, *_) = self.calls
         return None if first.command.many else first.first_sent_as
@@ -147,10 +151,11 @@ class Batch:
 
     @property
     def senders(self) -> list[str | None]:
-        """For each call, the name of the API token that sent the call; None for the agent's own.
+        """The name of the API token that sent each call, or None, in the order of the calls.
 
-        The names, such as `token 0a12`, are in the order of the calls. A call that was sent without
-        a token has None as well.
+        Such a name is `token 0a12`. A call has None if the agent's own token sent the call. A call
+        that was sent without a token has None as well, and so has a call that names an operator in
+        its argument `by`.
         """
         return [call.command.sender for call in self.calls]
 
@@ -191,10 +196,12 @@ class Batcher:
     def take(self, now: float) -> Iterator[Batch]:
         """Yield the messages to send now: first repeats of lost messages, then waiting calls.
 
-        A lost message is one that was not answered in time. Its repeat contains the calls whose
-        callers still wait. Waiting calls with the same Celery task and queue are held back while
-        `under_way` messages with this task and queue are unanswered, unless the task accepts only
-        one call per message. `now` is a time of the event loop's clock.
+        A lost message is a message to an assignment queue that was not answered in time. Its repeat
+        contains the calls whose callers still wait. Waiting calls are held back while the number of
+        unanswered messages with the same Celery task and queue is at its maximum, the field
+        `under_way`. Lost messages are not counted, nor are messages whose callers have all stopped
+        waiting. If a task accepts only one call per message, its calls are never held back. `now`
+        is a time of the event loop's clock.
 
         A message counts as sent as soon as it is yielded. While it is being sent, and before the
         next one is yielded, the methods `add` and `answered` may be called.
@@ -230,7 +237,7 @@ class Batcher:
         return under_way + [call for line in self._waiting.values() for call in line]
 
     def has_waiting(self) -> bool:
-        """Return True if calls wait that have not been sent."""
+        """Return True if there is a call that has not been put into a message yet."""
         return any(self._waiting.values())
 
     def is_idle(self) -> bool:

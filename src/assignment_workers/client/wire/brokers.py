@@ -69,7 +69,12 @@ def _amqp_sender(broker_url: str) -> Sender:
 
 
 class RedisSender:
-    """A `Sender` that appends each message to a Redis list with one LPUSH."""
+    """A `Sender` for Redis, which puts each message into a Redis list with one LPUSH.
+
+    The list has the name of the Celery queue. LPUSH adds the message at the head of the list, and
+    the workers take messages from the tail. So the workers get the messages in the order of
+    sending.
+    """
 
     def __init__(self, server: Redis) -> None:
         self._server = server

@@ -19,10 +19,11 @@ KNOWN_SECONDS = 5.0
 at most this time.
 """
 QUICK_SECONDS = 0.1
-"""The duration, in seconds, from which a reading of the database's clock counts as slow.
+"""The least seconds that a slow reading takes. A reading that takes less time counts as quick.
 
-A slow reading is less accurate and is used for one message only. A faster reading is used for
-several messages.
+A reading asks Redis for its time and for the difference to the database's clock
+(`DatabaseClock.read`). A slow reading is less accurate and is used for one message only. A quick
+reading is used for several messages.
 """
 
 
@@ -30,10 +31,15 @@ class DatabaseClock:
     """An estimate of the database's clock, for clients that reach only Redis.
 
     The estimate is the time of Redis plus the difference between the database's clock and Redis's.
-    A sequencer measures this difference and stores it in Redis. If none is stored, because no
-    sequencer has led yet, zero is used. Between two readings of Redis, the elapsed time is measured
-    with the process's monotonic clock, so the time of day on this host does not matter. An estimate
-    is too early by at most the delay of Redis's answer, and never too late.
+    A sequencer measures this difference and stores it in Redis for a day. If none is stored, for
+    example because no sequencer has led for a day, zero is used. Between two readings of Redis, the
+    elapsed time is measured with the process's monotonic clock, so the time of day on this host
+    does not matter.
+
+    With a correct difference, an estimate is too early by at most the delay of Redis's answer, and
+    never too late. A stored difference may be a little too small, which makes the estimate a little
+    earlier still. If no difference is stored, or if a clock has jumped since the difference was
+    measured, the estimate may be too early or too late.
     """
 
     def __init__(self, redis: Redis, steady: Callable[[], float]) -> None:

@@ -124,10 +124,11 @@ class Dispatcher:
         self._counting: asyncio.Task[None] | None = None
 
     def post(self, call: Call) -> None:
-        """Send a call soon. The call's future gets the result of the task, or `Unavailable`.
+        """Send a call soon. The call's future gets the task's result, `Unavailable`, or a refusal.
 
-        A call with an argument that cannot be written as JSON in UTF-8 is refused and not sent,
-        because the worker would refuse the whole message, with the calls of other callers.
+        If an argument of the call cannot be written as JSON in UTF-8, the call is not sent. Its
+        future then gets the answer `Refused`, as a dict, with the code `malformed`. If the call
+        were sent, the worker would refuse the whole message, with the calls of other callers.
         """
         self._start()
         if (wrong := unsendable(call.command.args, call.command.arguments)) is not None:
@@ -218,12 +219,18 @@ class Dispatcher:
             self._counts.put_back(hours)
 
     async def close(self) -> None:
-        """Answer the waiting calls with `Unavailable`, and close the connections.
+        """Answer all unanswered calls with `Unavailable`, and close the connections.
 
-        Counts of answers may still be in memory (see `count`). If they include an answer
-        `Unavailable`, all of them are first sent to the workers, because the database may have no
-        record of the request that was answered `Unavailable`. Otherwise the counts are dropped,
-        because the database itself records most other answers.
+        First, this method handles the counts of answers that are still in memory (see `count`).
+        If the counts include an answer `Unavailable`, all counts are sent to the workers, because
+        the database may have no record of the request that got this answer. Counts that cannot be
+        sent within `LAST_COUNTS_SECONDS` are lost. If the counts include no answer `Unavailable`,
+        they are not sent. The service levels then use the database's own records, which include
+        most other answers.
+
+        Then each unanswered call gets the answer `Unavailable`, and the connections are closed. The
+        answers that this method gives are not sent as counts, because it gives them after the
+        counts were sent.
         """
         if self._tasks and self._counts.has_lost():
             with contextlib.suppress(TimeoutError):
@@ -414,7 +421,10 @@ class Dispatcher:
 
 
 def _log_unforeseen(error: Exception) -> None:
-    """Log an error of a background task with its traceback, unless a server was unavailable."""
+    """Log an unexpected error of a background task, with its traceback.
+
+    If the error only shows that a server was unavailable, nothing is logged here.
+    """
     if not isinstance(error, BrokerUnavailable | RedisError | OSError):
         log.error("the client failed, and goes on", exc_info=error)
 

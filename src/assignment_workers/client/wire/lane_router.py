@@ -1,9 +1,11 @@
-"""Choice of the assignment queue for a command: that of the lane which the command concerns.
+"""The choice of the assignment queue to which a request or a command is sent.
 
-Any lane answers any command correctly. If a command comes to a wrong lane, the sequencer of that
-lane starts its transaction again, with the right lane locked as well. The only cost is this second
-attempt. The lane may therefore be guessed when the command names no dialer queue: an agent's next
-command probably concerns the lane of the agent's last user.
+The right lane for a command is the lane of the dialer queue that the command concerns. But any lane
+answers any command correctly. A sequencer's transaction writes only the data of lanes that it has
+locked, at first only the sequencer's own lane. If a command comes to a wrong lane, the sequencer of
+the wrong lane starts the transaction again and also locks the right lane. The only cost is this
+second attempt. The lane may therefore be guessed if the command names no dialer queue. An agent's
+next command probably concerns the dialer queue from which the agent got the last user.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ class LaneRouter:
     def way(self, command: CommandCall) -> CommandCall:
         """Return the request or command, addressed to the assignment queue of its lane.
 
-        The lane is that of the dialer queue that the command names. A command that names none goes
-        to the lane of its agent's last user. A command for a Celery queue that is no assignment
-        queue, such as a heartbeat, is returned unchanged.
+        If the command names a dialer queue, its lane is the lane of this dialer queue. If the
+        command names none, its lane is the lane of the dialer queue from which the agent got the
+        last user. If this client remembers no user of the agent, the command goes to the default
+        lane. A command for a Celery queue that is no assignment queue, such as a heartbeat, is
+        returned unchanged.
         """
         if self.lanes.is_one or command.celery_queue in OFF_THE_LINE:
             return command

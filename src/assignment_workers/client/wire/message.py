@@ -35,7 +35,9 @@ COMMAND_ID = "command_id"
 COMMAND_POSITION = "command_position"
 """Header: the command's number in the order of all operators' commands; null if it has none.
 
-The database assigns the number, so that an old command that arrives late can be refused.
+The number is taken from the database before the command is sent. The sequencer refuses the command
+if a command with a higher number has already set the same state, such as the pause of the same
+dialer queue. So a command that arrives late does not overwrite a newer state.
 """
 SIGNATURE = "signature"
 """Header: an HMAC of the command, made with a key that only our own programs have.
@@ -43,11 +45,12 @@ SIGNATURE = "signature"
 It proves that one of these programs verified the operator or the senders named in the message.
 """
 SENDERS = "senders"
-"""Header: for each call, the name of the API token that sent the call; null for the agent's own.
+"""Header: the name of the API token that sent each call of the message, in the order of the calls.
 
-A call is a request or a command. The header is a list with one name, such as `token 0a12`, for each
-call of the message. A call that was sent without a token has null as well. The whole header is null
-if there is no name.
+A call is a request or a command. The header is a list with one item for each call. An item is a
+name, such as `token 0a12`, or null. The item is null if the agent's own token sent the call. It is
+also null if the call was sent without a token, or if the call names an operator (`BY`). If no item
+is a name, the whole header is null instead of a list.
 """
 
 

@@ -18,7 +18,10 @@ from assignment_workers.errors import BrokerUnavailable
 CONNECT_SECONDS = 2.0
 """The most seconds to wait for a node of RabbitMQ to accept a connection."""
 CONFIRM_SECONDS = 3.0
-"""The most seconds to wait for RabbitMQ to confirm a message, or to answer another command."""
+"""The most seconds to wait for an answer of RabbitMQ, such as the confirmation of a message.
+
+The same limit holds for each write to the connection.
+"""
 
 T = TypeVar("T")
 
@@ -26,9 +29,11 @@ T = TypeVar("T")
 class AmqpSender:
     """A `Sender` for RabbitMQ. RabbitMQ confirms each message once it is stored safely.
 
-    Workers declare the queues; this class declares none. A message to a queue that is not declared
-    yet is refused, because RabbitMQ would drop it. A separate thread sends the messages and waits
-    for the confirmations, so that the event loop is not blocked.
+    Workers declare the queues; this class declares none. RabbitMQ drops a message to a queue that
+    is not declared. Therefore, this class asks RabbitMQ whether a queue is declared, before it
+    sends the first message to the queue on a connection. If the queue is not declared, this class
+    does not send the message: `send` raises `BrokerUnavailable`. A separate thread sends the
+    messages and waits for the confirmations, so that the event loop is not blocked.
     """
 
     def __init__(self, url: str) -> None:
@@ -62,11 +67,17 @@ class AmqpSender:
         return await asyncio.get_running_loop().run_in_executor(self._thread, what)
 
     def _publish(self, queue: str, envelope: Envelope) -> None:
-        """Publish a message; reconnect once if the connection was lost since the last message.
+        """Publish a message. If the open connection fails, connect again and try once more.
 
-        The client reconnects to the same node first. Only if this node accepts no connection is
-        another node tried. A missing confirmation does not show that the node is down: the leader
-        of the queue may be lost on another node, while this node is well.
+        If no connection is open at first, there is only one attempt. A confirmation that does not
+        arrive in time counts as a failure of the connection. If RabbitMQ rejects the message, there
+        is no second attempt.
+
+        For the second attempt, the client connects to the same node. It connects to another node
+        only if that node accepts no connection. A missing confirmation is no reason to change the
+        node, because the node may be well. Another node may have been lost instead: the leader of
+        the queue, through which RabbitMQ stores every message of the queue. Raises
+        `BrokerUnavailable` if RabbitMQ does not confirm the message.
         """
         passing = (*self._connection.connection_errors, *self._connection.channel_errors)
         for is_last in (self._producer is None, True):

@@ -37,8 +37,9 @@ SENTINEL_SECONDS = 1.0
 CONNECT_SECONDS = 2.0
 """The most seconds for the TCP connection to the primary that the Sentinels name.
 
-During a failover the Sentinels go on naming the lost primary for a moment. The next attempt to
-connect asks them again.
+The limit is short because of failovers. For a moment, the Sentinels still name the lost primary, to
+which no connection can be made. After the time-out, the next attempt to connect asks the Sentinels
+again.
 """
 REPLICA = "the server is a replica now"
 
@@ -109,7 +110,12 @@ class SentinelConnection(_Moving, sentinel.SentinelManagedConnection):
         super().connect()  # type: ignore[no-untyped-call]
 
     def connect_to(self, address: tuple[str, int]) -> None:
-        """Connect to a server, and close the connection when another server becomes the primary."""
+        """Connect to the server at `address`, the primary that a Sentinel has just named.
+
+        Then register the connection. A thread (`_Follower`) closes each registered connection when
+        another server becomes the primary. The Sentinel is remembered, so that it is asked first
+        the next time.
+        """
         _note_answer(self.connection_pool)
         super().connect_to(address)  # type: ignore[no-untyped-call]
         _follow(self, self.connection_pool)
@@ -312,8 +318,9 @@ def async_redis_client(url: str, **options: Any) -> aio.Redis:  # noqa: ANN401 -
 def sentinel_options(at: SentinelAddress) -> dict[str, Any]:
     """Return redis-py's options for the connections to the Sentinels themselves.
 
-    A Sentinel that does not answer is not asked again; the next one is. With redis-py's default of
-    ten attempts, a lost host would cost every connection 3 to 12 s.
+    Each Sentinel is asked only once. If it does not answer, the next Sentinel is asked. With
+    redis-py's default of ten attempts for each Sentinel, a Sentinel whose host is lost would cost
+    every connection 3 to 12 s.
     """
     return {
         "retry": Retry(NoBackoff(), 0),

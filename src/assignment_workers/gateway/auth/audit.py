@@ -34,12 +34,19 @@ Refusals are counted by minute. The count of a minute is written at the first wr
 that minute, or at `close`.
 """
 ADDRESSES = 1_000
-"""The number of counts in memory from which no separate count is added.
+"""The number of counts in memory at which new refusals and commands get only collective counts.
 
-Below this number, refusals are counted together if they have the same minute, kind, token and
-address. Commands for agents are counted together if they have the same minute, token and agent.
-From this number on, a refusal that has no count yet is counted under the address `others`, without
-its token. A command for an agent is then counted under the agent `others`.
+The limit keeps the memory from growing with each new address. A refusal and a command never share a
+count.
+
+While there are fewer counts, two refusals share a count only if they have the same minute, kind,
+token and address. Two commands for agents share a count only if they have the same minute, token
+and agent. (Of a token's commands for one agent in one hour, only the first is counted.)
+
+Once there are this many counts, a refusal is still added to its own count if that count exists.
+Otherwise the refusal is added to the collective count of its minute and kind. That count has the
+address `others` and no token. Every command for an agent is then added to the collective count of
+its minute and token. That count has the agent `others`.
 """
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
@@ -153,11 +160,19 @@ class AccessLog:
         self._used.add(token)
 
     def start(self) -> None:
-        """Start to write the counts in memory to the access log periodically, until `close`."""
+        """Start to call `write` every 10 seconds (`EVERY_SECONDS`), until `close`.
+
+        Each call stores in the database what was collected in memory: the counts of refusals, the
+        commands for agents, and the last uses of tokens.
+        """
         self._task = asyncio.create_task(repeat(EVERY_SECONDS, self.write))
 
     async def close(self) -> None:
-        """Write all counts and end the periodic writes."""
+        """End the periodic writes, and store everything that is still in memory in the database.
+
+        This includes the refusals that were counted in the current minute. If the database cannot
+        be written, they are lost when the process ends.
+        """
         if self._task is not None:
             self._task.cancel()
         await attempt(partial(self.write, whole=False))

@@ -40,7 +40,11 @@ look-up expires (see `KNOWN_SECONDS`). The same holds for a token, but only at t
 and health (`OUTLIVES_DATABASE`). An operator can then find out what is wrong.
 """
 OUTLIVES_DATABASE = frozenset({"/metrics", "/v1/health"})
-"""The paths at which a token that was valid is accepted while the database is unavailable."""
+"""The paths at which a token is still accepted while the database is unavailable.
+
+The token must have been valid at its last look-up. It is accepted until `REMEMBERED_SECONDS` after
+the result of that look-up has expired.
+"""
 
 ACTING = frozenset({TokenRole.AGENT, TokenRole.FRONTEND})
 """The roles whose tokens may send requests and commands for agents."""
@@ -251,9 +255,10 @@ class Callers:
     def let(self, caller: Caller, agent_id: int) -> None:
         """Check that the caller may send a command for this agent now.
 
-        Raises `Problem` 403 if the token is that of another agent, and 429 if there are too many
-        calls for this agent. If the caller's token is not the agent's own, `acted` is called, so
-        that the access log shows the use of the token.
+        Raises `Problem` 403 if the caller's token belongs to another agent. Raises `Problem` 429 if
+        there are too many calls for this agent. A token that belongs to no agent, such as a
+        frontend's, may send commands for every agent. For such a token the function `acted` is
+        called, so that the access log shows the use of the token.
         """
         caller.must_act_for(agent_id)
         _hold_back(self.per_agent.wait(agent_id), f"agent {agent_id} asks")
@@ -277,12 +282,13 @@ class Callers:
         """Return the token with this key from the cache or the database; None if there is none.
 
         `key` is the token's name, or the digest of the cookie of a session that the token opened.
-        `look_up` reads the token from the database. A result is cached for `KNOWN_SECONDS`.
+        `look_up` reads the token from the database. The result is cached. For `KNOWN_SECONDS` the
+        cached result is returned, and the database is not needed. After that the result has
+        expired, and the token is looked up again.
 
-        The database is unavailable if it fails or does not answer within `LOOK_UP_SECONDS`. If
-        `outlives` is True, a token from the cache is then returned, but only until
-        `REMEMBERED_SECONDS` after its cached result expired. In every other case, `Problem` 503 is
-        raised while the database is unavailable.
+        If the database fails or does not answer within `LOOK_UP_SECONDS`, there are two cases. If
+        `outlives` is True and the expired result is a token, this token is returned, until
+        `REMEMBERED_SECONDS` after the result expired. Otherwise `Problem` 503 is raised.
         """
         now = self.clock()
         until, kept = self._known.get(key, (0.0, None))

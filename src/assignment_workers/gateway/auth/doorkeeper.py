@@ -31,7 +31,11 @@ sent at once, and its connection is closed.
 """
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
 AGENT_PATHS = ("/v1/requests", "/v1/assignments/")
-"""The paths that agents' programs call. Their responses are counted for the system's health."""
+"""The beginnings of the paths that agents' programs call.
+
+The responses to POST calls to these paths are counted: all responses, and the responses with status
+503. From these two counts, the health of the system shows whether agents are served.
+"""
 SIGN_IN = frozenset({"/login", links.PATH})
 COOKIE = b"assignment_workers="
 
@@ -39,12 +43,15 @@ COOKIE = b"assignment_workers="
 class Doorkeeper:
     """ASGI middleware that answers 429 to an address whose calls were refused too often.
 
-    A refusal is a response 401 or 403. The limit of an address concerns only the refusals of calls
-    without a valid token. A call from an address above the limit is still let through if the call's
-    own token or session was valid when it was last looked up, or if the path is in `FOR_EVERYBODY`.
+    A refusal is a response 401 or 403. Each address has a limit of refusals per second, the setting
+    `gateway_refusal_rate`. Only the refusals of calls without a valid token or session count
+    towards this limit. Above the limit, every call from the address is answered 429, with two
+    exceptions. A call is let through if its own token or session was valid when it was last looked
+    up. A call is also let through if its path is in `FOR_EVERYBODY`.
 
-    The middleware also counts every response 401 or 403 for the access log. It counts the
-    responses to agents' programs (`AGENT_PATHS`) for the health of the system.
+    The middleware also counts every response 401 or 403 for the access log. For the health of the
+    system, it counts all responses to POST calls of agents' programs (`AGENT_PATHS`), and those of
+    them with the status 503. A call that the middleware itself answers 429 is in neither count.
     """
 
     def __init__(

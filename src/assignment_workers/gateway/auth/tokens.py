@@ -160,7 +160,8 @@ def parts(token: str) -> tuple[str, str] | None:
 def matches(kept: StoredToken | None, secret: str) -> bool:
     """Return True if `secret` is the secret of the stored token `kept`.
 
-    A wrong secret, or None for `kept`, takes the same time, so that the time reveals nothing.
+    The check takes as long for a wrong secret, or for None as `kept`, as for the right secret. So
+    the time of the check reveals nothing.
     """
     against = kept.hash if kept else bytes(hashlib.sha256().digest_size)
     return hmac.compare_digest(_hash(secret), against) and kept is not None

@@ -49,9 +49,11 @@ class Asked:
     why: str
     said: Mapping[str, str]
     position: int = 0
-    """The action's number in the order of all operators' commands; 0 until the action is recorded.
+    """The number to send with the action's commands; 0 until the action is recorded.
 
-    The database assigns the number.
+    The database assigns the number when the action is recorded. An action that is recorded later
+    has a higher number. By this number, the sequencer refuses a command if a later command has set
+    the same state already.
     """
 
 
@@ -103,7 +105,12 @@ class Act:
     ...` or `unavailable: ...`.
     """
     where: Callable[[str], str]
-    """A function that takes the id of an object and returns the path of the object's page."""
+    """A function that returns the path of the page that the operator sees after the action.
+
+    Its argument is the id of the object that the action changes (`Asked.subject`). The page is that
+    of the object. An object such as a phone number has no page of its own. The operator then sees a
+    page that offers the action.
+    """
     fields: Sequence[Field] = ()
 
 
@@ -282,7 +289,7 @@ async def _replay(client: AsyncClient, engine: Engine, asked: Asked) -> str:
 
 
 async def send_again(client: AsyncClient, engine: Engine, number: int) -> str | Unavailable:
-    """Send the message of dead letter `number` again; return its new id.
+    """Send the message of dead letter `number` again; return the new id of the message.
 
     Returns `Unavailable` if the broker is unavailable. Raises `Problem` if there is no such dead
     letter, or if its message cannot be sent again.
@@ -323,10 +330,11 @@ async def _dismiss_all(_: AsyncClient, engine: Engine, asked: Asked) -> str:
 async def dismissed(
     engine: Engine, numbers: Sequence[int] | None, who: str, why: str | None
 ) -> list[int]:
-    """Dismiss the dead letters with these numbers; return the numbers of those dismissed now.
+    """Dismiss dead letters; return the numbers of those that this call dismissed.
 
-    `numbers` None: dismiss the dead letters that were neither sent again nor dismissed yet. One
-    call dismisses at most 10,000 (`dead_letters.DISMISSED_AT_ONCE`), the oldest first.
+    `numbers`: the numbers of the dead letters to dismiss. None: all dead letters that were neither
+    sent again nor dismissed yet. In both cases one call dismisses at most 10,000 dead letters
+    (`dead_letters.DISMISSED_AT_ONCE`), the oldest first.
     """
 
     def do() -> list[int]:

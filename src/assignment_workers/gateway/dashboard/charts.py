@@ -1,8 +1,10 @@
-"""Charts as SVG, for the pages and for the report in one file. They need no script.
+"""SVG charts without scripts, for the dashboard's pages and for the report as one HTML file.
 
-`document.py` makes the report: one HTML file with the service levels of a period. Templates make
-the charts from rows of times and numbers. Before a page is made, its rows are redacted: free text
-is hidden from a viewer who may not read it.
+The report has the service levels of a period; `document.py` makes it.
+
+Templates make a chart from rows that contain only times and numbers. Before a page is made, its
+facts are redacted: free text is hidden from a viewer who may not read it. The rows of a chart have
+no free text, so the redaction changes nothing in them.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ class Bar:
     """`done` for assignments, `unanswered` for requests without an answer; it sets the colour."""
     label: str
     moment: datetime
-    """The start of the period that the bar stands for. `label` begins with this time as text."""
+    """The start of that part of the chart's period for which the bar stands.
+
+    `label` begins with this time as text.
+    """
 
 
 @dataclass(frozen=True)

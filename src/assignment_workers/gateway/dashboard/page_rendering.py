@@ -55,7 +55,12 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""The Content-Security-Policy of a page: it may load only the gateway's own styles and scripts."""
+"""The Content-Security-Policy of a page: the limits that the browser sets to the page.
+
+The page may load styles, scripts and images only from the gateway, and images also from `data:`
+addresses. Its scripts may connect only to the gateway. Its forms may be sent only to the gateway.
+No page may show it in a frame.
+"""
 
 
 class HealthSource(Protocol):
@@ -110,7 +115,11 @@ class Dashboard:
 
 
 def wants_page(request: Request) -> bool:
-    """Return True if the request accepts HTML or an event stream, as a browser's does."""
+    """Return True if the request accepts HTML or an event stream.
+
+    A browser sends both kinds of requests. It requests a page as HTML. The script of the page then
+    requests the event stream that updates the page.
+    """
     accepted = request.headers.get("accept", "")
     return HTML in accepted or EVENTS in accepted
 
@@ -223,7 +232,10 @@ def _shown(here: Dashboard, view: View, facts: Facts, caller: Caller) -> Facts:
 
 
 def _health(here: Dashboard, caller: Caller | None) -> Health | None:
-    """Return the latest health, redacted for this caller; None if it is not monitored."""
+    """Return the latest health of the system, redacted for this caller.
+
+    Return None if the dashboard has no source of health.
+    """
     if here.health is None:
         return None
     return redacted(here.health.latest, sees_text=caller is not None and caller.sees_text)
@@ -289,9 +301,11 @@ def _now(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
 
 
 def _rendered(here: Dashboard, view: View, caller: Caller) -> dict[str, str]:
-    """Render the HTML of each region (a part of the page `view`) for this viewer, by name.
+    """Return the HTML of each region (a part of the page `view`), by the region's name.
 
-    The region `trouble` has the reason if the facts cannot be read; otherwise it is empty.
+    `caller`: the viewer, for whom the facts are redacted. If the facts cannot be read, only two
+    regions are returned: `banner`, and `trouble` with the reason. If the object that the page is
+    about does not exist, only `trouble` is returned, and says so. Otherwise `trouble` is empty.
     """
     try:
         facts = view.read(here.source)

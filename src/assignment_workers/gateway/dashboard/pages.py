@@ -84,7 +84,8 @@ async def holds(request: Request) -> Response:
 async def rules(request: Request, name: str) -> Response:
     """Show how many users each rule of a dialer queue excludes.
 
-    Of a large dialer queue, only the first 200,000 users by score are counted.
+    In a dialer queue with more than 200,000 users, only 200,000 users are counted: those with the
+    lowest scores.
     """
     return await show(request, views.rules(name))
 
@@ -135,14 +136,14 @@ async def assignment(request: Request, name: str) -> Response:
 @ROUTES.get("/jobs")
 @as_page
 async def jobs(request: Request) -> Response:
-    """Show all jobs."""
+    """Show all jobs: background tasks with recorded runs, such as rebuilds of dialer queues."""
     return await show(request, views.jobs())
 
 
 @ROUTES.get("/jobs/{name}")
 @as_page
 async def job(request: Request, name: str) -> Response:
-    """Show a job."""
+    """Show a job, such as the rebuild of dialer queues, with its latest runs."""
     return await show(request, views.job(name.replace("\x00", "")))
 
 
@@ -302,7 +303,10 @@ async def sign_in(request: Request) -> Response:
 @ROUTES.get(links.PATH)
 @as_page
 async def sign_in_by_link(request: Request) -> Response:
-    """Begin a session by a one-time link that `assignment-workers up` or `env` printed."""
+    """Begin a session by a sign-in link, which works once.
+
+    The command `assignment-workers up` or `assignment-workers env` printed the link.
+    """
     here = here_of(request)
     response = RedirectResponse("/", HTTPStatus.SEE_OTHER)
     if not here.callers.required:
@@ -386,9 +390,10 @@ def _sign_in_page(request: Request, onward: str, *, wrong: Problem | None = None
 @ROUTES.post("/logout")
 @as_page
 async def sign_out(request: Request) -> Response:
-    """End the session. After at most 3 seconds, no gateway accepts its cookie any more.
+    """End the session, and delete its cookie in the browser.
 
-    A gateway that cannot reach the database may accept the cookie for up to an hour.
+    A gateway that can reach the database accepts the cookie for at most 3 more seconds. A gateway
+    that cannot reach the database may accept the cookie for up to an hour after these 3 seconds.
     """
     await session.fields(request)
     here, cookie = here_of(request), session.cookie_of(request)

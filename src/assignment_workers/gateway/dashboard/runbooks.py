@@ -30,7 +30,8 @@ async def runbooks(request: Request) -> Response:
 def rendered() -> Markup:
     """Return the runbooks as HTML.
 
-    Links that lead to other documents are replaced by their text.
+    Only a link to a runbook on this page stays a link. In place of any other link, its link text
+    stands as plain text.
     """
     parser = MarkdownIt("commonmark").enable("table")
     tokens = parser.parse(markdown())

@@ -1,8 +1,9 @@
-"""The viewer's session, by a cookie that no script can read.
+"""The dashboard session of a viewer, identified by a cookie that no script can read.
 
-Only the pages of the dashboard accept the cookie. `/v1` does not, so that another site cannot make
-a viewer's browser call `/v1` with the cookie. A form contains a proof made from the cookie, and the
-header `Sec-Fetch-Site` tells whether another site sent the form.
+Only the pages of the dashboard accept the cookie. The paths under `/v1`, which are the interface
+for programs, do not accept it. Otherwise another site could make a viewer's browser call such a
+path with the cookie. A form contains a proof made from the cookie, and the header `Sec-Fetch-Site`
+tells whether another site sent the form.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from assignment_workers.gateway.problems import refused
 COOKIE = "assignment_workers"
 FORM = "application/x-www-form-urlencoded"
 _OWN = secrets.token_bytes(32)
-"""A random secret, used for the proofs in forms if the gateway requires no API tokens.
+"""A random secret, from which the proof in a form is made if the request has no session cookie.
 
-A proof (CSRF token) shows that a form was sent from our page. If tokens are required, a viewer has
-a session cookie, and the proof is made from it. Without a cookie it is made from this secret.
+A proof (CSRF token) shows that a form was sent from our page. If the request has a session cookie,
+the proof is made from the cookie instead. A viewer has no session cookie if the gateway requires no
+API tokens, or before signing in.
 """
 
 

@@ -42,8 +42,10 @@ PERIODS = {
 }
 """The periods of charts: length, number of parts, and seconds for which the chart is cached."""
 SERVICE_AT_MOST = 60.0
-"""Seconds for which two slow pages are cached: the report of service levels, and the page with the
-number of users whom each rule of a dialer queue excludes.
+"""The greatest age, in seconds, of the cached facts that two slow pages show.
+
+One is the report of service levels. The other is the page with the number of users whom each rule
+of a dialer queue excludes.
 """
 HOLDS = 50
 LISTED = 50
@@ -54,10 +56,10 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class PageSource:
-    """The sources from which pages read their facts.
+    """The three sources from which pages read their facts.
 
-    They are a cache of values read from the database, the schedule of beat, and the settings of
-    this process.
+    `read_cache` reads values from the database and caches them. `schedule` reads the schedule of
+    beat. `settings` are the settings of this process.
     """
 
     read_cache: ReadCache
@@ -71,8 +73,8 @@ class PageSource:
     def policies(self, connection: Connection) -> Mapping[str, Policy]:
         """Return the policy of each dialer queue by name.
 
-        A policy has all rules of one dialer queue. Calling rules, such as the calling hours, are
-        configured in the settings. The policies follow the calling rules that are in force now.
+        A policy has all rules of one dialer queue. Some of them are calling rules, such as that of
+        the calling hours. A policy takes its calling rules from the present settings (`in_force`).
         """
         return policies_of(loaded(), self.in_force(connection))
 
@@ -171,8 +173,9 @@ def _centre(source: PageSource) -> Facts:
 def _charts(source: PageSource, period: str, queue: str | None) -> Facts:
     """Return the facts for the charts of a period.
 
-    `queue`: one dialer queue; None: all of them together. The period ends at the end of the current
-    minute. So each part of the period begins and ends at a whole minute.
+    `queue`: one dialer queue; None: all of them together. The period is divided into equal parts.
+    Each part is 1, 30 or 180 minutes long, and the last part ends at the end of the current minute.
+    So each part begins and ends at a whole minute.
     """
     length, number, seconds = PERIODS[period]
 
@@ -315,7 +318,10 @@ def rules(name: str) -> View:
 
 
 def user(name: UserId) -> View:
-    """Return the page of a user: state, eligibility rule by rule, assignments and events."""
+    """Return the page of a user: state, eligibility, assignments and events.
+
+    The part about eligibility shows the result of each rule.
+    """
 
     def read(source: PageSource) -> Facts | None:
         def ask(c: Connection) -> Facts:

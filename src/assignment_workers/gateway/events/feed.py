@@ -64,7 +64,8 @@ SENT_DETAILS = (
 )
 """The names of those details of an event that are sent to clients.
 
-Other details are left out. Free text in the details that are sent is hidden from every client.
+Other details are left out. A detail in this list may have free text as its value, such as a typed
+`reason`. Every client then gets the text `(for operators)` in place of the value.
 """
 
 
@@ -117,10 +118,10 @@ class Follower(Protocol):
     event_filter: EventFilter
 
     def put(self, line: SerializedEvent) -> None:
-        """Receive an event from a `Feed`; ignore the event if the filter excludes its kind.
+        """Receive an event from a `Feed`; ignore the event if `event_filter` excludes its kind.
 
-        The filter is this object's `event_filter`. Its agent need not be checked here: if it names
-        an agent, the `Feed` passes only events of that agent.
+        This method need not check the agent of the event. If `event_filter` names an agent, the
+        `Feed` passes only that agent's events to this object.
         """
 
     def restart(self) -> None:
@@ -302,9 +303,11 @@ class Feed:
         return last + 1 >= oldest
 
     async def is_known(self, last: int) -> bool:
-        """Return True if `last`, the id that a client sends, is at most the newest event's id.
+        """Return True if the event id `last` is at most the id of the newest event.
 
-        A greater id is from another database, or from before a restore of this one.
+        A client that reconnects sends `last`: the id up to which it has the events. The result is
+        False if `last` is from another database. It is also False if the database was replaced by
+        an older copy, such as a restored backup, and the copy has no event with an id that high.
         """
         if last <= self.position:
             return True
@@ -330,14 +333,18 @@ class Feed:
 def _page(connection: Connection, *given: int, **choice: Any) -> Sequence[StoredEvent]:  # noqa: ANN401
     """Read events in a range of ids; return them with the CRM's user ids in place of our own ids.
 
-    `given` and `choice` are passed to `events.between`, which reads the events: the ids after which
-    and up to which events are read, the limit, and the filter.
+    `given`: the id after which the range begins and, unless the range is open, its last id.
+    `choice`: the greatest number of events (`limit`) and, if the events are filtered, the filter
+    (`agent_id`, `kinds`). Both are passed to `events.between`, which reads the events.
     """
     return user_ids.shown(loaded(), connection, events.between(connection, *given, **choice))
 
 
 def _without_gap(found: Sequence[StoredEvent], after: int) -> int:
-    """Return how many of the first events in `found` have consecutive ids from `after` + 1 on."""
+    """Return the number of events in `found` before the first gap in their ids.
+
+    `found` is in the order of ids. Without a gap, its ids are `after` + 1, `after` + 2 and so on.
+    """
     return next(
         (place for place, stored in enumerate(found) if stored.id != after + 1 + place), len(found)
     )

@@ -1,4 +1,4 @@
-"""A response that streams server-sent events, and frees its resources when its reader goes."""
+"""A response that streams server-sent events, and frees its resources when the stream ends."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class DeadLetterWhole(DeadLetterLine):
 
 
 class DeadLettersQuery(BaseModel):
-    """The number of dead letters to return."""
+    """The query parameter of the list of dead letters: the greatest number to return."""
 
     model_config = ConfigDict(extra="forbid")
 

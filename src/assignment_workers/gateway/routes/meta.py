@@ -100,12 +100,16 @@ async def events(
 ) -> Response:
     """Stream events as they are committed: assignments, their ends, generations, pauses.
 
-    With `Last-Event-ID` no later event is left out or sent twice, at any gateway. An `id` without
-    `data` only tells how far the stream has come. Kind `reset` means that the missed events cannot
-    be sent any more: read the current state again. A reader that is too slow is disconnected, and
-    may resume after its last id. An agent's token sees the events of that agent and of the agent's
-    assignments. A frontend's token sees those of all agents. Supervisors and operators see every
-    event.
+    With `Last-Event-ID`, any gateway sends each event after that id once, and leaves none out.
+    Without `Last-Event-ID`, the stream begins with the next new event. An `id` without `data` only
+    tells how far the stream has come. Kind `reset` means that the stream cannot continue after the
+    client's last event, for example because the missed events were deleted. The client must then
+    read the current state again. A client that reads too slowly is disconnected, and may resume
+    after its last id.
+
+    With an agent's token, the stream has the events about that agent and the agent's assignments.
+    With a frontend's token, it has such events of all agents, but no other events, such as those of
+    generations and pauses. Supervisors and operators get every event.
     """
     event_filter = who.sees(query.agent_id)
 
@@ -138,9 +142,12 @@ async def index(request: Request, here: Here) -> Response:
     responses=responses(*ALWAYS, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def dialer(here: Here, who: Who) -> DialerDescription:
-    """Return the dialer queues, the outcomes and the actions, each in the configured order.
+    """Return the dialer queues, the outcomes of calls, and the actions that may follow a call.
 
-    Agents see the outcomes in this order.
+    An action is a task for another system after a call, such as to send a text message. The dialer
+    queues and the outcomes are in the configured order. Agents see the outcomes in this order. The
+    actions are in the order in which the outcomes name them. The action `review` comes last unless
+    an outcome names it.
     """
     who.must_be(ANYBODY)
     with reading(here) as connection:
@@ -279,8 +286,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
 def _with_names(made: dict[str, Any]) -> dict[str, Any]:
     """Return the OpenAPI document with configured names in its examples.
 
-    The examples contain placeholders for a dialer queue and for an outcome. The names of a dialer
-    queue and of an outcome of this dialer take their place.
+    The examples contain two placeholders. One is replaced by the name of this dialer's first dialer
+    queue. The other is replaced by the name of one of this dialer's outcomes.
     """
     outcome = min(loaded().outcomes_by_name.values(), key=lambda each: not each.retried)
     named = (

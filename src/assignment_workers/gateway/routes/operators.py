@@ -70,7 +70,8 @@ def queues(here: Here) -> list[QueueStatus]:
 def explain_queue(queue: Queue, here: Here) -> Funnel:
     """Count the users of a dialer queue whom each rule excludes, and the claimable users left.
 
-    Of a large dialer queue, only the first users by score are counted.
+    If the dialer queue has 200,000 users or more, only the 200,000 users with the lowest scores are
+    counted, and `complete` is false. A user with a lower score is normally called earlier.
     """
     _known(queue)
     with reading(here) as connection:

@@ -65,10 +65,12 @@ def settings_history(here: Here, query: Annotated[VersionsQuery, Query()]) -> li
 async def change_settings(
     request: Request, body: SettingsBody, here: Here, who: Operator
 ) -> Response:
-    """Change operational settings, all or none. Every process uses them from its next claim on.
+    """Change operational settings. If one of the changes is refused, none is made.
 
+    Each sequencer uses the new values from its next transaction on, so all later claims use them.
+    Any other process uses them when it reads the settings next, for example in its next job.
     `value` null removes the stored value. A dialer queue or a team without a value of its own has
-    the value that is set for all. If none is set for all, the default applies.
+    the value that is set for all. If no value is set for all, the default applies.
     """
     for each in body.changes:
         if wrong := misfit(each, loaded().policies):

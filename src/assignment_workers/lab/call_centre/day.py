@@ -34,11 +34,18 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 QUIET_SECONDS = 300.0
-"""The longest time in seconds to wait until each lane has a leading sequencer again.
+"""The longest time in seconds for each wait of a run, before and after the simulated day.
+
+If a wait takes longer, the run fails with `AssignmentWorkersError`. The wait before the day takes
+place only if the run called `install_clock`. That function ends all database sessions, so each
+sequencer stops leading. The wait before the day lasts until each lane has a leading sequencer
+again.
+
+The wait after the day always takes place, because the faults may have ended sequencers. It lasts
+until each lane has a leading sequencer and all builds are published.
 
 A lane is a group of dialer queues. Its leading sequencer is the one worker that handles its
-assignment queue. The stack is given this time after the simulated day, and also before the day if
-the SQL clock was replaced. After the day, all builds must be published within the same time.
+assignment queue.
 """
 
 AGENTS = """
@@ -81,9 +88,10 @@ def run(
     newest figures. `broker` is the stack's RabbitMQ, if faults may kill it. `beside`: a coroutine
     function that runs during the day, such as the measurements of a soak. Its second argument is an
     event, which is set at the end of the day; `beside` may set it to end the day early. `client`
-    makes the client of the agents; if it is None, their client sends messages to the workers.
-    Raises `UsageError` if the stack has no users, or has users or agents other than those of the
-    demo, so that no real person is called.
+    makes the client that the agents use, for example one that sends HTTP requests to a gateway. If
+    `client` is None, the agents use a client that sends Celery messages to the workers.
+    Raises `UsageError` if the stack has no users. Also raises `UsageError` if the stack has users
+    or agents other than those of the demo; this check ensures that no real person is called.
     """
     engine = connect(
         stack.database_url,

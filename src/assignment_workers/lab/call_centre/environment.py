@@ -24,10 +24,10 @@ from assignment_workers.lab.call_centre.plan import Plan
 from assignment_workers.lab.call_centre.recorder import AgentActivity, Recorder, Sample
 
 REBUILD = timedelta(minutes=15)
-"""The simulated time between two rebuilds of the dialer queues.
+"""The simulated time between two requests to rebuild all dialer queues.
 
-The value is taken from the original dialer. Between two rebuilds of a queue with few users, the
-original dialer was to wait at least this long (original-dialer section 5).
+The value is taken from the original dialer (original-dialer section 5). There it was intended as
+the shortest time between two rebuilds of a queue with few users. It had no effect there.
 """
 CLEANUP = timedelta(minutes=10)
 SHORTEST = 4.0
@@ -43,7 +43,12 @@ SELECT e.user_id FROM assignment.entries e JOIN assignment.generations g ON g.id
 WHERE g.state = 'published' AND g.queue = 'unsigned_users' AND e.state IN ('ready', 'held')
 ORDER BY e.rank OFFSET :offset LIMIT :many
 """
-"""The query for users who are to sign: users who will be handed out soon, or are being called."""
+"""The query for users whom the simulation lets sign, besides those who sign after a call.
+
+It finds users near the front of the queue of unsigned users. They will be handed out soon
+(`ready`), or an agent has them (`held`). So a signature may coincide with a claim or a call of the
+same user.
+"""
 APPEARS = """
 INSERT INTO crm.claim_requirements
   (id, claim_id, type, status, claim_requirement_reason, created_at)

@@ -8,14 +8,17 @@ Everything runs on one machine, and this limits the faults:
 
 - There is no second database server. Therefore no request can be served while PostgreSQL is frozen,
   and the recovery is measured from the end of the freeze.
-- Frozen database sessions keep their locks. A session whose packets are dropped by a network also
-  keeps its locks, until the server notices the loss.
+- No fault drops packets of a network. Database sessions are frozen instead, which has a similar
+  effect: a frozen session keeps its locks. A session whose packets are dropped also keeps its
+  locks, until the server notices the loss.
 - RabbitMQ is no process of the stack. If a fault kills RabbitMQ, the end of the fault starts it
   again.
-- The machine has only one clock. Therefore the database's clock is moved only for SQL: functions
-  with the names of PostgreSQL's own come before them in the search path.
-- The disk can be full only in a stack that the run has started, because only there PostgreSQL has
-  a file system to itself.
+- The machine has only one clock. Therefore the database's clock is moved only for SQL.
+  `install_clock` creates SQL functions with the same names as PostgreSQL's clock functions, such as
+  `now()`. PostgreSQL finds the new functions first, because their schema comes first in the search
+  path. A new function returns the real time plus an interval that the fault sets.
+- The disk can be full only in a stack that the run has started, because only there PostgreSQL has a
+  file system to itself.
 """
 
 from __future__ import annotations
@@ -64,7 +67,12 @@ AWAY_SECONDS = 3.0
 """The seconds until a killed RabbitMQ is started again."""
 READER_SECONDS = 15.0
 STEP_SECONDS = 20.0
-"""The seconds by which the database's clock is moved: longer than the shortest lease."""
+"""The seconds by which the database's clock is put forward while the fault lasts.
+
+At the end of the fault, the clock is put back by the same number of seconds. The step is longer
+than the shortest lease (`SHORTEST_LEASE`, 15 seconds), so that the step forward ends each lease of
+that length.
+"""
 STEPPED_SECONDS = 6.0
 LOSING_SECONDS = 3.0
 """The seconds for which the replies to COMMIT are lost."""
@@ -484,8 +492,8 @@ class Faults:
     def _data(self) -> Path | None:
         """Return the folder of PostgreSQL's data; None if PostgreSQL is no process of the stack.
 
-        This process can use the path even if the folder is on a disk that is mounted only for the
-        processes of the stack.
+        The stack may have a file system that only the stack's processes see (`disk`). If so, the
+        returned path leads through `/proc`, so that the process of the simulation can use it.
         """
         server = self._postgres()
         if server is None:
@@ -511,11 +519,12 @@ class Faults:
 
 
 def install_clock(engine: Engine) -> None:
-    """Replace the SQL functions that read the clock, so that a fault can move the clock.
+    """Create SQL functions that read the clock in a way that lets a fault move the clock.
 
-    New functions such as `now()`, which come first in the search path, add the interval in the
-    PostgreSQL setting `lab_clock.ahead`. Open sessions are ended, because they would not use the
-    new functions.
+    The new functions have the names of PostgreSQL's own, such as `now()`. They come before
+    PostgreSQL's own in the search path. Each returns the real time plus the interval in the
+    PostgreSQL setting `lab_clock.ahead`; if that is not set, it returns the real time. All open
+    sessions are ended, because an open session does not use the new functions.
     """
     ahead = f"coalesce(nullif(current_setting('{CLOCK}.ahead', true), ''), '0')::interval"
     with engine.begin() as connection:

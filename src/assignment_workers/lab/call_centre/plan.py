@@ -58,7 +58,9 @@ class Plan:
     def variables(self) -> dict[str, str]:
         """The environment variables of a stack for this run.
 
-        Simulated times are divided by `speed`.
+        Four variables are simulated times: the lease, the two waits after a skip, and the shortest
+        time from a build to a rebuild for lack of users. They are divided by `speed`, but the lease
+        is never shorter than `SHORTEST_LEASE`. `retention` is real time and is not divided.
         """
         kept = {}
         if self.retention is not None:

@@ -1,4 +1,7 @@
-"""The agents' own records: every answer, its time, and the users whom each agent had."""
+"""The agents' own records of a run: the answers that they got, and their assignments.
+
+The answer to each request is recorded with the time at which it arrived.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,11 @@ class AgentActivity(StrEnum):
 
 @dataclass(frozen=True)
 class Wait:
-    """The end of an agent's wait for the answer to a request.
+    """An agent's wait for the answer to a request, recorded at the end of the wait.
 
-    `at` is the second of the run at which the wait ended, and `seconds` is its length. `outcome` is
-    the outcome of the answer; it is `unavailable` if the agent gave up without an answer.
+    `at`: the time at which the wait ended, in seconds since the run began. `seconds`: the length of
+    the wait. `outcome`: the outcome of the answer; it is `unavailable` if the agent gave up without
+    an answer.
     """
 
     at: float
@@ -46,10 +50,12 @@ class Wait:
 
 @dataclass(frozen=True)
 class Fault:
-    """A deliberate fault. `at` is the second of the run at which it began.
+    """A deliberate fault in a run.
 
-    `served_from`: the second from which requests could be served again: the end of the fault if
-    none could be served during it, otherwise its beginning.
+    `at`: the time at which the fault began. `served_from`: the time from which requests could be
+    served. If requests could be served during the fault, this is the time at which the fault began.
+    Otherwise it is the time at which the fault ended. Both times are in seconds since the run
+    began.
     """
 
     at: float
@@ -59,7 +65,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Sample:
-    """The figures of a run at one moment; `at` is the second of the run."""
+    """The figures of a run at one moment; `at` is its time, in seconds since the run began."""
 
     at: float
     states: dict[AgentActivity, int]
@@ -89,15 +95,16 @@ class KnownAssignment:
     None as long as no answer has confirmed that the assignment ended.
     """
     at: float = 0.0
-    """The second of the run at which the agent got the assignment."""
+    """The time at which the agent got the assignment, in seconds since the run began."""
 
 
 @dataclass
 class Recorder:
-    """The agents' record of one run: each answer, its time, and the users whom each agent had.
+    """The agents' record of one run: the answers that they got, and their assignments.
 
-    The recorder also stores the faults of the run, the figures of each second, and the answers
-    that contradict a guarantee. It may be used in one thread only.
+    The answer to each request is recorded with the time at which it arrived, and with the length of
+    the agent's wait for it. The recorder also stores the faults of the run, the figures of each
+    second, and the answers that contradict a guarantee. It may be used in one thread only.
     """
 
     began: float = field(default_factory=time.monotonic)
@@ -110,7 +117,11 @@ class Recorder:
     untried: list[str] = field(default_factory=list)
     """A line for each kind of fault that cannot be caused in this stack."""
     steps: list[tuple[float, float]] = field(default_factory=list)
-    """The jumps of the database's clock: the second of the run, and the size in seconds."""
+    """The jumps of the database's clock, each with its time and its size.
+
+    The time is in seconds since the run began. The size is in seconds; it is negative if the clock
+    was put back.
+    """
     surprises: list[str] = field(default_factory=list)
     """A line for each answer that contradicts a guarantee. The verdict shows them."""
     _has: dict[UserId, UUID] = field(default_factory=dict)
@@ -173,18 +184,20 @@ class Recorder:
         self.assignments[held.id].ended = outcome
 
     def fault(self, what: str, *, at: float, served_from: float) -> None:
-        """Record a deliberate fault, which began in the second `at` of the run.
+        """Record a deliberate fault.
 
-        `served_from`: the second from which requests could be served again.
+        `at`: the time at which the fault began. `served_from`: the time from which requests could
+        be served again. Both are in seconds since the run began.
         """
         self.faults.append(Fault(at, what, served_from))
 
     def back_after(self, fault: Fault) -> float | None:
-        """Return the seconds from the end of a fault to the first answer after it.
+        """Return the seconds from `fault.served_from` to the first answer after that time.
 
-        The end is `fault.served_from`, the time from which requests could be served again. Only
-        answers to requests that were sent after the fault's beginning count. None if there is no
-        such answer.
+        From `fault.served_from` on, requests could be served again. It is the beginning of the
+        fault if requests could be served during the fault; otherwise it is the end of the fault.
+        An answer counts only if its outcome is `assigned` or `empty`, and if its request was sent
+        after the fault's beginning. None if there is no such answer.
         """
         after = [
             wait.at - fault.served_from
@@ -205,8 +218,11 @@ class Recorder:
         return timedelta(seconds=sum(seconds for _, seconds in self.steps))
 
     def has_stepped_since(self, at: float) -> bool:
-        """Return True if the database's clock jumped after second `at`, or shortly before.
+        """Return True if the database's clock jumped after `at`, or less than 15 s before.
 
-        Times of the database from before and after a jump cannot be compared.
+        `at`: the time at which an answer arrived, in seconds since the run began. Times of the
+        database from before and after a jump cannot be compared. A jump before `at` counts too,
+        because the answer may have been under way for up to 15 seconds (`UNDER_WAY_SECONDS`). Its
+        times may then be from before the jump.
         """
         return any(when > at - UNDER_WAY_SECONDS for when, _ in self.steps)

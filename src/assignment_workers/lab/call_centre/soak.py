@@ -37,8 +37,10 @@ from assignment_workers.schema.engine import connect
 from assignment_workers.settings import Settings
 
 SAMPLES = 2000
-"""The number of times at which a run is measured. A short run is measured less often, because two
-measurements are at least five seconds apart.
+"""The greatest number of measurements in one run.
+
+A run shorter than 10,000 seconds has fewer measurements, because two measurements are at least five
+seconds apart (`NEAREST`).
 """
 NEAREST = 5.0
 PRUNINGS = 10
@@ -48,7 +50,10 @@ CALM_AFTER = 20.0
 Answers in this time may still be late because of the fault.
 """
 GRACE = timedelta(minutes=2)
-"""The time by which a row may be older than its retention at the end of the run."""
+"""The tolerance for rows that are older than their retention at the end of the run.
+
+A row is reported only if its age exceeds its retention by more than this.
+"""
 
 WITH_THE_WORK = {
     "audit_batches",
@@ -95,10 +100,14 @@ LIMITS = {
 class Series(BaseModel):
     """All samples of one figure, such as the memory of a process, and whether it keeps growing.
 
-    `lives`: the samples as pairs of the second of the run and the value. A figure of a process has
-    one list for each time that the process was started; any other figure has a single list.
-    `watched`: the seconds that the longest list covers, without the warm-up. `grown`: the growth in
-    that time.
+    `lives`: lists of samples. A sample is a pair: the time in seconds since the run began, and the
+    value. A figure of a process has one list for each time that the process was started. Any other
+    figure has a single list.
+
+    `watched`: the time in seconds that the longest list covers, without the warm-up at the list's
+    beginning. `grown`: the growth of the figure within `watched` seconds, in the unit `unit`. It is
+    computed from the samples of all lists that are long enough. `level`, `grown` and `watched` are
+    None if no list is long enough.
     """
 
     kind: str
@@ -226,9 +235,10 @@ class Meter:
                 continue
 
     def sample(self, at: float) -> None:
-        """Measure all processes, Valkey and all tables once, at the second `at` of the run.
+        """Measure all processes, Valkey and all tables once.
 
-        If one value cannot be read, none is stored.
+        `at`: the present time, in seconds since the run began. If one value cannot be read, none is
+        stored.
         """
         found = [*self._of_processes(), *self._of_valkey()]
         with self.engine.connect() as connection:
@@ -331,10 +341,11 @@ class Meter:
         )
 
     def outlived(self) -> list[str]:
-        """Delete rows older than their retention; return a line for each table where some remain.
+        """Delete rows older than their retention; return a line for each table that still has some.
 
-        Of the rows that remain, only those that outlived their retention by `GRACE` or more are
-        counted.
+        Such rows remain only if a deletion has missed them. This method deletes events and job
+        runs; entries of old generations should have been deleted by a job during the run. Rows that
+        outlived their retention by less than `GRACE` are not counted.
         """
         self.prune()
         parameters = {

@@ -13,11 +13,12 @@ from sqlalchemy import Connection, text
 from assignment_workers.lab.call_centre.trend import Points
 
 BLOATED = 2.0
-"""The ratio of a table's size to that of a new copy of its rows, above which it may be bloated.
+"""The ratio above which a table may be bloated: it may have too much empty space.
 
-The ratio is well above 1, because some empty space is normal: autovacuum lets a fifth of the rows
-be dead, and pages are never quite full. A table above this ratio is bloated only if it also exceeds
-the new copy by `BLOAT_MB`.
+The ratio is the size of the table, divided by the size of a new copy of the table's rows. `BLOATED`
+is well above 1, because some empty space is normal: autovacuum waits until about a fifth of the
+rows are dead, and pages are never quite full. A table above this ratio is bloated only if the table
+is also larger than the new copy by more than `BLOAT_MB`.
 """
 BLOAT_MB = 1.0
 """The size in megabytes by which a table must exceed a new copy of its rows to count as bloated."""
@@ -70,7 +71,11 @@ WEIGHTS = "SELECT name, rows, bytes / 1e6 AS mb, anew / 1e6 AS anew_mb FROM weig
 
 
 class Weight(BaseModel):
-    """The size of a table, and of a new copy of its rows (`anew_mb`). 1 MB is 10^6 bytes."""
+    """The size of a table (`mb`), and of a new copy of its rows (`anew_mb`), in MB of 10^6 bytes.
+
+    `weighed` really makes the copy, as a temporary table, and drops it after the measurement. Both
+    sizes include the indexes.
+    """
 
     name: str
     rows: int
@@ -95,8 +100,9 @@ class Weight(BaseModel):
     def shown(self) -> tuple[str | None, ...]:
         """Return the values of the table's line in a report, as text.
 
-        In order: the number of rows, MB, bytes per row, bytes per row in the new copy of the rows,
-        and the table's size divided by that of the copy.
+        In order: the number of rows, the size in MB, the bytes per row, the bytes per row in the
+        copy that `weighed` made of the rows, and the bloat (`times`). The two numbers of bytes per
+        row are None for an empty table.
         """
         bytes_of = [None if each is None else f"{each:,.0f}" for each in (self.row, self.row_anew)]
         return f"{self.rows:,}", f"{self.mb:,.2f}", *bytes_of, f"{self.times:.2f}"
@@ -120,9 +126,10 @@ def measured(connection: Connection) -> tuple[dict[str, float], dict[str, float]
 
 
 def weighed(connection: Connection) -> list[Weight]:
-    """Compare the size of every table with that of a new copy of its rows, which is then dropped.
+    """Compare the size of every table with the size of a new copy of the table's rows.
 
-    Cost: a second per 100,000 rows.
+    PostgreSQL makes the copies as temporary tables, one after another. It measures each copy and
+    then drops the copy. Cost: about a second per 100,000 rows.
     """
     connection.execute(text(WEIGH))
     return [

@@ -2,17 +2,20 @@
 
 A figure is something that is measured repeatedly, such as the memory of a process. A process that
 warms up grows fast at first and then ever less, or in a few steps; a process that leaks keeps
-growing. Therefore the first `WARM_UP` seconds after each start of a process do not count.
+growing. A process that is killed on purpose is started again. Each time from a start to the end of
+the process is one life. A figure that belongs to no process, such as the size of a table, has only
+one life, which is the whole run. The first `WARM_UP` seconds of each life do not count.
 
-The samples after the warm-up are cut into two halves. Within a half, slopes are computed between
+The other samples of each life are cut into two halves. Within a half, slopes are computed between
 pairs of samples (after Theil and Sen). Only pairs that are far apart are used: if the half has 20
-samples, the second of a pair comes at least 10 samples after the first. The growth of the half is
-the median of these slopes. The growth of the figure is that of the half that grows less. Neither an
-occasional fault nor a figure that alternately rises and falls changes the median.
+samples, the second of a pair comes at least 10 samples after the first. No slope is computed
+between two lives, because a new process begins small again.
 
-A process that is killed on purpose is started again. Each time from a start to the end of the
-process is one life. The slopes are computed within each life, because a new process begins small
-again; the median is that of the slopes of all lives.
+Then one median is taken of the slopes in the first halves of all lives, and another of the slopes
+in the second halves of all lives. The growth of the figure is the smaller of the two medians. An
+occasional fault hardly changes a median, because it affects only a few slopes. For a figure that
+alternately rises and falls, both medians are near zero, because its slopes are partly positive and
+partly negative.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 Points = Sequence[tuple[float, float]]
-"""The samples of one figure during the life of one process, in order: second of the run, and value.
+"""The samples of one figure in one life, in order of time.
+
+A sample is a pair: the time in seconds since the run began, and the value.
 """
 
 WARM_UP = 60.0
@@ -93,11 +98,12 @@ def _warm(life: Points) -> Points:
 
 
 def _slope(halves: Iterable[Points]) -> float:
-    """Return the median growth of a figure per second, over all pairs of distant samples.
+    """Return the median growth of a figure per second, over many pairs of samples.
 
-    A life is the time from a start of the process to its end. `halves` has one list of samples for
-    each life: either the first half of the life's samples in all lists, or the second half in all
-    lists. Lives with too few samples are not included.
+    `halves`: one half of the samples of each life that has enough samples. A life is the time from
+    a start of the process to its end. Either all of these halves are first halves, or all of them
+    are second halves. The two samples of a pair are from the same half. The second sample of the
+    pair comes later in that half, by at least half of the half's number of samples.
     """
     return statistics.median(slope for half in halves for slope in _slopes(half))
 

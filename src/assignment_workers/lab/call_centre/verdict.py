@@ -45,9 +45,10 @@ NO_TIME = timedelta()
 class FaultTold(BaseModel):
     """A deliberate fault of the run, and the time until requests were answered again.
 
-    `at`: the second of the run at which the fault began. `served_from`: the second from which
-    requests could be served. `back_after`: the seconds from `served_from` to the first answer to a
-    request that was sent after the fault began; None if there was no such answer.
+    `at`: the time at which the fault began. `served_from`: the time from which requests could be
+    served. Both are in seconds since the run began. `back_after`: the seconds from `served_from` to
+    the first answer to a request that was sent after the fault began; None if there was no such
+    answer.
     """
 
     at: float
@@ -181,7 +182,7 @@ def judge(
 
 
 def _untrue(connection: Connection, recorder: Recorder) -> list[str]:
-    """Return a line for each answer to an agent that the database contradicts."""
+    """Return a line for each assignment whose row contradicts the answers that the agent got."""
     sql = text(
         "SELECT id, agent_id, user_id, state, outcome FROM assignment.assignments"
         " WHERE id = ANY(:ids)"
@@ -206,8 +207,10 @@ def _signed_before(
 
     That breaks guarantee 3: a claim judges users by their facts at the time of the claim. (The
     guarantees are numbered in docs/how-it-works.md.)
-    `signed_at`: by user, a time at which the user had certainly signed. A claim up to `slack` after
-    that time is no breach, because the database's clock may have jumped in between.
+    `signed_at`: by user, a time at which the user had certainly signed. `slack`: the size of the
+    largest jump of the database's clock in the run. The clock may have been put back by that much
+    after a claim and before the signature; then the claim has the later time, although it came
+    first. A claim up to `slack` after the signature is therefore no breach.
     """
     sql = text(
         "SELECT user_id, claimed_at FROM assignment.assignments"

@@ -15,7 +15,10 @@ class RecordNotFound(Exception):
 
 @dataclass(frozen=True)
 class Given:
-    """A user who was handed to an agent. `token` identifies the hold when the call is finished."""
+    """A user who was handed to an agent.
+
+    `token` identifies the agent's hold on the user. `Contender.finish` finds the hold by `token`.
+    """
 
     user_id: int
     token: object

@@ -82,7 +82,11 @@ class Truth:
     _twice: set[int] = field(default_factory=set)
 
     def answered(self, what: str, seconds: float) -> None:
-        """Record the outcome `what` of a request, and the seconds until its answer."""
+        """Record the result of a request, and the seconds from the request to its answer.
+
+        `what` is the result: `assigned`, `empty`, `not_found` (the request raised
+        `RecordNotFound`), or `failed` (it raised another error).
+        """
         with self.lock:
             self.counts["requests"] += 1
             self.counts[what] += 1

@@ -1,9 +1,9 @@
 """The original dialer, which failed in the incident, and the remedies that were proposed for it.
 
 In the incident, a rebuild deleted a row of the dialer queue while the row was being assigned to an
-agent. The code follows docs/original-dialer.md, sections 0, 3, 5 and 6. Each remedy changes one
-thing in its base class, which is the original or another remedy. Therefore any difference between
-the results of the two comes from that change.
+agent. The code follows docs/original-dialer.md, sections 0, 3, 5 and 6. The class of each remedy
+changes one thing in its base class. The base class is the original or another remedy. Therefore any
+difference between the results of a remedy and of its base class comes from that change.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class Original:
     ) -> None:
         """Create the dialer queue's table in this database and fill it.
 
-        `validation` is the median time of the simulated read on another database by which the
-        dialer checks that a user is eligible.
+        The dialer reads another database to check that a user is eligible. `validation` is the
+        median time of this read, which the replay simulates with a pause.
         """
         limits = timedelta(seconds=30)
         self.engine: Engine = connect(
@@ -143,11 +143,13 @@ class Original:
         self.rebuild()
 
     def ask(self, agent: int) -> Given | None:
-        """Return the first valid user of the queue; None if the agent is shown an empty queue.
+        """Assign the first valid user of the queue to this agent; return the user or None.
 
         The first row is found, its user is validated in another database, and the row is assigned
         by its id. If the user is invalid, the row becomes inactive and the next row is tried, up to
-        ten rows in all. Raises `RecordNotFound` if a rebuild has deleted the row in the meantime.
+        ten rows in all. The result is None if no row is pending, or if the users of ten rows are
+        invalid; the agent is then shown an empty queue. Raises `RecordNotFound` if a rebuild
+        deletes the row after it was found and before it is assigned.
         """
         for _ in range(ATTEMPTS):
             found = self.find(agent)
@@ -165,9 +167,10 @@ class Original:
         return HeadRow(row.id, row.user_id, row.updated_at) if row else None
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Assign to the agent the row that `find` returned; the row is updated by its id.
+        """Assign the row `found`, which `find` returned, to the agent.
 
-        Raises `RecordNotFound` if a rebuild has deleted the row since.
+        The row is updated by its id. Raises `RecordNotFound` if a rebuild has deleted the row after
+        `find` returned it.
         """
         with self._transaction(agent) as connection:
             row = connection.execute(text(ASSIGN), {"agent": agent, "id": found.row}).first()
@@ -178,7 +181,8 @@ class Original:
     def finish(self, agent: int, given: Given) -> bool:
         """Write the outcome to the score row, then complete the queue row by its id.
 
-        Return False if a rebuild has deleted the queue row since.
+        Return False if a rebuild has deleted the queue row after the row was assigned. The outcome
+        stays in the score row in that case too.
         """
         self._run(CALLED, user=given.user_id)
         completed = (
@@ -313,9 +317,10 @@ class Retried(Original):
     """
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Assign the row; if it is gone, retry.
+        """Assign the row; if the row is gone, retry three times.
 
-        The retries fail too, because a deleted id never returns.
+        The retries fail too, because a deleted id never returns. After the last retry,
+        `RecordNotFound` is raised.
         """
         for attempt in range(RETRIES):
             try:
@@ -346,7 +351,10 @@ class Optimistic(Original):
         return super().ask(agent)
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Assign the row only if it is unchanged since it was read."""
+        """Assign the row, if it is unchanged since `find` read it.
+
+        Raises `RecordNotFound` if the row has changed or was deleted.
+        """
         guarded = ASSIGN.replace("WHERE", "WHERE status = 'pending' AND updated_at = :version AND")
         rows = self._run(guarded, agent=agent, id=found.row, version=found.version)
         if not rows:

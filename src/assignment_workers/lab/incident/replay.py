@@ -158,10 +158,11 @@ def _result(name: str, way: str, dialer: Contender, truth: Truth) -> ReplayResul
 def _scratch(
     server_url: str, plan: LoadPlan
 ) -> Iterator[Callable[[], AbstractContextManager[str]]]:
-    """Create a database with the demo CRM, and yield a function that makes copies of it.
+    """Create a database with the demo CRM, and yield a function that copies this database.
 
-    The function returns a context manager, which yields the address of a copy and drops the copy at
-    its end. The database itself is dropped at the end of the block.
+    Each call of the function returns a new context manager. Its `with` block gets the address of a
+    new copy, and the copy is dropped at the end of that block. The database with the demo CRM is
+    dropped at the end of the `with` block of `_scratch`.
     """
     with _database(server_url, "template0") as (name, url):
         upgrade(url)

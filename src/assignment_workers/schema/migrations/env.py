@@ -28,9 +28,13 @@ options: dict[str, Any] = {
 def run_on(connection: Connection) -> None:
     """Migrate the database; only one process at a time does so.
 
-    The schema `assignment` is created first, because the version table is in it. A process that
-    waits for the lock has no open transaction. Building an index of a table in use waits for all
-    open transactions, so two processes would otherwise wait for each other.
+    An advisory lock (`LOCK`) ensures this. The process with the lock first creates the schema
+    `assignment`, because the version table is in it.
+
+    A process without the lock tries again every 0.1 seconds, and ends its transaction before each
+    pause. The reason: the process with the lock may build an index of a table in use, and the build
+    waits for all open transactions. If the process without the lock had an open transaction, the
+    two processes would wait for each other.
     """
     while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK}).scalar():
         connection.commit()
