@@ -18,7 +18,8 @@ INTRODUCTION = """\
 
 `make drill` runs three hosts on one machine, each with a network of its own, and loses each of them in three ways while agents work: everything on it is
 killed; its packets are dropped; everything on it is stopped. After 12 seconds the host comes back: after a cut and a freeze as it was, so that its
-PostgreSQL takes writes as an old primary for six seconds more. [High availability](../how-to/high-availability.md#three-hosts) has the three hosts and the
+PostgreSQL takes writes as an old primary for six seconds more. On RabbitMQ, the host that is lost first gets the leaders of all queues, so that each
+loss is the worst of its kind. [High availability](../how-to/high-availability.md#three-hosts) has the three hosts and the
 settings that matter.
 
 The agents call a gateway through HAProxy, which is with them, not on one of the three hosts. An agent who gets no answer, or `unavailable`, sends the

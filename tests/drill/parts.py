@@ -17,7 +17,7 @@ import redis
 
 from assignment_workers.devstack import postgres, rabbitmq, valkey
 from assignment_workers.devstack.unprivileged import Account, account_for
-from tests.drill.hosts import NETWORK, OFFICES, Host, Unit
+from tests.drill.hosts import NETWORK, OFFICES, Host, Unit, wait_until
 from tests.drill.promotion import STANDBY
 from tests.support import proxy as haproxy
 from tests.support.root import ROOT
@@ -71,7 +71,14 @@ cluster_formation.peer_discovery_backend = classic_config
 {nodes}
 net_ticktime = 4
 """
-RABBIT_ARGUMENTS = "-aten poll_interval 500 -kernel inet_dist_use_interface"
+QUEUES_LEAD = """
+Names = [element(1, amqqueue:get_pid(Q)) || Q <- rabbit_amqqueue:list(), amqqueue:is_quorum(Q)],
+Led = fun(Name) -> {{ok, _, Leader}} = ra:members({{Name, node()}}), Leader end,
+[ra:transfer_leadership(Led(Name), {{Name, '{node}'}}) || Name <- Names],
+timer:sleep(2000),
+[Name || Name <- Names, Led(Name) =/= {{Name, '{node}'}}].
+"""
+RABBIT_ARGUMENTS = "-aten poll_interval 500 -kernel net_setuptime 2 -kernel inet_dist_use_interface"
 
 
 @dataclass
@@ -274,6 +281,25 @@ class Parts:
                 return True
         except (OSError, amqp.AMQPError):
             return False
+
+    def bring_queues_to(self, host: Host) -> None:
+        """Make this host's node of RabbitMQ the leader of every quorum queue."""
+        ctl = rabbitmq.PROGRAM.with_name("rabbitmqctl")
+        node = f"rabbit@{host.address}"
+        moved = QUEUES_LEAD.format(node=node)
+        argv = host.inside(str(ctl), "--longnames", "-n", node, "eval", moved)
+        wait_until(lambda: self._said(host, argv) == "[]", "RabbitMQ's queues to move", seconds=60)
+
+    def _said(self, host: Host, argv: list[str]) -> str:
+        """Return the output of a command of RabbitMQ; empty if it failed."""
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self._folder(host, "rabbitmq")),
+            "LANG": "C.UTF-8",
+        }
+        return subprocess.run(
+            argv, env=environment, stdout=subprocess.PIPE, text=True, check=False, timeout=60
+        ).stdout.strip()
 
     def start_ours(self, host: Host) -> None:
         """Start what a host has of ours: everything, or the promotion."""

@@ -55,7 +55,7 @@ export interface paths {
         put?: never;
         /**
          * Skip
-         * @description Skip this user. By default no agent gets the user for 15 minutes, nor this agent for an hour.
+         * @description Skip this user: by default, for 15 minutes for all agents, and for an hour for this one.
          */
         post: operations["skip"];
         delete?: never;
@@ -95,7 +95,7 @@ export interface paths {
         put?: never;
         /**
          * Close
-         * @description Close this dialer queue for the user, until an operator lifts the closure.
+         * @description Close the assignment's dialer queue for the user, until an operator lifts the closure.
          */
         post: operations["close"];
         delete?: never;
@@ -279,7 +279,8 @@ export interface paths {
          * Explain Queue
          * @description Count the users of a dialer queue whom each rule excludes, and the claimable users left.
          *
-         *     Of a large dialer queue, only the first users by score are counted.
+         *     If the dialer queue has 200,000 users or more, only the 200,000 users with the lowest scores are
+         *     counted, and `complete` is false. A user with a lower score is normally called earlier.
          */
         get: operations["explain_queue"];
         put?: never;
@@ -528,10 +529,12 @@ export interface paths {
         get: operations["settings"];
         /**
          * Change Settings
-         * @description Change operational settings, all or none. Every process uses them from its next claim on.
+         * @description Change operational settings. If one of the changes is refused, none is made.
          *
+         *     Each sequencer uses the new values from its next transaction on, so all later claims use them.
+         *     Any other process uses them when it reads the settings next, for example in its next job.
          *     `value` null removes the stored value. A dialer queue or a team without a value of its own has
-         *     the value that is set for all. If none is set for all, the default applies.
+         *     the value that is set for all. If no value is set for all, the default applies.
          */
         put: operations["change_settings"];
         post?: never;
@@ -572,12 +575,16 @@ export interface paths {
          * Events
          * @description Stream events as they are committed: assignments, their ends, generations, pauses.
          *
-         *     With `Last-Event-ID` no later event is left out or sent twice, at any gateway. An `id` without
-         *     `data` only tells how far the stream has come. Kind `reset` means that the missed events cannot
-         *     be sent any more: read the current state again. A reader that is too slow is disconnected, and
-         *     may resume after its last id. An agent's token sees the events of that agent and of the agent's
-         *     assignments. A frontend's token sees those of all agents. Supervisors and operators see every
-         *     event.
+         *     With `Last-Event-ID`, any gateway sends each event after that id once, and leaves none out.
+         *     Without `Last-Event-ID`, the stream begins with the next new event. An `id` without `data` only
+         *     tells how far the stream has come. Kind `reset` means that the stream cannot continue after the
+         *     client's last event, for example because the missed events were deleted. The client must then
+         *     read the current state again. A client that reads too slowly is disconnected, and may resume
+         *     after its last id.
+         *
+         *     With an agent's token, the stream has the events about that agent and the agent's assignments.
+         *     With a frontend's token, it has such events of all agents, but no other events, such as those of
+         *     generations and pauses. Supervisors and operators get every event.
          */
         get: operations["events"];
         put?: never;
@@ -619,9 +626,12 @@ export interface paths {
         };
         /**
          * Dialer
-         * @description Return the dialer queues, the outcomes and the actions, each in the configured order.
+         * @description Return the dialer queues, the outcomes of calls, and the actions that may follow a call.
          *
-         *     Agents see the outcomes in this order.
+         *     An action is a task for another system after a call, such as to send a text message. The dialer
+         *     queues and the outcomes are in the configured order. Agents see the outcomes in this order. The
+         *     actions are in the order in which the outcomes name them. The action `review` comes last unless
+         *     an outcome names it.
          */
         get: operations["dialer"];
         put?: never;
@@ -1120,7 +1130,10 @@ export interface components {
         };
         /**
          * DialerDescription
-         * @description The dialer queues, outcomes and actions as configured, each in its order.
+         * @description The dialer queues, outcomes and actions that the dialer's file defines.
+         *
+         *     The dialer queues and the outcomes are in the order of the file. The actions are in the order in
+         *     which the outcomes name them; `review` comes last unless an outcome names it.
          */
         DialerDescription: {
             /** Queues */
@@ -1200,8 +1213,9 @@ export interface components {
          * @description The explanation why a user is or is not offered to agents at the time `at`.
          *
          *     `offered` is True if an agent could get the user now: from a dialer queue, for a callback or for
-         *     a missed call. `due` lists the user's callbacks, then the missed calls; both come before every
-         *     dialer queue. `events` lists the newest ten events of the user (`EVENTS`), the newest first.
+         *     a missed call. `due` lists the user's pending callbacks first, then the pending missed calls.
+         *     Agents get the users of due callbacks and missed calls before the users of dialer queues.
+         *     `events` lists the newest ten events of the user (`EVENTS`), the newest first.
          *     `settings_version` is the version of the operational settings in force; None: the settings of
          *     the environment are in force.
          */
@@ -1274,10 +1288,13 @@ export interface components {
          * Funnel
          * @description The users of a dialer queue at the time `at`, counted by the reason that holds them back.
          *
-         *     Each user counts once, for the first reason. The users whom no reason holds back are counted as
-         *     `claimable`; they are handed out unless the dialer queue is paused. If `complete` is False, only
-         *     the 200,000 users with the best scores were judged (`EXPLAINED_AT_MOST`). `in_force` describes
-         *     the calling rules that apply, such as calling hours.
+         *     Each user counts once, even if several reasons hold the user back. A user whom an agent holds
+         *     counts as `held`. Any other user who breaks a rule counts for the first broken rule, in the
+         *     order of the dialer queue's rules. A user who breaks no rule counts by the position in the
+         *     published generation: `not_in_generation` (no position), `drained`, `taken_out`, `waiting` or
+         *     `claimable`. The claimable users, whom no reason holds back, are handed out unless the dialer
+         *     queue is paused. If `complete` is False, only the 200,000 users with the best scores were judged
+         *     (`EXPLAINED_AT_MOST`). `in_force` describes the calling rules that apply, such as calling hours.
          */
         Funnel: {
             /**
@@ -1631,11 +1648,15 @@ export interface components {
          * PromiseFound
          * @description A pending callback or a pending missed call of the user.
          *
-         *     `why` is `due` if the user can be assigned for it now, else the first obstacle: `held`,
-         *     `not_due`, `postponed` (to a later time), `put_off` (the user was skipped or deferred), the name
-         *     of a broken rule, `followed_up` (an earlier record of the same missed call was followed up), or
-         *     `paused`. `queue` is the dialer queue to which the user belongs by the CRM's facts, if any.
-         *     `kept_for` is the agent for whom the user is reserved, until the duration in the setting
+         *     `why` is `due` if an agent can get the user for this callback or missed call now. Otherwise,
+         *     `why` is the first obstacle, and the obstacles are checked in the following order. `held`: an
+         *     agent has the user. `not_due`: the time `due_at` has not come yet. `postponed`: the callback or
+         *     missed call was postponed to a later time. `put_off`: the user was skipped or deferred, and has
+         *     to wait. `followed_up`: another record of the same missed call was followed up already. The name
+         *     of a rule: the user breaks this rule. `paused`: an operator paused the dialer queue `queue`.
+         *
+         *     `queue` is the dialer queue to which the user belongs by the CRM's facts; null: to none.
+         *     `kept_for` is the only agent who may get the user, until the duration in the setting
          *     `callback_preferred` has passed since `due_at`. Null: any agent may get the user.
          */
         PromiseFound: {
@@ -1732,13 +1753,17 @@ export interface components {
          * QueueVerdict
          * @description The verdict of one dialer queue on the user.
          *
-         *     `why` is `claimable`, or the first obstacle: `held` (an agent has the user), the name of a rule,
-         *     `paused` (the dialer queue), `never_built` (the dialer queue), `waiting` (the user is
-         *     put off for a while), `drained` (an operator drained the dialer queue), `taken_out` (the user is
-         *     eligible but was removed from the current build) or `not_in_generation` (the user is eligible
-         *     but not in the current build). `free_at` is the time
-         *     at which the obstacle ends without intervention, if known. `in_force` describes the calling
-         *     rules that apply, such as calling hours.
+         *     `why` is `claimable` if an agent can get the user from the dialer queue now. Otherwise, `why` is
+         *     the first obstacle, and the obstacles are checked in the following order. `held`: an agent has
+         *     the user. The name of a rule: the user breaks this rule. `paused`: an operator paused the dialer
+         *     queue. `never_built`: no generation (build) of the dialer queue is published.
+         *     `not_in_generation`: the user is not in the published generation. `drained`: the user was
+         *     removed from the published generation, because an operator drained the dialer queue.
+         *     `taken_out`: the user was removed from it for another reason. `waiting`: the user has to wait
+         *     for a while, for example after a skip.
+         *
+         *     `free_at` is the time at which the obstacle ends without intervention; null: no such time is
+         *     known. `in_force` describes the calling rules that apply, such as calling hours.
          */
         QueueVerdict: {
             /** Queue */
@@ -1949,7 +1974,10 @@ export interface components {
         };
         /**
          * Sent
-         * @description The answer to a call that sent a Celery message, such as a request for a rebuild.
+         * @description The answer to a call that sends a Celery message and does not wait for its result.
+         *
+         *     Such a call rebuilds a dialer queue, or sends the message of a dead letter again. `task_id` is
+         *     the id of the sent message.
          */
         Sent: {
             /** Task Id */
@@ -1991,7 +2019,10 @@ export interface components {
         };
         /**
          * SettingScope
-         * @description The kind of subject that may have its own value of a setting: dialer queue, team, or none.
+         * @description The kind of values that a setting can have besides its value for all.
+         *
+         *     `queue`: each dialer queue can have a value of its own. `team`: each team of agents can have a
+         *     value of its own. `nothing`: there is only the value for all.
          * @enum {string}
          */
         SettingScope: "nothing" | "queue" | "team";
@@ -2185,12 +2216,14 @@ export interface components {
         };
         /**
          * TimeToAssign
-         * @description Seconds from the sending of a request to the commit of its assignment.
+         * @description Seconds from an agent's request for a user to the assignment of the user.
          *
-         *     The time of sending is the client's estimate of the database's clock; requests without this time
-         *     are left out.
-         *     `measured` is the number of assignments, at most the latest 200,000 of the period
-         *     (`MEASURED_AT_MOST`). If it is 0, the other fields are None.
+         *     The seconds begin when a client makes the request. The client estimates the time that the
+         *     database's clock shows then. The seconds end at the time of the transaction that assigns the
+         *     user, which is read from the database's clock before the commit. `measured` is the number of
+         *     assignments whose seconds are known: at most the latest 200,000 of the period
+         *     (`MEASURED_AT_MOST`). An assignment is left out if its request has no such estimate. If
+         *     `measured` is 0, the other fields are None.
          */
         TimeToAssign: {
             /** Measured */
@@ -2305,9 +2338,14 @@ export interface components {
          * ProblemDetails
          * @description A problem (RFC 9457).
          *
-         *     `outcome` `refused`: the same call gets the same answer, unless `retry_after` tells when it may
-         *     succeed; `code` names the reason. `outcome` `unavailable`: the call may succeed after
-         *     `retry_after` seconds. Other problems, such as an unknown path, have no `outcome`.
+         *     If `outcome` is `refused`, `code` names the reason. With `retry_after`, the same call may
+         *     succeed after that number of seconds. Without `retry_after`, the same call is refused again as
+         *     long as the reason lasts. When the reason has gone, the same call may succeed. Exception: the
+         *     refusal of a request for a user may be stored under its `request_id`, which then still gets the
+         *     old answer. Therefore, request a user under a new `request_id`.
+         *
+         *     If `outcome` is `unavailable`, the same call may succeed after `retry_after` seconds. Other
+         *     problems, such as an unknown path, have no `outcome`.
          */
         ProblemDetails: {
             /**
@@ -2443,7 +2481,9 @@ export interface components {
          * LiveEvent
          * @description The `data` of a server-sent event; a field without a value is left out.
          *
-         *     Kind `reset`: missed events cannot be sent any more; read the current state again.
+         *     Kind `reset`: the stream cannot continue after the last event that the client got, for example
+         *     because the events that the client missed were deleted. The client must then read the current
+         *     state again.
          */
         LiveEvent: {
             /** Id */

@@ -7,12 +7,11 @@ exists while this process leads, runs its transactions.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from time import monotonic
 
 import structlog
-from kombu.exceptions import OperationalError
-from redis.exceptions import ResponseError
 from sqlalchemy import Engine, func, insert
 from sqlalchemy.exc import DBAPIError
 
@@ -70,6 +69,7 @@ class Sequencer:
         self._runner: TransactionRunner | None = None
         self._probed = 0.0
         self._probe_waits = False
+        self._probing: threading.Thread | None = None
         self._compared = False
 
     @property
@@ -243,16 +243,27 @@ class Sequencer:
         A leader that gets no other message shows a sign of life by handling the probe. While a
         probe waits behind other messages, no second one is sent as long as transactions run,
         because the transactions of the other messages are signs of life, too.
+
+        A thread sends the probe, because the worker must go on handling messages meanwhile: when
+        the leading replica of a RabbitMQ queue is lost, a message to the queue is not confirmed for
+        seconds. No second probe is sent before the first has been sent or has failed.
         """
         now = monotonic()
-        if now - self._probed < PROBE_SECONDS:
+        is_sending = self._probing is not None and self._probing.is_alive()
+        if is_sending or now - self._probed < PROBE_SECONDS:
             return
         # One probe behind many messages measures the delay; more would only increase it.
         if not (self._probe_waits and self.runner.ran_since(now - PROBE_SECONDS)):
             self._probed, self._probe_waits = now, True
-            try:
-                self._send_probe()
-            except (OperationalError, ResponseError) as error:
-                if (why := refused(error)) is None:
-                    raise
+            self._probing = threading.Thread(target=self._try_probe, name="probe", daemon=True)
+            self._probing.start()
+
+    def _try_probe(self) -> None:
+        """Send a probe; log an error. A leader without probes is silent, and a standby leads."""
+        try:
+            self._send_probe()
+        except Exception as error:  # noqa: BLE001 - of the broker's client, whichever it is
+            if (why := refused(error)) is None:
+                log.warning("probe_not_sent", reason=str(error))
+            else:
                 WRITE_REFUSALS.note(why)

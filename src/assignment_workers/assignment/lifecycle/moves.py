@@ -205,10 +205,9 @@ def accept(
     command is refused.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. If the assignment has another version now, the command is refused. The version
-    changes only when the assignment ends. Exception: the command that ended the assignment
-    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
-    refused, and gets the first answer again.
+    is not checked. The version changes when the assignment ends. The command is refused if the
+    assignment has another version now. Only the command that ended the assignment (complete, skip,
+    defer, close or release) may be sent again with the same values: it gets the first answer again.
     """
     return Accept(_owner(assignment_id, agent_id, version), limits.lease)
 
@@ -234,10 +233,9 @@ def complete(
     `callback_at`: the time of a promised callback.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. If the assignment has another version now, the command is refused. The version
-    changes only when the assignment ends. Exception: the command that ended the assignment
-    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
-    refused, and gets the first answer again.
+    is not checked. The version changes when the assignment ends. The command is refused if the
+    assignment has another version now. Only the command that ended the assignment (complete, skip,
+    defer, close or release) may be sent again with the same values: it gets the first answer again.
     """
     owner = _owner(assignment_id, agent_id, version)
     return Complete(owner, outcome, notes, callback_at, limits.callback_retry)
@@ -258,10 +256,9 @@ def skip(
     times.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. If the assignment has another version now, the command is refused. The version
-    changes only when the assignment ends. Exception: the command that ended the assignment
-    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
-    refused, and gets the first answer again.
+    is not checked. The version changes when the assignment ends. The command is refused if the
+    assignment has another version now. Only the command that ended the assignment (complete, skip,
+    defer, close or release) may be sent again with the same values: it gets the first answer again.
     """
     return Skip(_owner(assignment_id, agent_id, version), limits.skip_everyone)
 
@@ -288,10 +285,9 @@ def defer(
     Exactly one of `until` and `seconds` must be set.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. If the assignment has another version now, the command is refused. The version
-    changes only when the assignment ends. Exception: the command that ended the assignment
-    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
-    refused, and gets the first answer again.
+    is not checked. The version changes when the assignment ends. The command is refused if the
+    assignment has another version now. Only the command that ended the assignment (complete, skip,
+    defer, close or release) may be sent again with the same values: it gets the first answer again.
     """
     rest = None if seconds is None else timedelta(seconds=seconds)
     owner = _owner(assignment_id, agent_id, version)
@@ -311,10 +307,9 @@ def close(
     """Close the assignment's dialer queue for the user, until an operator lifts the closure.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. If the assignment has another version now, the command is refused. The version
-    changes only when the assignment ends. Exception: the command that ended the assignment
-    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
-    refused, and gets the first answer again.
+    is not checked. The version changes when the assignment ends. The command is refused if the
+    assignment has another version now. Only the command that ended the assignment (complete, skip,
+    defer, close or release) may be sent again with the same values: it gets the first answer again.
     """
     return Close(_owner(assignment_id, agent_id, version), why)
 
@@ -331,10 +326,9 @@ def release(
     """Release the user without a call; the user can be offered again.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. If the assignment has another version now, the command is refused. The version
-    changes only when the assignment ends. Exception: the command that ended the assignment
-    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
-    refused, and gets the first answer again.
+    is not checked. The version changes when the assignment ends. The command is refused if the
+    assignment has another version now. Only the command that ended the assignment (complete, skip,
+    defer, close or release) may be sent again with the same values: it gets the first answer again.
     """
     return Release(_owner(assignment_id, agent_id, version))
 
@@ -354,10 +348,9 @@ def renew(
     ended, the command is refused.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. If the assignment has another version now, the command is refused. The version
-    changes only when the assignment ends. Exception: the command that ended the assignment
-    (complete, skip, defer, close or release) may be sent again with the same values. It is then not
-    refused, and gets the first answer again.
+    is not checked. The version changes when the assignment ends. The command is refused if the
+    assignment has another version now. Only the command that ended the assignment (complete, skip,
+    defer, close or release) may be sent again with the same values: it gets the first answer again.
     """
     return Renew(_owner(assignment_id, agent_id, version), limits.lease)
 
