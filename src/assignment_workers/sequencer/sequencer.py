@@ -19,6 +19,7 @@ from assignment_workers.assignment.crm.external_crm import Crm
 from assignment_workers.assignment.lanes import ONE_LANE, Lanes
 from assignment_workers.assignment.transaction import raced
 from assignment_workers.errors import DatabaseUnavailable, StaleTerm
+from assignment_workers.schema.retry import one_line
 from assignment_workers.schema.tables import Event
 from assignment_workers.sequencer.races import tell_race
 from assignment_workers.sequencer.redis_refusals import WRITE_REFUSALS, refused
@@ -264,6 +265,6 @@ class Sequencer:
             self._send_probe()
         except Exception as error:  # noqa: BLE001 - of the broker's client, whichever it is
             if (why := refused(error)) is None:
-                log.warning("probe_not_sent", reason=str(error))
+                log.warning("probe_not_sent", reason=one_line(error))
             else:
                 WRITE_REFUSALS.note(why)
