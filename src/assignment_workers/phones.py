@@ -40,11 +40,10 @@ RULES = 1
 stored normal forms of phone numbers are then made again from the original texts.
 """
 READ_AT_MOST = 250
-"""The greatest number of characters of a text that are searched for phone numbers.
+"""The number of characters, at the beginning of a text, that are searched for phone numbers.
 
-Only the first characters of the text are searched. The library phonenumbers has the same limit. If
-the rest of the text has at least 7 digits (`REACH`), the last 7 digits of the rest count as unread
-(`Identity.unread`).
+The library phonenumbers has the same limit. What follows them is not read. If it has at least 7
+digits (`REACH`), it may be a phone number, so its last 7 digits are kept in `Identity.unread`.
 """
 REACH = 7
 """The number of last digits that are compared if one of two phone numbers cannot be read."""

@@ -1,4 +1,8 @@
-"""Count the rows of a dialer's tables that a migration has to decide about, by kind."""
+"""Finds rows of the old dialer's tables that a migration cannot take over as they are.
+
+Examples: a user who is in both queues, or an assignment to an agent who does not exist. Someone has
+to decide what becomes of them. They are counted by kind.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,10 @@ from assignment_workers.schema.times import EARLIEST, LATEST
 def blockers(
     connection: Connection, live: Mapping[str, Found], relations: Mapping[str, Found]
 ) -> Iterable[UndecidedRows]:
-    """Count the rows of the dialer's tables that a migration has to decide about, by kind.
+    """Count the rows that a migration cannot take over as they are, by table and kind.
 
-    The count is None for a table that the role has no right to read. `relations` has all tables by
-    name, and `live` the queue tables among them that no migration has taken over yet.
+    The count is None for a table that the database role has no right to read. `relations` has all
+    tables by name, and `live` the queue tables among them that no migration has taken over yet.
     """
     agents = relations.get("agents")
     counts: dict[str, dict[str, str]] = defaultdict(dict)

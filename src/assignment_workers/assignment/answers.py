@@ -136,9 +136,10 @@ class Paused(_Value):
 
 
 class Unavailable(_Value):
-    """The database or the CRM does not answer, or a dialer queue has no users yet (never built).
+    """The request or command could not be carried out now, and may be sent again.
 
-    Unlike with the answer `empty`, users may be claimable.
+    The reasons: the database, the CRM or the broker does not answer, or a dialer queue was never
+    built. The answer `empty` is different: it says that no user is claimable.
     """
 
     outcome: Literal["unavailable"] = "unavailable"

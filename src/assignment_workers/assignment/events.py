@@ -27,7 +27,10 @@ CHANNEL = "assignment_events"
 
 @dataclass(frozen=True)
 class StoredEvent:
-    """An event as it is stored, without the texts that people typed."""
+    """An event, as the table of events has it.
+
+    Texts that people typed, such as a note, are in a table of their own and not part of an event.
+    """
 
     id: int
     at: datetime

@@ -101,17 +101,14 @@ class Named:
 
 @dataclass
 class Staged:
-    """The result of loading a file of suppressed phone numbers into a new list.
-
-    `lines`: the number of lines read. `unreadable`: the number of these lines that are not a phone
-    number. `waiting_queues`: for each dialer queue, the number of users in its published generation
-    who count in `waiting`. `list_id`: the number of the stored list; None: nothing was stored.
-    """
+    """The result of loading a file of phone numbers that must not be called."""
 
     lines: int = 0
+    """Number of lines read."""
     numbers: int = 0
     """Number of different phone numbers in the file."""
     unreadable: int = 0
+    """Number of lines that are not a phone number."""
     shown: list[str] = field(default_factory=list)
     """The first lines of the file that are not a phone number: at most 10 (`SHOWN`)."""
     forgotten: int = 0
@@ -134,7 +131,10 @@ class Staged:
     they may be called.
     """
     waiting_queues: dict[str, int] = field(default_factory=dict)
+    """The number of users counted in `waiting`, for each dialer queue, in its published generation.
+    """
     list_id: int | None = None
+    """The number of the list that was stored; None if nothing was stored."""
 
 
 ReadChunk = Callable[[Sequence[Line]], Read]

@@ -181,8 +181,8 @@ def do_not_contact(
     """Build the command that forbids calls to a user or a phone number.
 
     `queue`: the one dialer queue in which calls are forbidden; None if they are forbidden in all.
-    `source`: the origin of the entry, such as a public register. `raw`: True to accept a `phone`
-    that cannot be read as a phone number; the `phone` is then stored as text.
+    `source`: where the wish not to be called came from, such as a public register. `raw`: True to
+    accept a `phone` that cannot be read as a phone number; the `phone` is then stored as text.
     """
     arguments = {"user_id": user_id, "phone": phone, "reason": reason, "by": by}
     more = {

@@ -740,8 +740,8 @@ To change the position of such a rule, a dialer queue names it among its own rul
 READY_MADE = {each.name: each for each in (*FIRST, *LAST)}
 """The rules of this package, by name. No other rule may have one of these names.
 
-Every dialer queue gets all of them, in addition to its own rules (`made`). But a ready-made rule
-(`ReadyRule`) is left out of a dialer queue if the settings do not require it.
+Every dialer queue gets them in addition to its own rules. Some of them depend on a setting, such as
+the calling hours, and are left out where it is not set.
 """
 
 

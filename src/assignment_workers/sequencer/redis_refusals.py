@@ -90,9 +90,12 @@ redis.call('DEL', KEYS[2])
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 return 1
 """
-"""Script: take the lock KEYS[1] for ARGV[2] seconds, even if Redis is full; return 1 if taken.
+"""Script: take a lock for some seconds, even if Redis is full; return 1 if taken, otherwise 0.
 
-ARGV[1] names the owner. KEYS[2] is a key that does not exist, as in `BIND`.
+KEYS[1]: the key of the lock. ARGV[1]: the owner, who is stored there. ARGV[2]: the seconds after
+which the lock ends by itself. KEYS[2]: a key that does not exist. The script deletes it first,
+because a full Redis accepts all later commands of a script after such a write, which needs no
+memory.
 """
 UNLOCK = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end

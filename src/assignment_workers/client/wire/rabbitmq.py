@@ -67,17 +67,13 @@ class AmqpSender:
         return await asyncio.get_running_loop().run_in_executor(self._thread, what)
 
     def _publish(self, queue: str, envelope: Envelope) -> None:
-        """Publish a message. If the open connection fails, connect again and try once more.
+        """Publish a message, and return when RabbitMQ has confirmed it.
 
-        If no connection is open at first, there is only one attempt. A confirmation that does not
-        arrive in time counts as a failure of the connection. If RabbitMQ rejects the message, there
-        is no second attempt.
-
-        For the second attempt, the client connects to the same node. It connects to another node
-        only if that node accepts no connection. A missing confirmation is no reason to change the
-        node, because the node may be well. Another node may have been lost instead: the leader of
-        the queue, through which RabbitMQ stores every message of the queue. Raises
-        `BrokerUnavailable` if RabbitMQ does not confirm the message.
+        If a connection was open and fails, or brings no confirmation in time, connect again and try
+        once more. The second attempt goes to the same node, or to another one if that accepts no
+        connection: a node without confirmations may be well, while the node with the queue's leader
+        is lost. Raises `BrokerUnavailable` if the last attempt fails, or RabbitMQ rejects the
+        message.
         """
         passing = (*self._connection.connection_errors, *self._connection.channel_errors)
         for is_last in (self._producer is None, True):

@@ -109,12 +109,12 @@ class _Sum(NamedTuple):
 
 @dataclass
 class AccessLog:
-    """Collects refusals, commands for agents and uses of tokens, and writes them to the database.
+    """Collects in memory who was refused and who acted for an agent, and writes it to the database.
 
-    Everything stays in memory until the next write. Refusals are written to the access log as
-    counts. If a token that is not the agent's own sends commands for an agent, only the first
-    command in each hour is written to the access log. For a used token, the time of its last use
-    is written to the table of tokens, not to the access log.
+    - `refused`: of refused calls and sign-ins, the access log gets a count for each minute.
+    - `acted`: of the commands that one token sends for another agent, the access log gets the
+      first in each hour.
+    - `used`: a used token gets the time of its last use, in the table of tokens.
     """
 
     engine: Engine
@@ -130,7 +130,13 @@ class AccessLog:
     _task: asyncio.Task[None] | None = None
 
     def refused(self, what: AccessKind, *, who: str | None, address: str | None) -> None:
-        """Count a refused call or sign-in of kind `what`, by the token `who` or from `address`."""
+        """Count a call or a sign-in that was refused.
+
+        `what`: the kind of refusal. `who`: the name of the token; None if no valid token was sent.
+        `address`: the address of the caller, if known. Refusals that agree in all three, within the
+        same minute, share a count. While there are 1,000 counts (`ADDRESSES`), a refusal that would
+        need a new one is counted by its kind alone.
+        """
         minute = self.clock().replace(second=0, microsecond=0)
         each = _Sum(minute, what, who, address)
         if each not in self._sums and len(self._sums) >= ADDRESSES:

@@ -57,10 +57,9 @@ from assignment_workers.runtime.stack import Stack
 FREEZE_SECONDS = 4.0
 """The seconds for which Valkey, or a process of this project, is frozen."""
 SILENCE_SECONDS = 9.0
-"""The seconds for which PostgreSQL or RabbitMQ does not answer.
+"""The seconds for which PostgreSQL or RabbitMQ is frozen, or commits wait for a missing standby.
 
-The fault `_no_standby` lasts as long. In that fault, each COMMIT waits for a standby server of
-PostgreSQL that does not exist. The time is longer than the deadline for PostgreSQL's answers.
+This is longer than a process waits for an answer of PostgreSQL, so that its deadline passes.
 """
 FULL_SECONDS = 5.0
 AWAY_SECONDS = 3.0
