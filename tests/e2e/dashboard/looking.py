@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlencode
@@ -10,6 +11,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from assignment_workers.gateway.auth import sessions
 from tests.gateway.stage import Gateway
+from tests.support.processes import wait_until
 from tests.support.root import ROOT
 
 AXE = ROOT / "tests/e2e/node_modules/axe-core/axe.min.js"
@@ -44,6 +46,22 @@ def visit(page: Page, gateway: Gateway, path: str = "/") -> None:
 
 def figure(page: Page, name: str) -> str:
     return page.locator(f'[data-figure="{name}"]').inner_text().split("\n")[0].strip()
+
+
+def agrees(page: Page, name: str, told: Callable[[], object]) -> None:
+    """Wait, at most 15 seconds, until what the page shows of this name begins with what `told` gives.
+
+    Both are read again each time: an offer may lapse and an answer grow too old to be counted in
+    between, however long before this test the stack was started.
+    """
+    shown = page.locator(f'[data-figure="{name}"]')
+
+    def same() -> bool:
+        read = told()
+        words = f"{read:,}" if isinstance(read, int) else str(read)
+        return (shown.inner_text().strip() + " ").startswith(f"{words} ")
+
+    wait_until(same, f"{name} to be what the database says", seconds=15.0)
 
 
 def paths(gateway: Gateway) -> list[str]:
