@@ -196,6 +196,7 @@ class Drill:
         if parts.is_on_rabbitmq:
             for each in parts.hosts:
                 wait_until(partial(parts.rabbitmq_serves, each), "RabbitMQ", seconds=120)
+            wait_until(parts.queues_are_whole, "RabbitMQ's replicas to catch up", seconds=120)
         wait_until(
             lambda: (run(first, SEQUENCERS) or [(0,)])[0][0] >= SEQUENCERS_OF_ALL,
             "the sequencers",

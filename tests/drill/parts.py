@@ -78,6 +78,18 @@ Led = fun(Name) -> {{ok, _, Leader}} = ra:members({{Name, node()}}), Leader end,
 timer:sleep(2000),
 [Name || Name <- Names, Led(Name) =/= {{Name, '{node}'}}].
 """
+QUEUES_BEHIND = """
+Read = fun(Name, Replica) -> proplists:get_value(Name, Replica) end,
+IsBehind = fun(Queue) ->
+  {resource, Host, queue, Name} = amqqueue:get_name(Queue),
+  Replicas = rabbit_quorum_queue:status(Host, Name),
+  At = [Read(<<"Commit Index">>, R) || R <- Replicas,
+        lists:member(Read(<<"Raft State">>, R), [leader, follower])],
+  length(lists:usort([Read(<<"Term">>, R) || R <- Replicas])) > 1
+    orelse length(At) < 3 orelse lists:max(At) - lists:min(At) > 100
+end,
+[amqqueue:get_name(Q) || Q <- rabbit_amqqueue:list(), amqqueue:is_quorum(Q), IsBehind(Q)].
+"""
 RABBIT_ARGUMENTS = "-aten poll_interval 500 -kernel net_setuptime 2 -kernel inet_dist_use_interface"
 
 
@@ -282,16 +294,22 @@ class Parts:
         except (OSError, amqp.AMQPError):
             return False
 
+    def queues_are_whole(self) -> bool:
+        """Return True if each quorum queue has a leader, and two replicas that have caught up."""
+        return self._evaluate(self.hosts[0], QUEUES_BEHIND) == "[]"
+
     def bring_queues_to(self, host: Host) -> None:
         """Make this host's node of RabbitMQ the leader of every quorum queue."""
-        ctl = rabbitmq.PROGRAM.with_name("rabbitmqctl")
-        node = f"rabbit@{host.address}"
-        moved = QUEUES_LEAD.format(node=node)
-        argv = host.inside(str(ctl), "--longnames", "-n", node, "eval", moved)
-        wait_until(lambda: self._said(host, argv) == "[]", "RabbitMQ's queues to move", seconds=60)
+        moved = QUEUES_LEAD.format(node=f"rabbit@{host.address}")
+        wait_until(
+            lambda: self._evaluate(host, moved) == "[]", "RabbitMQ's queues to move", seconds=60
+        )
 
-    def _said(self, host: Host, argv: list[str]) -> str:
-        """Return the output of a command of RabbitMQ; empty if it failed."""
+    def _evaluate(self, host: Host, expression: str) -> str:
+        """Return what an Erlang expression gives on a host's node; empty if it failed."""
+        ctl = str(rabbitmq.PROGRAM.with_name("rabbitmqctl"))
+        node = f"rabbit@{host.address}"
+        argv = host.inside(ctl, "--longnames", "-n", node, "eval", expression)
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self._folder(host, "rabbitmq")),
