@@ -1,10 +1,10 @@
-"""The rule that refuses HTTP requests of other origins' pages, by Host, Origin, Sec-Fetch headers.
+"""The rule by which a server refuses HTTP requests that pages of other origins cause.
 
 A page of another site can make a browser send a request to any address that the browser reaches,
 with the cookies and logins that the browser has for that address. The rule refuses such an HTTP
-request before its sender is authenticated. A program that is not a browser sends the header Host,
-but no Origin and no Sec-Fetch headers. Its request is refused only if Host does not name this
-server.
+request before its sender is authenticated. The rule recognizes it by its headers Host, Origin and
+Sec-Fetch. A program that is not a browser sends the header Host, but no Origin and no Sec-Fetch
+headers. Its request is refused only if Host does not name this server.
 
 Two kinds of requests from pages of other origins are allowed: those from the origins in
 `Origins.pages`, and the visit of a person who follows a link to this server.

@@ -42,8 +42,9 @@ stored normal forms of phone numbers are then made again from the original texts
 READ_AT_MOST = 250
 """The number of characters, at the beginning of a text, that are searched for phone numbers.
 
-The library phonenumbers has the same limit. What follows them is not read. If it has at least 7
-digits (`REACH`), it may be a phone number, so its last 7 digits are kept in `Identity.unread`.
+The library phonenumbers has the same limit. The rest of a longer text is not searched, but it may
+contain a phone number. Therefore, the last 7 digits (`REACH`) of each part of the rest that has at
+least 7 digits are stored in `Identity.unread`.
 """
 REACH = 7
 """The number of last digits that are compared if one of two phone numbers cannot be read."""

@@ -304,13 +304,16 @@ class Settings(BaseModel):
     )
     """The time after which an unsuccessful callback is tried again.
 
-    A callback is unsuccessful if nobody answers the call; it is then tried again a limited number
-    of times. It is also unsuccessful if a rule, such as the calling hours, forbids the call when
-    the callback is due. But if the user opted out or converted, the callback is cancelled instead.
+    A callback is unsuccessful if nobody answers the call. The callback is then tried again a
+    limited number of times. A callback is also unsuccessful if a rule, such as the calling hours,
+    forbids the call when the callback is due. But if the user opted out or converted, the callback
+    is cancelled instead. The callback is also cancelled if a rule still forbids the call a day
+    after the promised time, unless the rule only limits the times and the number of calls.
 
-    A missed call is a user's call that nobody answered. It waits for this time too, if the calling
-    hours forbid the call back when it is due, or if the user was called or offered to agents too
-    often or too recently.
+    The setting also applies to missed calls. A missed call is a user's call that nobody answered;
+    an agent is to call the user back. A missed call is tried again after this time if the calling
+    hours forbid the agent's call when it is due. It is also tried again after this time if the user
+    was called or offered to agents too often or too recently.
     """
     phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = Field(
         "GB", alias="ASSIGNMENT_WORKERS_PHONE_REGION"
@@ -405,10 +408,11 @@ class Settings(BaseModel):
     a callback or a missed call.
     """
     offer_gap: Seconds | None = Field(None, alias="ASSIGNMENT_WORKERS_OFFER_GAP_SECONDS")
-    """The shortest time from one offer of a user to an agent to the next offer of the same user.
+    """The shortest time between two offers of the same user, to the same agent or to two agents.
 
-    Unset: no such limit. The way in which the earlier offer ended does not matter: the limit also
-    applies if the agent gave the user back.
+    The time is counted from the beginning of the earlier offer. Unset: no such limit. The way in
+    which the earlier offer ended does not matter: the limit also applies if the agent gave the user
+    back.
     """
 
     message_maximum: Annotated[int, Field(ge=1_000_000, le=100_000_000)] = Field(
@@ -490,13 +494,15 @@ class Settings(BaseModel):
     gateway_refusal_rate: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         10.0, alias="ASSIGNMENT_WORKERS_GATEWAY_REFUSAL_RATE"
     )
-    """The accepted average of API calls per second without a valid token from one address.
+    """The limit on the invalid API calls from one address, as an average number per second.
 
-    Such a call is refused in any case. Up to this average, the gateway refuses it at once. After a
-    pause, an address may make up to twice as many such calls at the same moment. While an address
-    exceeds the limit, the gateway answers each further call from the address with status 429, about
-    a second late, and does not look up the call's token. But the gateway still accepts a call if
-    the call's token or session was valid when the gateway last looked it up.
+    A call is invalid if it needs a token or a session and has no valid one. The gateway refuses
+    every invalid call. As long as an address stays within the limit, the gateway refuses its
+    invalid calls at once. After a pause, an address may make up to twice this number of invalid
+    calls at the same moment. While an address exceeds the limit, the gateway answers each further
+    call from the address with status 429, about a second late, and does not look up the call's
+    token. But the gateway still accepts a call if the call's token or session was valid when the
+    gateway last looked it up. The paths `/healthz` and `/readyz` are always served.
     """
     gateway_proxies: str | None = Field(None, alias="ASSIGNMENT_WORKERS_GATEWAY_PROXIES")
     """Addresses or networks of proxies whose `X-Forwarded-For` is trusted; unset: none."""

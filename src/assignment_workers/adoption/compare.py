@@ -206,7 +206,10 @@ _ARE_THERE = text("SELECT to_regclass('assignment.assignments') IS NOT NULL")
 
 @cache
 def _nobody(of: Table) -> Subquery:
-    """Return an empty subquery with the columns of the table `of`, which does not exist yet."""
+    """Return a subquery that has the columns of the table `of`, and no rows.
+
+    The subquery stands in for the table before a migration, when the database has no such table.
+    """
     columns = (as_type(null(), each.type).label(each.name) for each in of.columns)
     return select(*columns).where(false()).subquery(of.name)
 

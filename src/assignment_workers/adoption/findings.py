@@ -57,7 +57,8 @@ class Inspected:
     """A table with its classification, the verdict.
 
     `needed`: True if this release can run only when the verdict is `ours` (see `TableVerdict`).
-    For a queue table of the dialer, the verdict may also be `absent`.
+    Exception: if the table is a queue table of the dialer, this release can also run when the
+    verdict is `absent`. False: this release can run whatever the verdict is.
     """
 
     table: str

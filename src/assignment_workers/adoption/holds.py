@@ -42,9 +42,11 @@ def take_over(
 ) -> None:
     """Insert an assignment for each row of the dialer that `place_holds` chose in this transaction.
 
-    The rows are queue rows that the dialer has assigned to agents. The assignments, their events
-    and their answers are stored as if claimed now. `numbers` has the generation (build) of each
-    dialer queue.
+    The rows are queue rows that the dialer has assigned to agents. Each assignment counts as
+    claimed and accepted at the start of this transaction, and its lease begins then. An event is
+    recorded for each assignment. A request of the agent is stored too, with the assignment as its
+    answer. The dialer had no requests, so this request is made up. `numbers` has the generation
+    (build) of each dialer queue.
     """
     kept = transaction.connection.execute(_HOLDS_KEPT).mappings().all()
     made: list[dict[str, Any]] = [

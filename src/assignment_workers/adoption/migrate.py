@@ -202,10 +202,10 @@ def refuse(report: Inspection) -> None:
 
 
 def expand(engine: Engine, database_url: str, tell: Tell, *, settings: Settings) -> None:
-    """Add missing columns to the dialer's tables, then create the schema `assignment`.
+    """Add what the dialer's tables lack, then create or update the schema `assignment`.
 
-    No row is rewritten. The columns come first, because the migrations that create the schema write
-    to them.
+    Columns, defaults and unique indexes are added; this rewrites no row. The columns come first,
+    because scripts of Alembic create the schema, and some of these scripts write to the columns.
     """
     with engine.connect() as connection:
         missing = list(additions(connection))

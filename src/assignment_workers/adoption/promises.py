@@ -1,7 +1,7 @@
 """Settle the callbacks and missed calls that the dialer handed to an agent and did not end.
 
-The dialer never takes a callback or missed call back, so it would stay with an agent who left long
-ago. Each becomes an assignment, becomes pending again, or is left to an operator.
+The dialer itself never takes such a callback or missed call away from its agent, even if the agent
+left long ago. Each becomes an assignment, becomes pending again, or is left to an operator.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def settle(engine: Engine, tell: Tell) -> None:
     operator. If a user would then have several pending callbacks, all but the latest are cancelled.
 
     Each decision is stored in `adoption_decisions`, and `tell` is called with a line for each kind
-    of decision. The function can be called again. A later call does not change a callback or missed
-    call that an earlier call left to an operator, or for which an active assignment exists. Cost:
-    each table is read in repeated passes, until a pass has decided about no row. A row that was
-    locked during one pass can be decided in the next.
+    of decision. The migration may be repeated, and then runs this function again. A repeated run
+    leaves two kinds of rows unchanged: those that an earlier run left to an operator, and those for
+    which an active assignment exists. Cost: each table is read in repeated passes, until a pass has
+    decided about no row. A row that was locked during one pass can be decided in the next.
     """
     for table in _KINDS:
         counts: Counter[str] = Counter()

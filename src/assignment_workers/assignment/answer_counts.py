@@ -105,7 +105,8 @@ class AnswerTally:
         """Return True if the counts include a request whose caller got no usable answer.
 
         Only such counts have to be stored soon, because the database may have no other record of
-        the request. It records most other answers itself.
+        the request. The table `requests` has most other answers: the transaction that makes an
+        answer stores the answer there.
         """
         with self._lock:
             return any(kind in LOST for _, kind in self._sums)

@@ -164,9 +164,10 @@ def arguments(found: Letter) -> tuple[str, list[Any], dict[str, Any]]:
 def mark_replayed(connection: Connection, found: Letter, task_id: str) -> None:
     """Record that the dead letter's message was sent again, as the task with the id `task_id`.
 
-    `found`: the dead letter as it was read before the message was sent again. The message may have
-    failed again by now. In this case the dead letter was reopened after it was read as `found`, and
-    nothing is recorded here.
+    `found`: the dead letter as it was read before the message was sent again. By the time of this
+    call, the message that was sent again may already have failed too. `store_dead_letter` has then
+    reopened the dead letter, and its time `at` is that of the new failure. In this case nothing is
+    recorded here, so that the dead letter stays open.
     """
     connection.execute(
         update(DeadLetter)

@@ -1,11 +1,14 @@
-"""Reads of the events in the order of their ids, for programs that follow them.
+"""Reads of the events in the order of their ids, for programs that follow the events.
 
 The events of one lane commit in the order of their ids, because the transactions of its sequencer
-follow one another. Other transactions write events too, so an event may be visible before an event
-with a smaller id has committed. The function `writers` returns the open transactions that may have
-written events. Take the largest id of an event that was seen before the call of `writers`. Once all
-transactions that the call returned have ended, no further event with a smaller id than that can
-appear.
+follow one another. Other transactions write events too. So an event may be visible before an event
+with a smaller id has committed. A reader that goes on from the larger id would miss the event with
+the smaller id.
+
+The function `writers` prevents this: it returns the open transactions that may have written events.
+The reader first notes the largest id that it has seen, and then calls `writers`. Then the reader
+waits until all transactions that the call returned have ended. From then on, no event can appear
+any more with an id below the noted id.
 """
 
 from __future__ import annotations

@@ -46,9 +46,15 @@ def begin(connection: Connection, action: RequestedAction) -> int:
 
 
 def end(connection: Connection, number: int, outcome: str) -> None:
-    """Record the outcome of an action: `done`, `asked`, `refused: ...` or `unavailable: ...`.
+    """Record the outcome of an action.
 
-    `number`: the record's number, which `begin` returned.
+    `number`: the record's number, which `begin` returned. `outcome`: a text that begins with one of
+    four words; details may follow after a colon.
+
+    - `done`: the action was carried out.
+    - `asked`: only a message that requests the action was sent, so the action may not have run yet.
+    - `refused`: the action was not carried out; the details give the reason.
+    - `unavailable`: no usable answer arrived; the details give the reason.
     """
     connection.execute(
         update(OperatorAction)

@@ -74,9 +74,11 @@ class Person:
         return [f"%{each}%" if len(each) == _ENDS else each for each in self.numbers]
 
     def is_named(self, said: str) -> bool:
-        """Return True if the text `said`, or the base64 body of a message in it, names the person.
+        """Return True if the text `said` names the person.
 
-        A text names the person by an assignment id, a user id in JSON, or a phone number.
+        A text names the person by an assignment id, a user id in JSON, or a phone number. The whole
+        text may be a Celery message, in JSON, with a body that is encoded in base64. The decoded
+        body is then searched as well.
         """
         whole = "\n".join((said, *_decoded(said)))
         if any(each in whole for each in self.assignments):

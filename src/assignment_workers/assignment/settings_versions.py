@@ -107,7 +107,12 @@ def of_transaction(transaction: FencedTransaction, given: Settings) -> Settings:
 
 
 _KNOWN: dict[UUID, tuple[Dialer, Settings, SettingsInForce]] = {}
-"""Cached settings by version id, each with the dialer and the environment they were made for."""
+"""Cached settings in force, by the id of the stored version.
+
+Each entry has three parts: the dialer, the settings of the environment, and the settings in force
+that were made from the version for these two. The cached settings are used only for the same dialer
+and the same settings of the environment.
+"""
 
 
 def _known(connection: Connection, id_: UUID, dialer: Dialer, given: Settings) -> SettingsInForce:
@@ -228,10 +233,14 @@ def ignored(connection: Connection, dialer: Dialer, given: Settings) -> list[str
     """Return a line for each value in the environment or the dialer's file that has no effect.
 
     Only values of operational settings are compared. The dialer's file is the file that defines the
-    dialer queues. A value has no effect if the version of the settings in force has another value
-    of the same setting, or has no value of it. If the version has no value for a dialer queue or a
-    team, the version's value for all is used; if it has none for all either, the default is used.
-    The list is empty if no version is stored.
+    dialer queues.
+
+    As soon as a version of the settings is stored, only the values of the newest version count. A
+    value of the environment then has no effect if another value of the setting is in force. A value
+    that the dialer's file has for a dialer queue has no effect in two cases. First, the version has
+    another value of the setting for this queue. Second, the version has no value of the setting for
+    this queue: the queue then uses the version's value for all queues or, without such a value, the
+    default. The list is empty if no version is stored.
     """
     before = latest(connection)
     if before is None:
@@ -281,10 +290,14 @@ def tell_ignored(connection: Connection, dialer: Dialer, given: Settings) -> Non
     """Log a warning for each value in the environment or the dialer's file that has no effect.
 
     Only values of operational settings are compared. The dialer's file is the file that defines the
-    dialer queues. A value has no effect if the version of the settings in force has another value
-    of the same setting, or has no value of it. If the version has no value for a dialer queue or a
-    team, the version's value for all is used; if it has none for all either, the default is used.
-    Called when a process starts.
+    dialer queues. Called when a process starts.
+
+    As soon as a version of the settings is stored, only the values of the newest version count. A
+    value of the environment then has no effect if another value of the setting is in force. A value
+    that the dialer's file has for a dialer queue has no effect in two cases. First, the version has
+    another value of the setting for this queue. Second, the version has no value of the setting for
+    this queue: the queue then uses the version's value for all queues or, without such a value, the
+    default. Nothing is logged if no version is stored.
     """
     for line in ignored(connection, dialer, given):
         log.warning("variable_ignored", why=line)

@@ -467,12 +467,13 @@ class Matched(BaseModel):
     users: int
     queues: dict[str, int]
     waiting: int
-    """Number of users whom a suppression of this phone number makes wait for an operator.
+    """Number of users who have to wait for an operator if this phone number is suppressed.
 
-    These users are not offered until an operator decides whether they may be called. They have a
-    phone number with the same last 7 digits (`REACH`), and one of the two numbers is unclear: it
-    cannot be read for certain. The users are counted whether or not this number is suppressed now.
-    Counted up to 10,000 (`WHOM_AT_MOST`).
+    The phone number need not be suppressed now: the users are counted in either case. The phone
+    number of such a user ends with the same 7 digits, and the user's number or this one is unclear:
+    it cannot be read for certain. While this number is suppressed, these users are not offered
+    until an operator decides whether they may be called. Users who have the number itself are not
+    counted. At most 10,000 users are counted.
     """
     waiting_queues: dict[str, int]
 
@@ -522,8 +523,10 @@ def whom(
     `numbers`: the suppressed phone numbers in E.164. If `numbers` is empty, the suppression is of a
     text that is not a phone number, and `as_text` is this text in its form for comparison
     (`phones.plain`). The suppression then applies to each user whose phone text in the CRM has the
-    same form for comparison. To count these users needs a pass over all users. Counts up to
-    `WHOM_AT_MOST`.
+    same form for comparison. Cost for such a text: a pass over all users.
+
+    At most 10,000 users (`WHOM_AT_MOST`) are found. The total and the counts by dialer queue are
+    numbers of these users. A dialer queue's count includes only users in its published generation.
     """
     parameters = {"numbers": list(numbers), "plain": as_text}
     found = _BY_NUMBER if numbers else _BY_TEXT
@@ -531,13 +534,18 @@ def whom(
 
 
 def who_waits(connection: Connection, phone: str, reader: Reader) -> tuple[int, dict[str, int]]:
-    """Count the users whom a suppression of this phone number makes wait for an operator.
+    """Count the users who have to wait for an operator if this phone number is suppressed.
 
-    Returns the count in all and by dialer queue. The users are counted whether or not the number is
-    suppressed now. By the rule `number_unclear`, they wait until an operator decides whether they
-    may be called. They have a phone number with the same last 7 digits (`REACH`), and one of the
-    two numbers is unclear: it cannot be read for certain. Users who have the number itself are not
-    counted. Counts up to `WHOM_AT_MOST`. Cost: a pass over the users' numbers.
+    Returns the count in all and by dialer queue. The phone number need not be suppressed now: the
+    users are counted in either case.
+
+    The phone number of such a user ends with the same 7 digits (`REACH`), and the user's number or
+    the number `phone` is unclear: it cannot be read for certain. While `phone` is suppressed, the
+    rule `number_unclear` holds these users back until an operator decides whether they may be
+    called. Users who have the number itself are not counted.
+
+    At most 10,000 users (`WHOM_AT_MOST`) are found. The total and the counts by dialer queue are
+    numbers of these users. Cost: a pass over the users' numbers.
     """
     target = target_of(phone, reader, raw=True)
     if isinstance(target, str) or target.tail is None:

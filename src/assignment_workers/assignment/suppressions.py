@@ -372,9 +372,11 @@ class Target:
     `number`: the phone number in E.164; None: there is only a text. `plain`: the form of the typed
     text for comparison, without spaces, capitals and invisible characters.
 
-    `tail`: the last 7 digits (`REACH`) of the number. A text may have several parts, such as two
-    groups of digits with a comma between them. For a text, `tail` is the lowest of the last 7
-    digits of all its parts (`phones.tails`). None: the text has fewer than 7 digits.
+    `tail`: 7 digits (`REACH`) that are compared with the ends of other phone numbers. For a number,
+    they are its last 7 digits. A text may have several parts, such as two groups of digits with a
+    comma between them. The last 7 digits are taken of each part that has so many (`phones.tails`),
+    and `tail` is the lowest of these numbers of 7 digits. If the text has fewer than 7 digits,
+    `tail` is None.
 
     `unsure`: True if the number is unclear, because it cannot be read for certain; always True for
     a text. For the suppression of a single user there is neither a number nor a text, and no field

@@ -65,7 +65,7 @@ class EventKind(StrEnum):
     The reason is the name of the broken rule, or `drained` if an operator drained the queue.
     """
     PUT_OFF = "put_off"
-    """A claim found that a rule excludes the user for a time, and makes the user wait.
+    """A claim made a user wait, because a rule excludes the user for a time.
 
     The user keeps the position in the dialer queue. The event's `reason` is the name of the rule,
     and `until` is the time at which the wait ends. If an agent postpones the user, the kind is

@@ -269,13 +269,13 @@ def _walk(name: str, value: object, of: Any, *, ours: bool = False) -> object:  
     """Return a copy of `value` in which `of(id)` replaces each internal integer id of a user.
 
     `of`: a function that gets an internal id and returns the value to put in its place. `name`: the
-    name of the field that has `value`.
+    name of the field that has `value`. `ours`: True if this package wrote the texts in `value`,
+    such as the reason of a refusal; False if people may have typed them.
 
-    Ids are replaced in two cases. First, an integer is replaced if its field has one of the names
-    in `_NAMES`, such as `user_id`. Second, in a text such as `user 27`, the number after the word
-    `user` is replaced. This is done only if the field has one of the names in `_TEXTS`, and `ours`
-    is True. `ours`: True if this package wrote the texts in `value`, such as the reason of a
-    refusal. Texts that people typed stay unchanged.
+    Ids are replaced in two cases. First, an integer is replaced if `name` is one of `_NAMES`, such
+    as `user_id`. Second, in a text such as `user 27`, the number after the word `user` is replaced
+    if `ours` is True and `name` is one of `_TEXTS`, such as `reason`. Texts that people typed stay
+    unchanged.
     """
     match value:
         case bool():

@@ -167,10 +167,12 @@ INSTANT = "2026-11-23T15:00:00Z"
 
 
 def as_instant(text: str, option: str, *, or_of_day: str | None = None) -> datetime:
-    """Parse the time given for `option`.
+    """Parse the time given for `option`; return it in UTC.
 
-    Raises `UsageError` if it is invalid or has no time zone. `or_of_day`: if the option accepts
-    another form too, an example of that form, which the error message shows.
+    Raises `UsageError` if the text is not a time, or if the time has no zone. The error message
+    shows an example of a time. `or_of_day`: an example of a time of day, for an option that accepts
+    a time of day too. If the text is not a time, the error message shows this example as well.
+    None: the option accepts no time of day.
     """
     try:
         when = datetime.fromisoformat(text)

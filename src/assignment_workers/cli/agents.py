@@ -119,9 +119,9 @@ def answers(
 def _around(at: str, now: datetime) -> datetime:
     """Parse the value of `--at`, a time or a time of day; return the time in UTC.
 
-    A time of day is read by this machine's clock, as the last time before `now` with this time of
-    day. The date and time found are printed on standard error. Raises `UsageError` for any other
-    text.
+    A time of day is in this machine's time zone. It stands for the last time before `now` at which
+    this machine's clock showed this time of day. The date and time found are printed on standard
+    error. Raises `UsageError` for any other text, and for a time of day with a zone.
     """
     try:
         of_day = time.fromisoformat(at)

@@ -154,10 +154,12 @@ def _in_force(given: Settings) -> Settings:
     """Return the settings in force: those of the environment, with the operational settings.
 
     `given`: the settings of the environment. If the database has a stored version of the
-    operational settings, the values of the newest version are in force. The values in `given` and
-    in the dialer's file then do not count. If the database has no version, the values that the
-    dialer's file has for single dialer queues are in force, and for all else those of `given`. The
-    same holds without a database, or if the database is unavailable.
+    operational settings, the values of the newest version are in force. The values of operational
+    settings in `given` and in the dialer's file then do not count.
+
+    If the database has no version, two sources count. A value that the dialer's file has for a
+    dialer queue is in force for this queue. All other values are those of `given`. The same two
+    sources count without a database, or if the database is unavailable.
     """
     if _has_database(given):
         try:

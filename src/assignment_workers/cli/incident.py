@@ -43,7 +43,7 @@ def replay_incident(
     ] = 20,
     json: AsJson = False,
 ) -> int:
-    """Replay the incident: the old dialer, its remedies and ours.
+    """Replay the incident: the old dialer, remedies for it, and our algorithm.
 
     The incident happened in the old dialer, which this project replaces: a rebuild deleted the
     queue row that the dialer had just selected for an agent, and the agent was told that the dialer

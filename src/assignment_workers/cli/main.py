@@ -60,7 +60,7 @@ SECTIONS = {
     "Try it": {
         "replay-incident": (
             "incident",
-            "Replay the incident: the old dialer, its remedies and ours.",
+            "Replay the incident: the old dialer, remedies for it, and our algorithm.",
         ),
         "demo": ("call_centre", "Simulate a call centre, and check every guarantee."),
         "soak": ("call_centre", "Simulate a call centre for hours, with faults."),

@@ -46,10 +46,10 @@ class OutcomeRecorder:
     Call the object with the answer to the action; it returns that answer.
 
     An action may send commands that set a state, such as the pause of a dialer queue. An older
-    command that arrives late must not undo a newer one. Therefore, send each command of the action
-    with the number `position` (`CommandCall.at`). It is the number of the action in the order of
-    all operators' actions. The context manager `recorded` takes it from the database before the
-    action begins.
+    command that arrives late must not undo a newer one. Therefore, the object has the attribute
+    `position`: the number of the action in the order of all operators' actions. Send each command
+    of the action with this number (`CommandCall.at`). The context manager `recorded` takes the
+    number from the database before the action begins.
 
     A command is refused if a command with a higher number was already carried out for the same
     thing, such as the pause or the resumption of the same dialer queue. All commands of an action

@@ -173,10 +173,11 @@ def _passwords(given: Settings) -> dict[str, str]:
 def compare(json: AsJson = False) -> int:
     """Count the users whom only this system, or only the old application, would offer.
 
-    There is one count for each dialer queue and each rule of this system. A user whom only the old
-    application would offer counts for the first rule of this system that the user breaks. If the
-    user's row in the score table or in the CRM is missing, the user counts for `no_score_row` or
-    `not_in_crm` instead. Users whom only this system would offer count for `meets every rule`.
+    Each count is for one dialer queue and one reason (`rule`). The counts marked `theirs` are of
+    users whom only the old application would offer. The reason is the first rule of this system
+    that the user breaks. If the user has no row in the score table, the reason is `no_score_row`
+    instead. If the user has no row in the CRM, it is `not_in_crm`. The counts marked `ours` are of
+    users whom only this system would offer. Their reason is `meets every rule`.
 
     Nothing is changed. The command reads the queue tables of the old application, so it works only
     before `schema migrate` replaces these tables.

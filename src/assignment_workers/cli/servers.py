@@ -109,8 +109,9 @@ def with_database() -> Settings:
 def located(reason: str) -> str:
     """Add the address of Redis or RabbitMQ to a reason such as `Redis cannot be reached`.
 
-    Any other reason is returned unchanged. Only the text that the command line prints has the
-    address. Answers over HTTP do not have it, because only people on this machine need it.
+    `reason`: the reason of an answer `Unavailable`. Any other reason is returned unchanged. Only
+    the command line prints the address, because only people on this machine need the address. An
+    answer over HTTP has the reason without the address.
     """
     server, _, rest = reason.partition(" cannot be reached")
     if server not in {"Redis", "RabbitMQ"}:
@@ -180,9 +181,9 @@ def database_and_crm(
     Raises `DatabaseUnavailable` if the database does not answer in time, or denies a right. If
     `checked`, raises `SchemaMismatch` in two cases. First, the schema `assignment` is of another
     release. Second, a statement in the block reads a table or a column that does not exist in our
-    database. It is then one of a CRM in our database, because our own tables were checked before.
-    If both `checked` and `views`, the views of the CRM's tables are created or replaced as the
-    dialer needs them.
+    database. In the second case, the missing table or column is the CRM's, whose tables are then in
+    our database: our own tables were checked before the block. If both `checked` and `views`, the
+    views of the CRM's tables are created or replaced as the dialer needs them.
     """
     at = at or with_database()
     made = connect(

@@ -1,4 +1,4 @@
-"""The Python client over Celery, which sends waiting requests together in shared messages."""
+"""The Python client over Celery, which may send several requests or commands in one message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The client's side of the gateway's live events, without I/O: position, and when to reconnect."""
+"""The state of a client that reads the gateway's live events, without I/O.
+
+The state has the id of the last event that the client has received, and the time that the client
+waits before it connects again.
+"""
 
 from __future__ import annotations
 

@@ -116,7 +116,8 @@ def decoded(response: httpx.Response) -> object:
 class HttpCore(Core):
     """The methods of the clients over HTTP, as generators that yield the HTTP requests to send.
 
-    So `HttpClient`, which waits, and `AsyncHttpClient`, which awaits, share the methods.
+    So two clients share the methods. `HttpClient` blocks the calling thread until a response
+    arrives. `AsyncHttpClient` is for asyncio: it awaits the response.
     """
 
     def __init__(self, clock: Clock, randomness: Random) -> None:

@@ -27,7 +27,10 @@ the user. Nobody called the user (docs/original-dialer.md, section 0). In the de
 has not signed, was never called and is claimable.
 """
 INCIDENT_QUEUE = "unsigned_users"
-"""The dialer queue of the user `INCIDENT_USER`, in the incident and in the demo data."""
+"""The dialer queue of the user `INCIDENT_USER`.
+
+The user was in this queue when the replaced dialer lost the user, and is in it in the demo data.
+"""
 ALLOWED = (INCIDENT_QUEUE, "outstanding_requests")
 """The dialer queues from which the demo agents may get users."""
 

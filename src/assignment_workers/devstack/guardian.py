@@ -42,9 +42,11 @@ class Ward(NamedTuple):
     pid: int
     signal: int
     seconds: float
-    """For a server: the most seconds from the signal to its end; then the server is killed.
+    """For a server: the most seconds that the guardian waits for the server to end.
 
-    For every other process, the fixed time `WORKER_SECONDS` is used instead.
+    The wait begins when the guardian has sent the signal `signal` to the server. A server that has
+    not ended after this time is killed. For every other process, the fixed time `WORKER_SECONDS` is
+    used instead.
     """
     server: bool
     """True for a server. Servers are ended after all other processes."""

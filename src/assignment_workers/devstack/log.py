@@ -29,14 +29,18 @@ class _File(RotatingFileHandler):
 class Log:
     """Writes lines from any thread to one stream, whole and in the order of their arrival.
 
-    On the stream, a prefix stands before each line: the time at which the line is written, and the
-    name of the process that wrote it. The prefix is coloured if `colour` is true and the stream is
-    a terminal, except the prefix of the supervisor's own lines. When the stream is gone (a closed
-    terminal, a broken pipe), it gets no more lines and the processes continue.
+    Without `folder`, every line goes to the stream, and there are no files. With `folder`, every
+    line goes to a rotated file there, named after its process. If `verbose` is true, every line
+    goes to the stream as well. If `verbose` is false, only the lines of `say` go to the stream as
+    well, without a prefix.
 
-    With `folder`, every line also goes to a rotated file there, named after its process. In the
-    files, only the supervisor's lines get the time, and no line gets the name. With `folder` and
-    without `verbose`, the stream shows only the lines of `say`, without the prefix.
+    In all other cases, a line on the stream has a prefix: the time at which the line is written,
+    and the name of the process that wrote the line. If `colour` is true and the stream is a
+    terminal, the prefix is coloured. The prefix of the supervisor's own lines is never coloured. In
+    the files, only the supervisor's lines get the time, and no line gets the name.
+
+    If the stream is gone (a closed terminal, a broken pipe), the lines for the stream are dropped.
+    The processes continue, and the files still get every line.
     """
 
     def __init__(

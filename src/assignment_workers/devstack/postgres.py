@@ -56,8 +56,11 @@ GRANT pg_monitor, pg_read_all_stats, pg_signal_backend, pg_checkpoint TO {ROLE} 
 CREATE DATABASE {ROLE} OWNER {ROLE}
 """
 ACCESS = f"host all all {LOOPBACK}/32 scram-sha-256\n"
-"""The line of pg_hba.conf: roles connect with a password. The superuser has no password and cannot
-connect.
+"""The only line of pg_hba.conf: a role can connect only from this machine, and with its password.
+
+The superuser `postgres` has no password, so it cannot connect to the running server at all. Its
+rights are needed only when the data are created. The program `postgres` then runs in single-user
+mode, which needs no connection.
 """
 STOP_SECONDS = 30.0
 

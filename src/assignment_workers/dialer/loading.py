@@ -52,7 +52,8 @@ def is_packaged(settings: Settings) -> bool:
 
     It is used if the setting `ASSIGNMENT_WORKERS_DIALER_CONFIG` names no file and the working
     directory has no `dialerconfig.py`, or if the setting names the packaged dialer's own file.
-    Raises `UsageError` as `path_of` does.
+    Raises `UsageError` if the file that the setting names does not exist. Also raises it if the
+    file of the packaged dialer is needed but was not installed.
     """
     return path_of(settings) == _packaged()
 

@@ -43,13 +43,17 @@ NOT_BY_A_CALL = (
     "solicitor_letter_of_authority",
     "letter_of_authority",
 )
-"""Types of requirements of a CRM claim that cannot be obtained by calling the person."""
+"""Types of requirements that do not put a person into the dialer queue `outstanding_requests`.
+
+A requirement is something that a person's CRM claim needs, such as a document. A call to the person
+cannot obtain what a requirement of one of these types asks for.
+"""
 
 BASE_REQUIREMENT = "base requirement for claim."
-"""A reason in the CRM that marks a requirement for which no user is called.
+"""A value of the CRM's column `claim_requirement_reason`, compared case-sensitively.
 
-It has this effect only on a requirement of type `id_document`. It is compared, case-sensitively,
-with the CRM's column `claim_requirement_reason`.
+The column has the reason for which a claim has the requirement. No user is called for a requirement
+of type `id_document` with this reason. For requirements of other types, the reason does not matter.
 """
 
 

@@ -46,8 +46,8 @@ class CommandDispatcher:
         """Send a command or a request to the workers; return the answer as an HTTP response.
 
         `command`: the command, or an agent's request for a user. `facts`: further fields of the
-        response. If another caller, such as a frontend, sends an agent's command, the name of that
-        caller's token is recorded with the events of the command.
+        response. If an agent's command is sent with another token than the agent's own, such as the
+        token of a frontend, the name of that token is recorded with the events of the command.
 
         If the caller disconnects before the answer, a message that has not been sent is dropped. If
         the message has been sent, its answer is passed to `abandoned`, so that an assignment in the

@@ -26,9 +26,10 @@ class TokenBucket:
     """A rate limit for each key: on average `per_second` calls a second.
 
     A key stands for the caller whose calls are counted together: an API token, an agent, or an
-    address. While a key makes fewer calls than that, the unused calls add up. They add up to at
-    most twice `per_second`, or to one call if twice `per_second` is less than one. A key may make
-    its unused calls at once. A new key begins with the maximum.
+    address. While a key makes fewer than `per_second` calls a second, the calls that it could have
+    made are saved up. The key may make its saved calls later, all at once. The maximum number of
+    saved calls is twice the number `per_second`, but at least 1. A new key begins with this
+    maximum.
     """
 
     per_second: float

@@ -36,9 +36,11 @@ class ProblemDetails(BaseModel):
 
     If `outcome` is `refused`, `code` names the reason. With `retry_after`, the same call may
     succeed after that number of seconds. Without `retry_after`, the same call is refused again as
-    long as the reason lasts. When the reason has gone, the same call may succeed. Exception: the
-    refusal of a request for a user may be stored under its `request_id`, which then still gets the
-    old answer. Therefore, request a user under a new `request_id`.
+    long as the reason lasts. When the reason has gone, the same call may succeed.
+
+    A request for a user is an exception. A refusal without `retry_after` may be stored under the
+    request's `request_id`. A later request with this `request_id` then gets the stored refusal,
+    even if the reason has gone. Therefore, use a new `request_id` after such a refusal.
 
     If `outcome` is `unavailable`, the same call may succeed after `retry_after` seconds. Other
     problems, such as an unknown path, have no `outcome`.

@@ -36,8 +36,10 @@ class LimitedProtocol(HttpToolsProtocol):
     _parsed: int = 0
     """The number of bytes of address and headers that were parsed with the last received data.
 
-    Of the address, only the bytes in these data count. Of a header that these data complete, all
-    bytes count, also those that came with earlier data.
+    The parser reports the address piece by piece, as the pieces arrive. So of the address, only the
+    bytes in the last received data count. The parser reports a header only once it has arrived
+    completely. So if a header ends in the last received data, all its bytes count, also those that
+    came with earlier data.
     """
     _ended: bool = False
     """True if the last received data contain the end of a request."""

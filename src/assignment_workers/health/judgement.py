@@ -75,8 +75,9 @@ UNSENT = timedelta(seconds=20)
 ASKED = timedelta(minutes=1)
 """A job counts as late if it has not begun this long after beat sent it.
 
-The job is not late while the same job runs for another dialer queue. A job also counts as late if
-beat has not sent it this long after its due time.
+The job is not late while the same job runs for another dialer queue. A job that beat has not sent
+counts as late this long after its due time. The component `beat` is degraded earlier, after the
+time in `UNSENT`: the job is then overdue, but not late yet.
 """
 RUNS_AT_MOST = timedelta(hours=1)
 """The time after which a job that is still running counts as late."""
@@ -84,7 +85,11 @@ REBUILT = timedelta(minutes=90)
 """A dialer queue is degraded if its last build is older than this."""
 
 CHAINED = timedelta(minutes=5)
-"""The audit is late if an event older than this is not in any of the audit's hash chains yet."""
+"""The audit is late if an event older than this is not in any of the audit's hash chains yet.
+
+The hash chains are digests of the events, which reveal a later change of an event. A job adds new
+events to the chains. If the audit is late, the component `audit` is degraded.
+"""
 CERTIFICATE_RENEWED = timedelta(days=14)
 """A certificate should be renewed this long before its expiry. If a quarter of the certificate's
 period of validity is shorter, the quarter counts instead.

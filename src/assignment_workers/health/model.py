@@ -244,7 +244,10 @@ class Health(BaseModel):
     @computed_field  # type: ignore[prop-decorator] # pydantic's
     @property
     def verdict(self) -> str:
-        """The first line of `status`: whether agents are served, and the reason if not."""
+        """One line for people: whether agents are served, and the worst trouble, if there is any.
+
+        The command `assignment-workers status` prints it as the first line.
+        """
         banner = self.banner
         reason = f": {banner.headline}" if banner else ""
         match self.state:

@@ -164,10 +164,10 @@ class DatabaseFacts:
     read.
     """
     mirror_age: timedelta | None = None
-    """The time since the last complete read of an external CRM into the mirror began.
+    """The age of the mirror, our copy of the facts of an external CRM.
 
-    The mirror is our copy of the CRM's facts. None if the CRM is not external, or was never read
-    completely.
+    It is the time since the beginning of the last complete read of the CRM into the mirror. None if
+    the CRM is not external, or was never read completely.
     """
 
 
@@ -206,9 +206,9 @@ class Planned:
 class ResultsFacts:
     """The facts read from the Redis that has task results, signs of life and beat's schedule.
 
-    `signs`: the last record that each process stored in Redis to show that it is alive. `now` is a
-    time of the clock of Redis. `refuses`: the reason for which Redis accepts no writes now; None if
-    it accepts them.
+    `signs`: the last record that each process stored in Redis to show that it is alive. `now`: the
+    time of Redis's clock at the moment of this reading. `refuses`: the reason for which Redis
+    accepts no writes now; None if it accepts them.
     """
 
     now: datetime
@@ -230,8 +230,10 @@ class Readings:
     results: InputReading[ResultsFacts]
     certificates: InputReading[list[CertificateFacts]] = field(default_factory=InputReading)
     crm: InputReading[str | None] | None = None
-    """The reading of an external CRM. Its value is the reason for which the CRM cannot be used, or
-    None.
+    """The reading of an external CRM; None: the CRM is not external.
+
+    The reading's value is the reason for which the CRM cannot be read. If the CRM can be read, the
+    value is None, and so is the reading's `trouble`.
     """
 
     @property

@@ -26,7 +26,11 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 
 @dataclass(frozen=True)
 class Runbook:
-    """Instructions for a component in trouble: Markdown without its heading."""
+    """Instructions for a component in trouble.
+
+    `title` is the heading of the runbook in the operators' document. `text` is the Markdown below
+    this heading.
+    """
 
     title: str
     text: str

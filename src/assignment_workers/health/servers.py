@@ -1,4 +1,4 @@
-"""Read from Redis and RabbitMQ: waiting messages, signs of life, and the schedule of beat."""
+"""Functions that read Redis and RabbitMQ: waiting messages, signs of life, the schedule of beat."""
 
 from __future__ import annotations
 
@@ -186,10 +186,11 @@ def _refusal(answer: object) -> str | None:
 
 
 def _described(head: bytes | None) -> tuple[str | None, str | None, datetime | None]:
-    """Return the task's name, the id and the sending time of a message, each None if unknown.
+    """Return three facts about a Celery message: its task's name, its id and its sending time.
 
-    `head`: the Celery message at the head of a queue; None if the queue is empty. If the message
-    cannot be parsed, the name is `a malformed message`.
+    `head`: the message at the head of a queue. If the queue is empty, `head` is None, and so are
+    all three facts. If the message cannot be parsed, the task's name is `a malformed message`, and
+    the other two facts are None. A sending time that is not known is None.
     """
     if head is None:
         return None, None, None

@@ -105,10 +105,10 @@ class LifeSign(BaseModel):
     answers: AnswerCounts | None = None
     """The counts of a gateway's answers; None for another process."""
     sees: dict[str, SeenState] = {}
-    """The state, by name, of each component that a gateway sees in another state than `good`.
+    """The components that are not `good`, as a gateway sees them.
 
-    The state is as this gateway sees it, and comes with the time at which it began. The mapping is
-    empty in the sign of a process that is no gateway.
+    Each key is the name of a component. The value has the component's state, and the time at which
+    this state began. The mapping is empty in the sign of a process that is no gateway.
     """
 
     @property

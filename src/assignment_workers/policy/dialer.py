@@ -170,7 +170,10 @@ class Dialer:
 
     @property
     def all_news(self) -> tuple[News, ...]:
-        """The CRM tables whose new rows may move a person to a queue; first that of persons."""
+        """The CRM tables whose new rows may move a person to a queue.
+
+        The CRM's table of persons is the first of them.
+        """
         return (NEW_PERSONS, *self.news)
 
     @property
@@ -188,7 +191,7 @@ class Dialer:
         return self.persons.numbered
 
     def sources(self, *further: str) -> list[FactSource]:
-        """Return the CRM tables that this dialer reads; first that of persons.
+        """Return the CRM tables that this dialer reads; the table of persons is the first.
 
         `further`: additional columns of persons, which the settings name.
         """

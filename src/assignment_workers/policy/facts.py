@@ -124,10 +124,10 @@ class FactSource:
     Only the columns that are read are listed.
     """
     types: Mapping[str, TypeEngine[Any]]
-    """Maps the dialer's name for each column that the dialer may use to the column's type.
+    """The types of the table's columns, by the dialer's name for the column.
 
-    Every column in `columns` is also here. A column that is only here does not exist in this CRM;
-    its value is null.
+    Every column that the dialer may use is here, and so is every column in `columns`. A column that
+    is only here does not exist in this CRM; its value is null.
     """
     person_columns: frozenset[str]
     """The dialer's names of the columns that contain a person's id. They are keys of `columns`."""
@@ -153,10 +153,10 @@ class FactSource:
 
 @dataclass(frozen=True, eq=False)
 class ExternalFacts:
-    """The tables that a dialer reads from a CRM in another database; first that of persons.
+    """The tables that a dialer reads from a CRM in another database.
 
-    A row of a table may refer to its person by way of a row in another table (`FactSource.link`).
-    That other table comes earlier in `sources`.
+    The table of persons is the first in `sources`. A row of a table may refer to its person by way
+    of a row in another table (`FactSource.link`). That other table comes earlier in `sources`.
     """
 
     sources: tuple[FactSource, ...]
@@ -173,10 +173,10 @@ class ExternalFacts:
 
 
 def sources(persons: Persons, read: Iterable[object], further: Iterable[str]) -> list[FactSource]:
-    """Return the CRM tables that the SQL expressions in `read` use; first that of persons.
+    """Return the CRM tables that the expressions in `read` use; the table of persons is the first.
 
-    Each table has the columns that the expressions use, its key, and the columns that lead to the
-    person. `further`: additional columns of persons.
+    `read`: SQL expressions. Each table has the columns that the expressions use, its key, and the
+    columns that lead to the person. `further`: additional columns of persons.
     """
     of_persons = CrmUser.__table__
     types: dict[str, TypeEngine[Any]] = {

@@ -61,9 +61,10 @@ class Outcome:
     Users with a higher score are called later, unless a dialer queue has an order of its own.
     """
     delay: timedelta = timedelta(0)
-    """The time until the user may be called again.
+    """The shortest time from the completion of the call until a dialer queue offers the user again.
 
-    If the agent gives a time for a callback, that time applies instead.
+    If the agent promises a callback, the promised time replaces the end of the delay. A due
+    callback or missed call of the user does not wait for the end of the delay.
     """
     terminal: bool = False
     """True if the user is never offered again, neither by a dialer queue nor for a callback."""

@@ -56,8 +56,9 @@ class Policy:
     ages: bool = False
     """True if users of this dialer queue age: each week their score is raised by 5.
 
-    Users who wait longer are therefore called later. That is intended; it is the rule of the
-    original dialer (docs/original-dialer.md, section 4).
+    In the usual order (`ORDER`), users with a higher score are called later. So the longer a user
+    waits, the later the user is called. That is intended; it is the rule of the original dialer
+    (docs/original-dialer.md, section 4). Scores of 200 or more are not raised.
     """
     order: tuple[Ordering, ...] = field(default=ORDER)
     hours: CallingHours | None = None
@@ -180,12 +181,16 @@ class Policy:
         return case(*broken, else_=null())
 
     def held_back(self) -> ColumnElement[str | None]:
-        """Return a SQL expression for the name of the first rule that forbids a call now.
+        """Return a SQL expression for the name of the first rule that forbids a due call now.
 
-        Use it only for users of this dialer queue who have a due callback or a due missed call. The
-        expression is null if the user may be called. For example, a calling rule, the
-        do-not-contact list, quarantine or a closure in this queue may forbid the call; the delay
-        after the last outcome is ignored.
+        Use it only for users who belong to this dialer queue (`belongs`) and have a due callback or
+        a due missed call. The expression is null if the user may be called.
+
+        Two kinds of rules are left out. The rules of `belongs` are not checked again. Four rules
+        only decide when the dialer queue itself hands out a user, such as the delay after the last
+        outcome. All other rules count. Examples are the do-not-contact list, quarantine, a closure
+        in this queue, and the calling rules: calling hours, calls per day, and the shortest time
+        between two calls or two offers.
         """
         facts = {rule.name for rule in self._of_the_facts()}
         others = [each for each in self.rules if each.name not in facts | _NOT_FOR_WHO_IS_DUE]

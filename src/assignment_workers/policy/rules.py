@@ -95,9 +95,11 @@ class Rule:
     means: str = ""
     """A text for people: what it means that a user breaks this rule."""
     until: ColumnElement[datetime] | ColumnElement[datetime | None] | None = None
-    """The time at which a user who breaks this rule satisfies it again, only because time passes.
+    """A SQL expression for the time from which a user who breaks this rule will meet it again.
 
-    Only a rule that delays the user's next call (`kind` is `RESTING`) has such a time.
+    Only a rule that delays the user's next call (`kind` is `RESTING`) may have such a time. The
+    user then meets the rule again after a while, without a change of facts. None: no such time is
+    known.
     """
     suspicious: bool = False
     """True if a breach of this rule at a claim is suspicious, because the build of the queue has
@@ -453,7 +455,7 @@ by time zone.
 
 
 def open_zones(calendar: int) -> str:
-    """Return the name of the SQL parameter that lists the time zones in calling hours now.
+    """Return the name of the SQL parameter that lists the time zones where calling is allowed now.
 
     Each holiday calendar has its own parameter; `calendar` is the number of the calendar. If the
     parameter is null, as in a build, calling hours are not judged.
@@ -748,11 +750,14 @@ the calling hours, and are left out where it is not set.
 def completed(own: Sequence[Rule | ReadyRule]) -> list[Rule | ReadyRule]:
     """Return the rules of a dialer queue in the order in which they are checked.
 
-    `own`: the rules that the definition of the dialer queue names. The rules of this package in
-    `FIRST` come before `own`, and those in `LAST` after `own`. But a rule of this package that is
-    in `own` keeps its position there. At the end, rules that only delay a call, such as a
-    cool-down, are moved behind all others. The reason: the end of the delay matters only for users
-    who break no other rule.
+    `own`: the rules that the definition of the dialer queue names. First, the rules of this package
+    in `FIRST` are put before `own`, and those in `LAST` after `own`. A rule of this package that is
+    in `own` itself stays at its position there, and is not added a second time.
+
+    Then, all rules that only delay a call, such as a cool-down, are moved behind all other rules.
+    This includes such rules in `own`. Within the two groups, the order stays the same. The reason:
+    only the first broken rule counts. If this rule only delays the call, the user waits until the
+    end of the delay, and that is right only for a user who breaks none of the other rules.
     """
     placed = {each.name for each in own}
     every = [
@@ -767,9 +772,11 @@ def made(own: Sequence[Rule | ReadyRule], terms: RuleParameters) -> tuple[Rule, 
     """Return all rules of a dialer queue, in the order in which they are checked.
 
     `own`: the rules that the definition of the dialer queue names. The rules that this package
-    provides for every dialer queue are added (`completed`). `terms`: the values for this dialer
-    queue, such as its name and the calling rules. Each ready-made rule (`ReadyRule`) is made from
-    these values, and left out if the values do not require it.
+    provides for every dialer queue are added (`completed`).
+
+    `terms`: the name of the dialer queue, the dialer's terminal outcomes, and the settings for
+    calling and for phone numbers. Each ready-made rule (`ReadyRule`) is made from these values. A
+    ready-made rule that the values do not require is left out.
     """
     found = (each if isinstance(each, Rule) else each.make(terms) for each in completed(own))
     return tuple(rule for rule in found if rule is not None)

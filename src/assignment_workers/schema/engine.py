@@ -189,8 +189,10 @@ def connect(
     `gate`: refuses new connections while it is closed. If it is None, no connection is refused.
 
     This process also limits its own wait for each answer (`schema.deadline`). The wait ends
-    slightly after the statement timeout. If the timeout is long, the server is asked at intervals
-    on another connection, and the wait ends when it no longer executes the statement.
+    two seconds after the statement timeout. There is one exception: the timeout is long
+    (`LONG_SECONDS`), and the connection leads to no pooler. This process then asks the server at
+    intervals, on another connection, if the server still executes the statement. If not, or if the
+    server cannot be asked, this process waits at most two more seconds.
     """
     milliseconds = {
         "statement_timeout": statement_timeout,

@@ -37,8 +37,9 @@ LOOKING = "assignment-workers look"
 LOOK_SECONDS = 5.0
 """Seconds that the watching thread pauses between two searches for the primary among all hosts.
 
-In between, the opening of a connection may cause a search too (`KNOWN_SECONDS`). After a host has
-timed out, no search asks the host for the same number of seconds, if another host serves.
+In between, the opening of a connection may cause a search too (`KNOWN_SECONDS`). If a host has
+timed out less than five seconds (this constant) ago, a search tries this host only if no other host
+serves.
 """
 KNOWN_SECONDS = 1.0
 """Seconds for which new connections use the result of the last search for the primary.

@@ -33,7 +33,8 @@ FIRST_TABLE = "alembic_version"
 Processes of 0.1 start only if this table has their revision, 0015 (`OF_0_1`). This release stores
 its own revision in another table (`VERSION_TABLE`) and leaves revision 0015 in this one. So
 processes of 0.1 can run beside those of this release during the upgrade from 0.1, and can be
-started again after that upgrade. From release 0.3.0 on, this is no longer possible.
+started again after that upgrade. Release 0.3.0 ends both possibilities: it is to remove what only
+processes of 0.1 need.
 """
 OF_0_1 = "0015"
 MIGRATION = "assignment-workers schema migrate"
@@ -42,9 +43,10 @@ STATEMENT_AT_MOST = timedelta(minutes=30)
 SERVES_FROM = "0030"
 """The oldest schema revision whose processes may run with the schema of this release.
 
-Each release is made for one schema revision (`head`). Processes that were made for this revision or
-a later one may run with the schema of this release: during an upgrade, or after a return to an
-older release. Release 0.1 does not read this number; it checks `FIRST_TABLE`.
+Each release is made for one schema revision (`head`). The processes of an older release may run
+with the schema of this release if the older release was made for revision `SERVES_FROM` or a later
+revision. They do so during an upgrade, or after a return to the older release. Release 0.1 does not
+read this number; it checks `FIRST_TABLE`.
 
 If a new migration removes something that older releases use, set this constant to the revision of
 the oldest release that does not use it.

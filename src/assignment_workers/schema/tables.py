@@ -273,9 +273,10 @@ class Generation(Base):
     snapshot: Mapped[str | None]
     """The value of `pg_current_snapshot()` just before the build reads the users and assignments.
 
-    The build may miss the end of an assignment that is committed after this snapshot. So the
-    publication finds these assignments by the snapshot, and corrects the users' entries: a user
-    whose call was completed is removed, and a skipped or deferred user waits.
+    If the end of an assignment is committed after this snapshot was taken, the build may miss the
+    end. So the publication looks for each assignment with such an end, by means of the snapshot. It
+    then corrects the entry of the assignment's user: a user whose call was completed is removed,
+    and a skipped or deferred user waits.
     """
     built_at: Mapped[datetime | None] = mapped_column(Instant)
     published_at: Mapped[datetime | None] = mapped_column(Instant)
@@ -677,7 +678,8 @@ class DeadLetter(Base):
 class SuspectMessage(Base):
     """A message that may have crashed the process that handled it.
 
-    The row is stored while the message is tried again.
+    The row is stored before the message is tried again, and deleted when that try has ended. If the
+    process crashes during the try, the row stays.
     """
 
     __tablename__ = "suspect_messages"
@@ -763,7 +765,7 @@ class Phone(Base):
     kinds: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The kind of each number, in the order of `numbers`, such as `mobile`; see `phones.KINDS`."""
     tails: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    """The last 7 digits of each number in `numbers`, and all the digits that `unread` has."""
+    """The last 7 digits of each number in `numbers`, and a copy of each element of `unread`."""
     unread: Mapped[list[str]] = mapped_column(ARRAY(Text))
     """The last digits of each part of the phone text that could not be parsed with certainty."""
     plain: Mapped[str | None]
@@ -876,8 +878,11 @@ class Suppression(Base):
     plain: Mapped[str | None]
     """The phone text in the normal form in which it is compared with users' phone texts."""
     tail: Mapped[str | None]
-    """The last digits of the phone. Users are also suppressed if an unreadable part of their phone
-    text has the same last digits, because it may be this number.
+    """The last 7 digits of the suppressed number or, if `phone` is no number, of a part of `phone`.
+
+    A user is not offered if a part of the user's phone text cannot be read with certainty and ends
+    with the same 7 digits, because that part may be the suppressed number. Null: the row suppresses
+    a user or an erased person's number, or `phone` has fewer than 7 digits.
     """
     unsure: Mapped[bool] = mapped_column(server_default=text("false"))
     """True if `phone` cannot be read as a phone number, or may be an incomplete or mistyped number.
@@ -1039,10 +1044,11 @@ class AccessRecord(Base):
 class AnswerCount(Base):
     """The number of requests that ended with one kind of answer, for each minute of one hour.
 
-    `AnswerKind` lists the kinds; one of them also means that no answer came in time. A request is
-    counted in the minute in which it ended. Gateways and clients count in memory; their counts are
-    added to this table some time later. The table `requests` cannot replace this one, because
-    `requests` has committed answers only.
+    `AnswerKind` lists the kinds. A request to which no answer came in time counts as `unavailable`.
+    A request is counted in the minute in which it ended. Gateways and clients count in memory;
+    their counts are added to this table some time later. The table `requests` cannot replace this
+    one. It has no row for a request whose answer could not be stored, for example because the
+    database was down.
     """
 
     __tablename__ = "answer_counts"

@@ -2,8 +2,9 @@
 
 A worker that does not lead stands by. To lead, it takes the lane's advisory lock in PostgreSQL and
 begins a term. With Redis, it then puts back into the assignment queue the messages that earlier
-leaders took and did not acknowledge. Only after that does it consume messages. A leader whose
-connection to Redis was replaced also puts messages back before it consumes any.
+leaders took and did not acknowledge. Only after that does it consume messages. If a leader's
+connection to Redis is replaced, the leader puts back such messages again before it consumes any. It
+then also puts back the messages that it took itself and did not acknowledge.
 
 A thread watches the leader. If the leader has lost the lock, or no longer runs transactions, the
 thread ends the process, and the process's supervisor starts it again as a standby.
@@ -58,13 +59,17 @@ LEAVE_SECONDS = 5.0
 Then the process exits, even if the task is still running.
 """
 IDLE_SECONDS = 1.0
-"""The most seconds that a process without a running task waits for its orderly stop.
+"""The most seconds that a process that lost leadership waits for Celery to stop it.
 
-The wait takes place after the process has lost leadership, and after its running task, if any, has
-ended. It also ends when the time for the whole stop has passed (`LEAVE_SECONDS` at the most). If
-Celery has not stopped the process by then, the process waits for a last write to Redis, at most
-`EXCUSE_SECONDS` longer. The write records that the current message did not cause the exit. Then the
-process exits at once.
+After the loss, the process waits for three things, one after the other:
+
+1. Its running task, if any, ends.
+2. Celery stops the process in an orderly way. This wait takes at most `IDLE_SECONDS`.
+3. A last write to Redis ends. The write records that the current message did not cause the exit.
+   This wait takes at most `EXCUSE_SECONDS`.
+
+The first two waits together take at most `LEAVE_SECONDS`, or half a second if PostgreSQL does not
+answer. After the third wait, the process exits at once.
 """
 
 
@@ -98,8 +103,9 @@ class Leadership(bootsteps.StartStopStep):
 
         One timer tries four times a second to become the leader, until this process leads. With
         Redis, a leader then puts back taken messages that were not acknowledged, before it consumes
-        any. These are messages that earlier leaders took, and messages that this process took over
-        an earlier connection if it led already.
+        any. Earlier leaders have taken such messages. If this process led already when its
+        connection was replaced, this process has taken such messages too, through the earlier
+        connection.
 
         The other timer acts once a second while the leader consumes. With Redis, it puts back the
         messages that an earlier leader took after the end of that leader's term. It also sends a
@@ -266,16 +272,18 @@ class Leadership(bootsteps.StartStopStep):
         return "nothing comes from the broker"
 
     def _is_excused(self, sign: Sign) -> bool:
-        """Return True if this leader is silent for a reason that would silence a standby as well.
+        """Return True if this process, the leader, is silent for a reason that excuses its silence.
 
-        The reasons: Redis refuses writes, or COMMITs wait for a synchronous replica of PostgreSQL.
-        `sign`: the leader's last sign of life.
+        `sign`: the last sign of life of the lane's leader. A leader is silent if it shows no sign
+        of life; each transaction is a sign of life. The silence is excused if a standby that led in
+        place of this process would be silent too. There are two such reasons:
 
-        While Redis refuses writes, the leader cannot send itself a probe, the message whose
-        handling is a sign of life. So if Redis refuses writes and the last sign of life is more
-        than four seconds old, this method runs an empty transaction instead of a probe. That
-        transaction is a new sign of life. If COMMITs wait, the method runs no transaction; it only
-        logs the reason.
+        - Redis has refused a write of this process in the last eight seconds, and the sign of life
+          is more than four seconds old. While Redis refuses writes, this process cannot send itself
+          a probe, the message whose handling is a sign of life. So this method runs an empty
+          transaction in place of the probe. If that transaction succeeds, it is a new sign of life.
+        - COMMITs wait for a synchronous replica of PostgreSQL, and the sign of life is more than
+          eight seconds old. This method then runs no transaction; it only logs the reason.
         """
         limit = SILENCE.total_seconds()
         if sign.silent > limit / 2 and WRITE_REFUSALS.within(limit):

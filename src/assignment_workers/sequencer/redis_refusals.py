@@ -1,12 +1,14 @@
 """Move messages within a Redis that answers but refuses writes.
 
 At `maxmemory` Redis refuses every command that may need more memory, including BLMOVE, SADD and
-SET, and accepts the others. In a script it accepts every command after a first write that needs no
-more memory. So a script that takes a message out of one list and then puts it into another is
-carried out, and the memory in use stays the same.
+SET, and accepts the others. For a script, the first write decides. If the first write needs no
+additional memory, Redis accepts it, and then also accepts all later commands of the script. So a
+script that takes a message out of one list and then puts it into another is carried out, and the
+memory in use stays the same.
 
 While Redis cannot save to its disk (MISCONF), or has fewer replicas than `min-replicas-to-write`
-(NOREPLICAS), it refuses every write, and all that is left is to wait.
+(NOREPLICAS), it refuses every write. No script helps then; a process can only wait until Redis
+accepts writes again.
 """
 
 from __future__ import annotations

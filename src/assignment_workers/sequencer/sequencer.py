@@ -260,7 +260,12 @@ class Sequencer:
             self._probing.start()
 
     def _try_probe(self) -> None:
-        """Send a probe; log an error. A leader without probes is silent, and a standby leads."""
+        """Send a probe; if that fails, log a warning, or record that Redis refused the write.
+
+        No error is raised. A leader that can send no probe, and gets no other message, shows no
+        sign of life, so a standby takes the lead from it. While Redis refuses writes, the leader
+        runs empty transactions in place of the probes (`run_empty_transaction`).
+        """
         try:
             self._send_probe()
         except Exception as error:  # noqa: BLE001 - of the broker's client, whichever it is

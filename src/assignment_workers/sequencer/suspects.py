@@ -84,10 +84,15 @@ class Suspects:
 
         A message that is delivered again has probably ended the process that handled it. Its count
         of ended processes grows by one, unless that process recorded with `excuse` that the message
-        was not the cause. Returns the record with the count; None for a message delivered for the
-        first time. Also returns None while the database accepts no rows. The message is then
-        handled without a count, so it may end more than two processes. That delays no assignment,
-        because no message can assign a user while the database accepts no rows.
+        was not the cause. Returns the record with the count. By this count the caller decides
+        whether the message is handled again. Normally, a message that has ended two processes
+        (`ENDS_AT_MOST`) is stored as a dead letter instead.
+
+        Returns None for a message that is delivered for the first time. Also returns None if the
+        database accepts no rows, so that the count cannot be stored. The message is then handled
+        without a count. Therefore, as long as the database accepts no rows, a message may end more
+        than two processes. These further ends delay no assignment, because no message can assign a
+        user while the database accepts no rows.
         """
         self._in_hand = message
         self.suspicion = None
@@ -122,12 +127,15 @@ class Suspects:
             log.error("suspect_not_acquitted", error=type(error).__name__)  # noqa: TRY400
 
     def try_part(self, part: int | None) -> None:
-        """Store that request number `part` of the current batch is handled next, by itself.
+        """Store, in the message's record, that request `part` of the current batch is handled next.
 
-        If this process ends now, the end is counted against that request alone. `part` None: all
-        requests of the batch were handled. Does nothing for a batch that is delivered for the first
-        time. Raises `DatabaseUnavailable` if the number cannot be stored, because the end would
-        then be counted against another request.
+        `part`: the index of the request in the batch, which is handled by itself. If this process
+        ends now, the end is counted against that request alone. `part` None: all requests of the
+        batch were handled. Does nothing for a batch that is delivered for the first time.
+
+        Raises `DatabaseUnavailable` if the index cannot be stored. The request must not be handled
+        then. The record still has the index of the request before it, or none, so an end of this
+        process would be counted against that earlier request, or against the whole message.
         """
         if self.suspicion is not None:
             try:

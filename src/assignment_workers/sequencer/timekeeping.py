@@ -82,11 +82,14 @@ def tell_time(redis: Redis, now: datetime, at: float) -> None:
     `now`: the time that the database's clock showed when it was read. `at`: the time that this
     process's monotonic clock showed when `now` had arrived, in seconds.
 
-    The stored value is the database's time minus Redis's time. The database's time is counted
-    forward from `now`, by the time that has passed from `at` until this function asks Redis. Two
-    short times are unknown and not added: the time that `now` took to arrive, and the time that the
-    question took to reach Redis. So the stored value may be too small by these two times, but it is
-    never too large. A deadline that a client computes from it may be too early, but never too late.
+    The stored value is the database's time minus Redis's time. Redis's time is asked for here. The
+    database's time is computed: it is `now`, plus the time that has passed between `at` and the
+    moment of the question to Redis.
+
+    This sum leaves out two short times that this process cannot measure. One is the time that `now`
+    took to arrive. The other is the time that the question took to reach Redis. Each of them makes
+    the stored value a little too small; the value is never too large. So a deadline that a client
+    computes from the value may be a little too early, but is never too late.
 
     Nothing is stored if Redis's time arrives more than `QUICK_SECONDS` after `at`.
     """

@@ -684,8 +684,8 @@ class RabbitChannel(pyamqp.Channel):
         """Wait for RabbitMQ's answer to a command; raise `TimeoutError` after `ANSWER_SECONDS`.
 
         RabbitMQ does not answer for a replicated queue if the queue's leading replica is on a lost
-        node. It still sends heartbeats during the wait. Each heartbeat starts the time-out of the
-        socket again, so that time-out alone would never end the wait.
+        node. During the wait, RabbitMQ still sends heartbeats. Each heartbeat starts the time-out
+        of the socket again. Therefore, the time-out of the socket alone would never end the wait.
         """
         if self.connection is None:  # closed: super() says so
             return super().wait(*args, **options)
@@ -740,7 +740,11 @@ class RabbitConnection(pyamqp.Connection):
             self._ends = outer
 
     def blocking_read(self, timeout: float | None = None) -> Any:
-        """Read and handle one frame; raise `TimeoutError` at the deadline, if one is set."""
+        """Read and handle one frame from RabbitMQ; raise `TimeoutError` if it comes too late.
+
+        `timeout`: the maximum wait in seconds; None: no maximum of its own. Within a block of the
+        method `deadline`, the wait also ends at the deadline of that block, if this is earlier.
+        """
         if self._ends is not None:
             left = self._ends - monotonic()
             if left <= 0:
@@ -768,8 +772,10 @@ class RabbitTLSTransport(pyamqp.SSLTransport):
 def install(consumption: Consumption, *, ordered: bool) -> None:
     """Replace kombu's transports for Redis and RabbitMQ by this module's, in the whole process.
 
-    `consumption`: the state that all Redis channels of the process share. `ordered`: True in a
-    sequencer's process. The URL schemes stay the same, so TLS and sockets work as usual.
+    `consumption`: the state that all Redis channels of the process share. `ordered`: True installs
+    the Redis transports that keep the order of the messages, as a sequencer's process needs; False
+    installs the other ones. The transports for RabbitMQ are the same in both cases. The URL schemes
+    stay the same, so TLS and sockets work as usual.
     """
     readers: dict[int, Any] = serialization.PROPERTY_CLASSES
     readers[spec.Basic.CLASS_ID] = _properties

@@ -81,7 +81,13 @@ class _Guarded(Flower):  # type: ignore[misc]
         self.used = {}
 
     def find_handler(self, request: HTTPServerRequest, **options: Any) -> Any:
-        """Return the request's handler, or a handler that refuses the request."""
+        """Return the handler that answers the request; it may be one that refuses the request.
+
+        The request is refused if its Host header does not name this server, or if it comes from a
+        page of another origin. A request without a valid login is refused too, with status 401.
+        Exceptions: the path `/healthcheck` needs no login, and the sign-in link has a handler of
+        its own.
+        """
         headers = {name.lower(): value for name, value in request.headers.get_all()}
         if wrong := self.origins.refusal(request.method or "", headers):
             return self._refused(request, wrong.status, wrong.detail)

@@ -188,10 +188,11 @@ def count_answers(
 ) -> None:
     """Add a Python client's counts of answers to the counts in the database.
 
-    A Python client that sends Celery messages itself counts the answers to its requests for users,
-    and sends the counts once a minute. The service levels are computed from them. `hours`: an
-    element for each hour and kind of answer, such as `assigned`, with the number of these answers
-    in each minute of the hour.
+    There are Python clients that call the gateway over HTTP, and Python clients that send Celery
+    messages without the gateway. Each client of the second kind counts the answers to its requests
+    for users, and sends the counts once a minute. The service levels are computed from these
+    counts. `hours`: an element for each hour and kind of answer, such as `assigned`, with the
+    number of these answers in each minute of the hour.
     """
 
     def work() -> None:
@@ -297,11 +298,11 @@ def _in_force(run: TaskRun, given: Work) -> Settings:
 def discover_new(run: TaskRun) -> Any:
     """Add the users who are new in the CRM to the dialer queues where they belong.
 
-    The job also reads the new rows of some CRM tables other than that of users. Such a row may show
-    that a known user now belongs to another dialer queue. In the packaged dialer, such a row is a
-    new requirement: a document or fact that a user's demand against a lender still needs. The
-    job then sends the command `user.place`, which moves the user. The dialer file lists these CRM
-    tables as `news`.
+    The job also reads the new rows of some CRM tables other than that of users. The dialer file
+    lists these CRM tables as `news`. A new row there may show that a known user now belongs to
+    another dialer queue. If so, the job sends the command `user.place`, which moves the user. In
+    the packaged dialer, such a row is a new requirement: a document or fact that a user's demand
+    against a lender still needs.
     """
     send = partial(_send_for_place, run)
 

@@ -1,7 +1,9 @@
-"""Messages as shown in Flower and the log: only allowed ids, times and words of this package.
+"""Redact messages for Flower and the log: show only ids, numbers, times and single words.
 
-A text is shown only if it has the form of an id, a time or a single word, and only if the name of
-its argument or fact is in `SHOWN`.
+A value is shown only if the name of its argument or field is in `SHOWN`. A text with such a name is
+shown only if it has the form of an id, a time or a single word. There are two additions. The counts
+in a summary of an answer are shown under any name that is a single word. Of a batch message, the
+number of requests and the request ids are shown.
 
 The sender's own rendering of a message (`argsrepr`, `kwargsrepr`, `shadow`) is not used. Flower's
 list shows the beginning of the arguments and of the result, so both begin with a summary, such as

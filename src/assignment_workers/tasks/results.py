@@ -36,9 +36,10 @@ class ResultBackend(RedisBackend):
     docs/how-it-works.md). So this backend does not read the stored result, which saves a round
     trip.
 
-    Redis's SET stores a result, and PUBLISH announces it. Both are sent in this order on one
-    connection, so Redis stores the result before it announces it. If Redis refuses to store the
-    result, it still announces it.
+    This backend sends two commands in this order on one connection: SET, which stores the result,
+    and PUBLISH, which announces the result. So Redis stores the result before announcing it. Redis
+    may refuse SET, for example because its memory is full. Redis carries out PUBLISH all the same,
+    so a caller that is listening gets the result.
     """
 
     connection_class_ssl: type[SSLConnection] = FailoverSSLConnection

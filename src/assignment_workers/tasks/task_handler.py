@@ -475,8 +475,9 @@ class TaskRun:
         """Carry out `operation` in a fenced transaction, once per message.
 
         A fenced transaction commits only while this process leads its lane. A repeated message gets
-        the first answer. The message's id is its header `command_id`, which stays the same when the
-        message is sent again, or, without that header, its task id.
+        the first answer. A message is recognised by its id. If the message has the header
+        `command_id`, the value of that header is the id; it stays the same when the message is sent
+        again. If the message has no such header, its task id is the id.
 
         `subject` names the state that the operation sets, such as the status of an agent. An
         operator's command has a number in the header `command_position`, in the order in which the

@@ -64,12 +64,19 @@ MATCHED_AT_MOST = 1_000
 def match(work: Work, dialer: Dialer, crm: Crm | None, settings: Settings) -> Counts:
     """Find the user of each missed call that names no user, by the caller's phone number.
 
-    Numbers are compared in their E.164 form, in whatever form the dialer and the CRM write them;
-    changed numbers of users are parsed first. A missed call is left to an operator if its number is
-    invalid or belongs to no user or to several, because nobody is called on a guess (hazards C10
-    and D15 in docs/hazards.md). Returns the counts `matched` and `for_operator`. Cost, if there are
-    missed calls to match: that of parsing changed numbers (`phones.read`), and lookups in the index
-    on numbers.
+    One run handles at most 1,000 missed calls (`MATCHED_AT_MOST`), the earliest first. With an
+    external CRM, our copy of the CRM (the mirror) is first updated if it is too old. Next, the
+    users' phone numbers that have changed in the CRM are parsed. Then the caller's number is
+    compared with the users' numbers, all in E.164 (the international form). So the dialer and the
+    CRM may write a number in different forms.
+
+    A missed call is left to an operator in three cases. Its text cannot be read as exactly one
+    phone number. No user has the number. Or several users have the number. The reason: nobody is
+    called on a guess (hazards C10 and D15 in docs/hazards.md).
+
+    Returns the counts `matched` and `for_operator`. Raises `CrmUnavailable` if the mirror has to be
+    updated and cannot be. Cost, if there are missed calls to match: that of parsing changed numbers
+    (`phones.read`) and of updating the mirror, and lookups in the index on numbers.
     """
     waiting = {row.id: row.phone_number for row in work.connection.execute(_UNMATCHED)}
     if not waiting:

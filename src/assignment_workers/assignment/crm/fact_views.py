@@ -126,9 +126,10 @@ def _query(source: FactSource, numbered: str | None) -> str:
 
 
 def make(connection: Connection, wanted: Mapping[str, str]) -> list[str]:
-    """Create missing views, and replace views whose query has changed; return the names of both.
+    """Create missing views, and replace views whose query has changed.
 
-    `wanted`: the present query of each view, by the view's name. The caller commits. Raises
+    Returns one list with the names of the created views and of the replaced views. `wanted`: the
+    present query of each view, by the view's name. The caller commits. Raises
     `SchemaMismatch` if the database role has no right to create the views, or if the CRM lacks a
     table or column.
     """

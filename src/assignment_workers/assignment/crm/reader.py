@@ -105,9 +105,10 @@ class CrmReader:
 
     @property
     def zones(self) -> frozenset[str]:
-        """The time zones of all users, not only of the users of this transaction.
+        """All time zones that were ever found for any user, in this or another transaction.
 
-        They include zones in which no user is any more. They are read once per transaction.
+        A zone remains among them when no user is in the zone any more. The zones are read once per
+        transaction.
         """
         if self._zones is None:
             self._zones = frozenset(row.zone for row in self._run(phones.ZONES, {}))

@@ -75,7 +75,10 @@ _MEANS: dict[str, str] = {
 def meanings(policy: Policy) -> dict[str, str]:
     """Return an explanation of each eligibility status for people to read, by status.
 
-    If the dialer queue has a size limit, the texts say that the next build may leave the user out.
+    The texts of three statuses tell about the next build: `drained`, `taken_out` and
+    `not_in_generation`. If the dialer queue has no size limit, these texts say that the next build
+    has the user. If the dialer queue has a size limit, the next build may leave the user out. These
+    texts then give the limit, and say which users a build takes first.
     """
     if policy.limit is None:
         return dict(_MEANS)

@@ -51,10 +51,12 @@ DRAINED_REASON = "drained"
 
 
 def _still(state: EntryState) -> ColumnElement[bool]:
-    """Return a SQL condition `the entry is in this state` that cannot use an index on states.
+    """Return a SQL condition `the entry is in this state`, which no index on the states can serve.
 
-    So the planner has to find each entry by its primary key. If few entries had the state when
-    statistics were gathered, the planner would otherwise scan an index on the state for each user.
+    So the planner has to find each entry by its primary key. A condition that can use an index on
+    the states would be a risk. If few entries had the state when the table's statistics were
+    gathered, the planner expects a scan of that index to be cheap, and chooses such a scan for each
+    user. By now, many entries may have the state, and each scan would then read them all.
     """
     return Entry.state.not_in([sql_text(other) for other in EntryState if other != state])
 
@@ -104,8 +106,9 @@ SETTLE = (
 )
 """Update the entries (positions in published generations) of users whose assignments have ended.
 
-The SQL parameter `settled` has a row for each user, with the new state. A held entry gets the new
-state. The state `out` is set whatever state the entry had before.
+The SQL parameter `settled` has a row for each user, with the new state. An entry that is held gets
+the new state. An entry that is ready or waiting gets the new state only if the new state is `out`;
+otherwise the entry is not changed. An entry that is out already is not changed.
 """
 
 _leaves = rows(user_id=BigInteger(), reason=Text())
@@ -283,8 +286,9 @@ def leave(transaction: FencedTransaction, users: Collection[int], reason: str) -
 def promote(transaction: FencedTransaction, generation: int) -> bool:
     """Make waiting users of the generation claimable again if their waiting time is over.
 
-    At most `PROMOTED_AT_MOST` users are changed. Returns True if more such users may remain; the
-    claim should then continue in another transaction.
+    At most `PROMOTED_AT_MOST` users are changed, beginning with those whose waiting time ended
+    first. Returns True if more such users may remain. The caller, a claim, then answers no request
+    in this transaction, and continues in another transaction.
     """
     parameters = {"generation": generation, "instant": transaction.now}
     return transaction.connection.execute(_PROMOTE, parameters).rowcount >= PROMOTED_AT_MOST

@@ -1,4 +1,4 @@
-"""The counts of claimable users in dialer queues, by which queues with few users are rebuilt early.
+"""Count each dialer queue's claimable users, because a queue with few of them is rebuilt early.
 
 Every dialer queue is rebuilt once an hour. A queue with few claimable users is rebuilt before that,
 so that it does not run out of users.

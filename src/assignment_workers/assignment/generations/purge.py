@@ -59,18 +59,23 @@ _ANOTHER_IS_AT_IT = LockNotAvailable, ObjectNotInPrerequisiteState, UndefinedTab
 def purge_generations(connection: Connection, *, settings: Settings) -> Counts:
     """Drop the entries of failed generations, and of those retired long enough ago.
 
-    An entry is the position of a user in a generation. The time after the retirement is the setting
-    `generation_retention`. `connection` must be in autocommit. The entries of a generation are a
-    partition of the table `entries`. The partition is first detached, and then dropped. The
-    detachment is concurrent: it waits for the readers of the partition, and blocks no other
-    partition. The wait is at most `LOCK_WAIT`, but behind a connection pooler no limit is set. A
+    An entry is the position of a user in a generation. The entries of a retired generation are
+    dropped once the time of the setting `generation_retention` has passed since its retirement.
+    `connection` must be in autocommit.
+
+    The entries of a generation are a partition of the table `entries`. The partition is first
+    detached, and then dropped. The detachment is concurrent: it blocks no use of the other
+    partitions, but waits for the transactions that are using the table `entries`. Each wait for a
+    lock is at most one second (`LOCK_WAIT`). Behind a connection pooler, no limit is set. A
     detachment that an earlier run left pending is finished first, because PostgreSQL allows only
     one pending detachment.
 
-    Returns the count `generations`: the generations whose entries were dropped. The run ends early
-    if a reader, such as a dump, takes longer than the limit, or if another process drops the same
-    partition. This generation and the remaining ones then stay for the next run. Only in this case,
-    the result also has the item `waiting`; its value is always 1.
+    Returns the count `generations`: the generations whose entries this run dropped. The run ends
+    early in two cases: the run waits longer than `LOCK_WAIT` for another transaction, such as a
+    dump, or another process drops the same partition. The generation whose partition was to be
+    dropped keeps its entries until the next run. So do the generations that this run has not
+    reached yet. Only if the run ends early, the result also has the item `waiting`; its value is
+    always 1.
     """
     gone = connection.execute(
         select(Generation.id).where(

@@ -342,8 +342,8 @@ def _end(chain: Chain, given: _Given | None) -> None:
     """Finish the check of one chain of an exported file, after its last event was read.
 
     `given`: the position and digest of the chain's last event, as the last line of the file states
-    them. A fault is reported if the last event that was read differs. None: the file does not state
-    the end of the chain.
+    them. They are compared with those of the last event that was read, and a difference is reported
+    as a fault. If the file does not state them, `given` is None, and nothing is compared.
     """
     if given is not None and given.position > chain.head.position:
         chain.report(

@@ -17,11 +17,17 @@ agent on break or offline gets a user (3). Assignments follow the order of the p
 after the next term of that lane began (9). A completed call and the change of its callback are
 recorded together (10). Rows and events agree, in both directions (11).
 
-Not checked: the CRM's facts about a user, by which a claim judged the user (a part of guarantee 3),
-because the CRM keeps no history; the truth of the answer `empty` (no user is claimable); the choice
-of one of several dialer queues for a request; due callbacks that were passed over, because other
-programs promise callbacks too; and the dialer's own tables, which other programs write too. The
-order is checked only against generations whose entries still exist.
+The following is not checked:
+
+- The CRM's facts about a user, by which a claim judged the user (a part of guarantee 3). The CRM
+  keeps no history.
+- The truth of the answer `empty` (no user is claimable).
+- The choice of one of several dialer queues for a request.
+- Due callbacks that claims passed over. Other programs promise callbacks too, and no event records
+  these promises. So the events do not show all callbacks that were due.
+- The dialer's own tables. Other programs write these tables too.
+
+The order is checked only against generations whose entries still exist.
 """
 
 from __future__ import annotations

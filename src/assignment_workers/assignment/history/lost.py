@@ -1,8 +1,8 @@
-"""Events that an old primary committed and that the database in its place lacks.
+"""Find events that were lost in a failover: the old server has them, and the new server lacks them.
 
-A standby that is promoted without the last commits, or a restored backup, continues from an earlier
-state. If the old server can still be read, its events show the lost changes, because every change
-of state is an event.
+A standby that is promoted may lack the last commits of the old primary. A restored backup lacks all
+commits since the backup. The system then continues from this earlier state. If the old server can
+still be read, its events show which changes were lost, because every change of state is an event.
 """
 
 from __future__ import annotations

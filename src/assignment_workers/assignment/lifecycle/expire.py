@@ -101,15 +101,20 @@ the assignments, so it counts all heartbeats that were committed before it began
 
 
 def expire(transaction: FencedTransaction, *, settings: Settings) -> Lapsed:
-    """Expire every assignment whose lease has ended, unless a heartbeat of its agent extends it.
+    """Expire every assignment whose lease has ended, unless a heartbeat extends the lease.
 
-    A heartbeat extends only an accepted assignment, to one lease after the heartbeat. The users of
-    expired assignments keep their positions in the dialer queue. Only assignments of the lanes that
-    this transaction has locked are handled. Runs every 30 s. Also runs at the start of a claim if
-    the lease of some assignment has ended; otherwise that assignment would still keep its user and
-    its agent from the claim. An agent who lets too many offers in a row lapse is set on break; the
-    setting `offers_lapsed` is the number that is too many. Cost: grows with the number of
-    assignments whose lease has ended, which are found by the index on leases.
+    A heartbeat extends the lease only if the agent sent it after accepting the assignment. The new
+    end of the lease is one lease after the heartbeat. If that time has passed too, the assignment
+    expires. The users of expired assignments keep their positions in the dialer queue. Only
+    assignments of the lanes that this transaction has locked are handled.
+
+    This function runs every 30 s. It also runs at the start of a claim if the lease of some
+    assignment has ended. The reason: as long as such an assignment is active, the claim can neither
+    assign its user nor give its agent another user.
+
+    An agent who lets too many offers in a row lapse is set on break; the setting `offers_lapsed` is
+    the number that is too many. Cost: grows with the number of assignments whose lease has ended,
+    which are found by the index on leases.
     """
     parameters = {
         "instant": transaction.now,

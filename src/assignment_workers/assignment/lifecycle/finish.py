@@ -233,10 +233,13 @@ class _Finish:
         """Return the event, with the detail `sent_by` if another caller sent the agent's command.
 
         A caller other than the agent, such as a frontend, may send an agent's command. The detail
-        is the name of that caller's API token. The events about the user of the command's
-        assignment get this detail. If no other caller has sent a command about the event's user,
-        the event is returned unchanged. The event of a refused command is also returned unchanged,
-        because `_refuse` has already added the detail if another caller sent that command.
+        `sent_by` is the name of that caller's API token. The detail is added to each event about
+        the user whose assignment the command changes.
+
+        An event is returned unchanged in two cases. In the first case, no caller other than the
+        agent has sent a command about the event's user. In the second case, the event records that
+        a command was refused. `_refuse` has already added the detail to that event if another
+        caller sent the refused command.
         """
         sender = self.senders.get(event.get("user_id", 0))
         if sender is None or event["kind"] == EventKind.RACE:  # a refused command has its own
@@ -326,10 +329,11 @@ class _Finish:
     def _put_off(self, move: Skip | Defer, hold: Held) -> Held | Refused:
         """End the assignment `hold` without a call, and make its user wait.
 
-        After a skip, the user waits for the time `everyone` of the move. After a deferral, the user
-        waits until the time that the agent named (`until`), or for the duration that the agent
-        named (`rest`). During the wait, no agent is offered the user, also not for a callback or a
-        missed call. Refused: a deferral with an invalid time.
+        After a skip, the user waits for the duration `everyone` of the move, which comes from the
+        settings. After a deferral, the user waits until the time that the agent named (`until`), or
+        for the duration that the agent named (`rest`). During the wait, the user is offered to no
+        agent at all, also not for a callback or a missed call. Refused: a deferral with an invalid
+        time.
         """
         if isinstance(move, Skip):
             until, why = self.transaction.now + move.everyone, None

@@ -205,9 +205,11 @@ def accept(
     command is refused.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. The version changes when the assignment ends. The command is refused if the
-    assignment has another version now. Only the command that ended the assignment (complete, skip,
-    defer, close or release) may be sent again with the same values: it gets the first answer again.
+    is not checked. The command is refused if the assignment has another version now. The version
+    changes only when the assignment ends; an accept or a renewal leaves it as it is. After the end,
+    every further command is refused, with one exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It gets the
+    first answer again.
     """
     return Accept(_owner(assignment_id, agent_id, version), limits.lease)
 
@@ -233,9 +235,11 @@ def complete(
     `callback_at`: the time of a promised callback.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. The version changes when the assignment ends. The command is refused if the
-    assignment has another version now. Only the command that ended the assignment (complete, skip,
-    defer, close or release) may be sent again with the same values: it gets the first answer again.
+    is not checked. The command is refused if the assignment has another version now. The version
+    changes only when the assignment ends; an accept or a renewal leaves it as it is. After the end,
+    every further command is refused, with one exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It gets the
+    first answer again.
     """
     owner = _owner(assignment_id, agent_id, version)
     return Complete(owner, outcome, notes, callback_at, limits.callback_retry)
@@ -256,9 +260,11 @@ def skip(
     times.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. The version changes when the assignment ends. The command is refused if the
-    assignment has another version now. Only the command that ended the assignment (complete, skip,
-    defer, close or release) may be sent again with the same values: it gets the first answer again.
+    is not checked. The command is refused if the assignment has another version now. The version
+    changes only when the assignment ends; an accept or a renewal leaves it as it is. After the end,
+    every further command is refused, with one exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It gets the
+    first answer again.
     """
     return Skip(_owner(assignment_id, agent_id, version), limits.skip_everyone)
 
@@ -285,9 +291,11 @@ def defer(
     Exactly one of `until` and `seconds` must be set.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. The version changes when the assignment ends. The command is refused if the
-    assignment has another version now. Only the command that ended the assignment (complete, skip,
-    defer, close or release) may be sent again with the same values: it gets the first answer again.
+    is not checked. The command is refused if the assignment has another version now. The version
+    changes only when the assignment ends; an accept or a renewal leaves it as it is. After the end,
+    every further command is refused, with one exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It gets the
+    first answer again.
     """
     rest = None if seconds is None else timedelta(seconds=seconds)
     owner = _owner(assignment_id, agent_id, version)
@@ -307,9 +315,11 @@ def close(
     """Close the assignment's dialer queue for the user, until an operator lifts the closure.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. The version changes when the assignment ends. The command is refused if the
-    assignment has another version now. Only the command that ended the assignment (complete, skip,
-    defer, close or release) may be sent again with the same values: it gets the first answer again.
+    is not checked. The command is refused if the assignment has another version now. The version
+    changes only when the assignment ends; an accept or a renewal leaves it as it is. After the end,
+    every further command is refused, with one exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It gets the
+    first answer again.
     """
     return Close(_owner(assignment_id, agent_id, version), why)
 
@@ -326,9 +336,11 @@ def release(
     """Release the user without a call; the user can be offered again.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. The version changes when the assignment ends. The command is refused if the
-    assignment has another version now. Only the command that ended the assignment (complete, skip,
-    defer, close or release) may be sent again with the same values: it gets the first answer again.
+    is not checked. The command is refused if the assignment has another version now. The version
+    changes only when the assignment ends; an accept or a renewal leaves it as it is. After the end,
+    every further command is refused, with one exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It gets the
+    first answer again.
     """
     return Release(_owner(assignment_id, agent_id, version))
 
@@ -348,9 +360,11 @@ def renew(
     ended, the command is refused.
 
     `version`: the assignment's version in the newest answer about the assignment. None: the version
-    is not checked. The version changes when the assignment ends. The command is refused if the
-    assignment has another version now. Only the command that ended the assignment (complete, skip,
-    defer, close or release) may be sent again with the same values: it gets the first answer again.
+    is not checked. The command is refused if the assignment has another version now. The version
+    changes only when the assignment ends; an accept or a renewal leaves it as it is. After the end,
+    every further command is refused, with one exception: the command that ended the assignment
+    (complete, skip, defer, close or release) may be sent again with the same values. It gets the
+    first answer again.
     """
     return Renew(_owner(assignment_id, agent_id, version), limits.lease)
 

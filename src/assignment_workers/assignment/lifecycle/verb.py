@@ -146,7 +146,8 @@ class Verb(Generic[P, M_co]):
         self.about = about
         """A text that describes the arguments that only this verb has; None if there are none.
 
-        A verb is an action of an agent, such as `complete`, whose own argument is the outcome.
+        A verb is an action of an agent. For example, the verb `complete` has an argument `outcome`,
+        and its text is `The outcome of the call.`
         """
         self.description = (inspect.getdoc(declared) or "").partition("\n\n")[0]
         read = inspect.signature(declared)

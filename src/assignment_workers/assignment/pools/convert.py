@@ -84,11 +84,12 @@ def remove_converted(
     *,
     policies: Mapping[str, Policy],
 ) -> Done:
-    """Remove those of `users` from one dialer queue who have reached the queue's goal.
+    """Remove users who have reached the goal of a dialer queue from that queue, and record them.
 
+    `users`: the ids of the users who are checked and, if they have reached the goal, removed.
     `policy`: the rules of that dialer queue, and its goal. `policies`: the rules of all dialer
     queues; a user whom they place in another queue moves to that queue. The CRM facts are read in
-    this transaction. Users whom an agent holds, and users who no longer meet the goal, are left
+    this transaction. Users whom an agent holds, and users who do not meet the goal now, are left
     alone.
 
     Each conversion is recorded once. A repeated command finds nothing to do, because the first one
@@ -134,10 +135,10 @@ def remove_converted(
 def _spoke(dialer: Dialer) -> ScalarSelect[Any]:
     """Select the agents who spoke to the user, the one with the latest call first.
 
-    Only completed calls count in which the user was reached, and which were longer than
-    `LONGER_THAN`. Only calls that ended after the SQL parameter `since` count. The telephony system
-    alone knows the real length of a call. Therefore the time for which the agent held the user is
-    taken as the length of the call.
+    A call counts only if it meets four conditions. The agent completed it. The user was reached.
+    The call ended after the SQL parameter `since`. The call was longer than `LONGER_THAN`. The
+    telephony system alone knows the real length of a call. Therefore the time for which the agent
+    held the user is taken as the length of the call.
     """
     unanswered = [sql_text(each.name) for each in dialer.outcomes if not each.keeps]
     calls = (

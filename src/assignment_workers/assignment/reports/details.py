@@ -89,9 +89,11 @@ class PoolFunnel(BaseModel):
     """
 
     counts: dict[str, int]
-    """Maps the name of each rule to the number of users who break it and no rule before it.
+    """Maps the name of each rule to the number of users for whom it is the first broken rule.
 
-    The rules are in their order. The key `eligible` has the number of users who break no rule.
+    The rules are those of the dialer queue, in the order in which a user is checked against them. A
+    user who breaks several rules is counted only once, at the first of these rules. The key
+    `eligible`, which comes first, has the number of users who break no rule.
     """
     is_estimate: bool
     pool: int
@@ -210,8 +212,10 @@ def find(
     """Return the users, agents and assignments that a search text names, each as `kind` and `id`.
 
     `said`: the search text. It is the CRM's id of a user, the number of an agent (with or without
-    the word `agent` before it), the id of an assignment, or the id of a request. `numbers`: phone
-    numbers in E.164, by which users are found as well. Cost: a few index lookups.
+    the word `agent` before it), the id of an assignment, or the id of a request. For the id of a
+    request, the assignment that was made for the request is returned. If the request got no
+    assignment, the agent who made the request is returned. `numbers`: phone numbers in E.164, by
+    which users are found as well. Cost: a few index lookups.
     """
     word, _, number = said.partition(" ")
     agent = number.strip() if word.lower() == "agent" else said

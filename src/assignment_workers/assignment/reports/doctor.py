@@ -48,14 +48,16 @@ HEAD = 100
 One check finds users whom claims passed over. In each published generation it reads at most this
 number of claimable users, those with the best ranks.
 
-The other check finds callbacks that cannot be handed out until an operator acts. In all, it reads
-at most this number of pending callbacks, those with the earliest promised times. It reads only a
-callback that meets these conditions:
+The other check finds callbacks that cannot be handed out until an operator acts. It selects the
+pending callbacks that meet all of the following conditions. Of these, it reads at most this number
+in all, those with the earliest promised times.
 
 - The promised time is more than an hour ago.
-- If a dialer was taken over within the last day, the promised time is not before the takeover.
-- The callback was postponed, and the end of the postponement is in the future or at most an hour
-  ago. A postponement that ended earlier is left to the check of overdue callbacks.
+- If a dialer was taken over within the last day, the promised time is not before the takeover. A
+  callback that was overdue at the takeover is no fault of this system.
+- The callback was postponed, and the end of its last postponement is in the future or at most an
+  hour ago. A callback that was not postponed, or whose last postponement ended earlier, is left to
+  the check of overdue callbacks.
 
 A callback that was read is reported if the reason of its last postponement was a rule that keeps
 the user out until an operator acts.

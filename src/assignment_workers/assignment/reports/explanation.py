@@ -157,8 +157,11 @@ class Explanation(BaseModel):
 class Step(BaseModel):
     """One reason for which users of a dialer queue are not claimable, and the number of such users.
 
-    `left` is the number of users who remain after this step and all steps before. `next_free_at` is
-    the earliest time at which the reason ends by itself for one of the users, if known.
+    The steps of a funnel have a fixed order: first the rules in the order of the dialer queue, then
+    `held`, `waiting`, `drained`, `taken_out` and `not_in_generation`. A reason that holds no user
+    back is left out. `left` is the number of users who count neither for this reason nor for the
+    reason of an earlier step. `next_free_at` is the earliest time at which the reason ends without
+    intervention for one of the users; None: no such time is known.
     """
 
     why: str

@@ -34,12 +34,13 @@ REQUESTS = ("assignment.request", "assignment.request_many")
 class TimeToAssign(BaseModel):
     """Seconds from an agent's request for a user to the assignment of the user.
 
-    The seconds begin when a client makes the request. The client estimates the time that the
-    database's clock shows then. The seconds end at the time of the transaction that assigns the
-    user, which is read from the database's clock before the commit. `measured` is the number of
-    assignments whose seconds are known: at most the latest 200,000 of the period
-    (`MEASURED_AT_MOST`). An assignment is left out if its request has no such estimate. If
-    `measured` is 0, the other fields are None.
+    The seconds begin at the moment at which a client makes the request. The client estimates the
+    time that the database's clock shows at that moment. The seconds end at a time that is read from
+    the database's clock: in the transaction that assigns the user, before its commit.
+
+    `measured` is the number of assignments whose seconds are known: at most the latest 200,000 of
+    the period. An assignment is left out if its request has no estimated time. If `measured` is 0,
+    the other fields are None.
     """
 
     measured: int

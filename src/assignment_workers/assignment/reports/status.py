@@ -93,9 +93,13 @@ class Leader(BaseModel):
 class SequencerStatus(BaseModel):
     """A lane's sequencer, and the lane's dialer queues.
 
-    `leader` is None while no process leads. A process that leads but has made no transaction for
-    `SILENT_SECONDS` is the `silent_leader` instead. A probe is a message that the leader sends to
-    itself; `probe_seconds` is the time from the sending of the last one to its transaction.
+    The process that leads the lane is in one of two fields. It is the `leader` if it has made a
+    transaction within the last 4.5 seconds; otherwise it is the `silent_leader`. The other field is
+    None. While no process leads, both are None.
+
+    A probe is a message that the process that leads sends to itself. `probe_seconds` is about the
+    last probe that was handled: the time from the sending of this probe to the transaction that
+    handled it.
     """
 
     lane: str
@@ -133,10 +137,11 @@ class DueStatus(BaseModel):
     later time. `oldest_overdue` is the earliest promised time of all overdue callbacks; the time to
     which a callback was postponed does not count.
 
-    At first, a callback is reserved for the agent who promised it. The reservation begins at the
-    promised time, even if the callback was postponed, and lasts for the duration in the setting
-    `callback_preferred`. The default is ten minutes, so an overdue callback is then not reserved
-    any more.
+    From its promised time on, a callback is reserved for the agent who promised it, if that agent
+    is active: no other agent gets the user. The reservation lasts for the duration in the setting
+    `callback_preferred`, by default ten minutes, and also begins at the promised time if the
+    callback was postponed. With the default, the reservation has therefore ended when a callback
+    becomes overdue.
     """
 
     callbacks_pending: int

@@ -67,8 +67,9 @@ LAST_COUNTS_SECONDS = 1.0
 SKEW = timedelta(seconds=5)
 """The greatest tolerated difference between the clocks of a worker's host and of the database.
 
-Celery drops an expired message by the worker's clock. So a message expires this much later than its
-deadline, and Celery drops no message that the database would still have answered.
+The deadline of a message is a time of the database's clock. Celery drops a message that has expired
+according to the clock of the worker's host. So each message expires five seconds (this constant)
+after its deadline. Celery then drops no message that could still be answered before its deadline.
 """
 
 
@@ -222,15 +223,15 @@ class Dispatcher:
         """Answer all unanswered calls with `Unavailable`, and close the connections.
 
         First, this method handles the counts of answers that are still in memory (see `count`).
-        If the counts include an answer `Unavailable`, all counts are sent to the workers, because
-        the database may have no record of the request that got this answer. Counts that cannot be
-        sent within `LAST_COUNTS_SECONDS` are lost. If the counts include no answer `Unavailable`,
-        they are not sent. The service levels then use the database's own records, which include
-        most other answers.
+        The service levels are computed from such counts and from the answers that the database has.
+        The database may have nothing about a request that got the answer `Unavailable`. So if the
+        counts include such an answer, all counts are sent to the workers. Counts that cannot be
+        sent within `LAST_COUNTS_SECONDS` are lost. If the counts include no such answer, they are
+        dropped: the database has most answers other than `Unavailable`.
 
-        Then each unanswered call gets the answer `Unavailable`, and the connections are closed. The
-        answers that this method gives are not sent as counts, because it gives them after the
-        counts were sent.
+        Then each unanswered call gets the answer `Unavailable`, and the connections are closed.
+        These last answers are in no count that is sent, because nothing can be sent any more. So
+        the service levels may lack their requests.
         """
         if self._tasks and self._counts.has_lost():
             with contextlib.suppress(TimeoutError):

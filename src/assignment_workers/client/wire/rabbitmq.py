@@ -70,10 +70,11 @@ class AmqpSender:
         """Publish a message, and return when RabbitMQ has confirmed it.
 
         If a connection was open and fails, or brings no confirmation in time, connect again and try
-        once more. The second attempt goes to the same node, or to another one if that accepts no
-        connection: a node without confirmations may be well, while the node with the queue's leader
-        is lost. Raises `BrokerUnavailable` if the last attempt fails, or RabbitMQ rejects the
-        message.
+        once more. The second attempt goes to the same node of RabbitMQ. The reason: a missing
+        confirmation does not mean that this node has failed. The failed node may be another one,
+        which has the leader (the leading replica) of the queue. But if the same node accepts no
+        connection, the second attempt goes to the next node in the broker's address. Raises
+        `BrokerUnavailable` if the last attempt fails, or RabbitMQ rejects the message.
         """
         passing = (*self._connection.connection_errors, *self._connection.channel_errors)
         for is_last in (self._producer is None, True):

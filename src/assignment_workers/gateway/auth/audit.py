@@ -34,19 +34,19 @@ Refusals are counted by minute. The count of a minute is written at the first wr
 that minute, or at `close`.
 """
 ADDRESSES = 1_000
-"""The number of counts in memory at which new refusals and commands get only collective counts.
+"""The number of counts in memory from which on collective counts are used.
 
-The limit keeps the memory from growing with each new address. A refusal and a command never share a
-count.
+The limit keeps the memory from growing with each new address. The counts of refusals and those of
+commands for agents are separate, but both are included in this number.
 
-While there are fewer counts, two refusals share a count only if they have the same minute, kind,
-token and address. Two commands for agents share a count only if they have the same minute, token
-and agent. (Of a token's commands for one agent in one hour, only the first is counted.)
+Refusals: each combination of minute, kind, token and address has a count. Once there are this many
+counts, a refusal is added to its count only if that count exists already. Any other refusal is
+added to a collective count. There is one collective count for each minute and kind, with the
+address `others` and no token.
 
-Once there are this many counts, a refusal is still added to its own count if that count exists.
-Otherwise the refusal is added to the collective count of its minute and kind. That count has the
-address `others` and no token. Every command for an agent is then added to the collective count of
-its minute and token. That count has the agent `others`.
+Commands for agents: of a token's commands for one agent, only the first in each hour is counted. It
+gets a count with its minute, token and agent. Once there are this many counts, it is instead added
+to a collective count. There is one for each minute and token, with the agent `others`.
 """
 OTHERS = "others"
 ACTED_AT_MOST = 100_000
@@ -112,8 +112,8 @@ class AccessLog:
     """Collects in memory who was refused and who acted for an agent, and writes it to the database.
 
     - `refused`: of refused calls and sign-ins, the access log gets a count for each minute.
-    - `acted`: of the commands that one token sends for another agent, the access log gets the
-      first in each hour.
+    - `acted`: a token that is not an agent's own may send commands for the agent. Of the commands
+      that one such token sends for one agent, the access log gets the first in each hour.
     - `used`: a used token gets the time of its last use, in the table of tokens.
     """
 

@@ -52,8 +52,8 @@ class Asked:
     """The number to send with the action's commands; 0 until the action is recorded.
 
     The database assigns the number when the action is recorded. An action that is recorded later
-    has a higher number. By this number, the sequencer refuses a command if a later command has set
-    the same state already.
+    has a higher number. The sequencer refuses a command if a command with a higher number was
+    carried out before and set the same thing, such as the pause of the same dialer queue.
     """
 
 
@@ -107,9 +107,9 @@ class Act:
     where: Callable[[str], str]
     """A function that returns the path of the page that the operator sees after the action.
 
-    Its argument is the id of the object that the action changes (`Asked.subject`). The page is that
-    of the object. An object such as a phone number has no page of its own. The operator then sees a
-    page that offers the action.
+    Its argument is the id of the object that the action changes (`Asked.subject`). If the object
+    has a page, the path is that of the object's page. If the object has no page, for example
+    because it is a phone number, the path is that of the page on which the action is offered.
     """
     fields: Sequence[Field] = ()
 

@@ -232,9 +232,10 @@ def _shown(here: Dashboard, view: View, facts: Facts, caller: Caller) -> Facts:
 
 
 def _health(here: Dashboard, caller: Caller | None) -> Health | None:
-    """Return the latest health of the system, redacted for this caller.
+    """Return the latest health of the system, redacted for the viewer `caller`.
 
-    Return None if the dashboard has no source of health.
+    All free text is hidden if the viewer may not read free text, or if `caller` is None because the
+    viewer is not known. Returns None if the dashboard has no source of health.
     """
     if here.health is None:
         return None

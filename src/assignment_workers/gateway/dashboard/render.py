@@ -63,7 +63,11 @@ def number(value: float | None) -> str:
 
 
 def capped(value: int | None, most: int) -> str:
-    """Format a count that was counted up to `most`, such as "1,000 or more"."""
+    """Format a count for which the counting stopped at `most`.
+
+    If the count reached `most`, the text is, for example, "1,000 or more". A lower count is only a
+    number, such as "999". None is formatted as "unknown".
+    """
     return f"{number(value)} or more" if value is not None and value >= most else number(value)
 
 

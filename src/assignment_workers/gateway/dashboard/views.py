@@ -33,7 +33,11 @@ from assignment_workers.settings import Settings
 T = TypeVar("T")
 
 SLOW_SECONDS = 5.0
-"""Seconds for which charts and estimates are cached."""
+"""Seconds for which facts that are slow to read are cached, such as the chart of the last hour.
+
+Charts of longer periods are cached for longer (`PERIODS`), and so are the facts of two slow pages
+(`SERVICE_AT_MOST`).
+"""
 MINUTE = timedelta(minutes=1)
 PERIODS = {
     "hour": (timedelta(hours=1), 60, SLOW_SECONDS),
@@ -73,8 +77,9 @@ class PageSource:
     def policies(self, connection: Connection) -> Mapping[str, Policy]:
         """Return the policy of each dialer queue by name.
 
-        A policy has all rules of one dialer queue. Some of them are calling rules, such as that of
-        the calling hours. A policy takes its calling rules from the present settings (`in_force`).
+        A policy has all rules of one dialer queue. Some of the rules are made from settings: the
+        calling rules, which limit when and how often a user is called, such as the calling hours.
+        They are made from the settings in force (`in_force`).
         """
         return policies_of(loaded(), self.in_force(connection))
 
@@ -148,8 +153,8 @@ def overview(period: str) -> View:
 def wall() -> View:
     """Return the page for a big screen in the call centre.
 
-    It shows the waiting users and the calls of the last hour in large type, and tables by dialer
-    queue and by team.
+    It shows figures in large type, such as the claimable users and the calls of the last hour, and
+    tables by dialer queue and by team.
     """
 
     def read(source: PageSource) -> Facts:
@@ -393,7 +398,11 @@ def _suppressions(title: str, region: str, kind: SuppressionKind, actions: Seque
 
 
 def agents(listed: AgentList) -> View:
-    """Return one page of the list of agents, selected and sorted by `listed`."""
+    """Return the page with the list of agents.
+
+    `listed`: the filter and the team that select the agents, the order of the list, and a page
+    number. The list is divided into pages, of which only the page with this number is shown.
+    """
 
     def read(source: PageSource) -> Facts:
         return {

@@ -64,8 +64,9 @@ SENT_DETAILS = (
 )
 """The names of those details of an event that are sent to clients.
 
-Other details are left out. A detail in this list may have free text as its value, such as a typed
-`reason`. Every client then gets the text `(for operators)` in place of the value.
+Other details are left out. If a detail in this list has free text as its value, such as a typed
+`reason`, no client gets the text, not even an operator: `(for operators)` is sent in its place.
+Other values of the same detail are sent, such as a `reason` that is the name of a rule.
 """
 
 
@@ -303,11 +304,12 @@ class Feed:
         return last + 1 >= oldest
 
     async def is_known(self, last: int) -> bool:
-        """Return True if the event id `last` is at most the id of the newest event.
+        """Return True if the newest event has the id `last` or a higher id.
 
         A client that reconnects sends `last`: the id up to which it has the events. The result is
-        False if `last` is from another database. It is also False if the database was replaced by
-        an older copy, such as a restored backup, and the copy has no event with an id that high.
+        False if no event has an id as high as `last`. Then `last` is from another database, or the
+        database was replaced by an older copy, such as a restored backup. An id from another
+        database is not noticed if the newest id here is as high.
         """
         if last <= self.position:
             return True
@@ -331,11 +333,12 @@ class Feed:
 
 
 def _page(connection: Connection, *given: int, **choice: Any) -> Sequence[StoredEvent]:  # noqa: ANN401
-    """Read events in a range of ids; return them with the CRM's user ids in place of our own ids.
+    """Read events in a range of ids; return them with the CRM's ids of users.
 
     `given`: the id after which the range begins and, unless the range is open, its last id.
     `choice`: the greatest number of events (`limit`) and, if the events are filtered, the filter
-    (`agent_id`, `kinds`). Both are passed to `events.between`, which reads the events.
+    (`agent_id`, `kinds`). `given` and `choice` are passed to `events.between`, which reads the
+    events. A stored event has an internal integer id of its user, which the CRM's id replaces here.
     """
     return user_ids.shown(loaded(), connection, events.between(connection, *given, **choice))
 

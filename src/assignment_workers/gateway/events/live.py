@@ -32,8 +32,10 @@ from assignment_workers.gateway.problems import unavailable
 log = structlog.get_logger()
 
 BUFFERED = 8 * PAGE
-"""The greatest number of events that are buffered for one client. A slower client is disconnected,
-and can resume after the last event that it got.
+"""The greatest number of events that are buffered for one client.
+
+If one more event arrives while the buffer is full, the client is disconnected. The client can
+resume after the last event that it got.
 """
 READERS = 2_000
 READERS_OF_ONE = 10

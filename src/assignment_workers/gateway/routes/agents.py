@@ -174,8 +174,8 @@ async def heartbeat(
     """Record that the agent is present, which keeps the agent's accepted assignment alive.
 
     The heartbeats of all agents are written in batches, about once a second. The first heartbeat
-    that names an offer in `assignment_id` accepts the offer. Apart from that, a heartbeat does not
-    change the agent's state.
+    that names an offer in `assignment_id` accepts the offer. The acceptance changes the agent's
+    state from `available` or `wrap_up` to `on_call`. No other heartbeat changes the agent's state.
     """
     here.callers.let(who, agent)
     offer = body.assignment_id
@@ -195,7 +195,11 @@ async def heartbeat(
     responses=responses(*ALWAYS, HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
 )
 def agent_state(agent: AgentPath, here: Here, who: Who) -> AgentShown:
-    """Return an agent's state, session, last sign of life and assignment."""
+    """Return an agent's state, session, last sign of life and assignment.
+
+    A session is a period of work. It begins when the agent's state changes from `offline`, or from
+    no state, to another state. It ends when the state becomes `offline`.
+    """
     who.must_act_for(agent)
     with reading(here) as connection:
         found = user_ids.shown(loaded(), connection, agent_status.shown(connection, agent))

@@ -146,8 +146,11 @@ def dialer(here: Here, who: Who) -> DialerDescription:
 
     An action is a task for another system after a call, such as to send a text message. The dialer
     queues and the outcomes are in the configured order. Agents see the outcomes in this order. The
-    actions are in the order in which the outcomes name them. The action `review` comes last unless
-    an outcome names it.
+    actions are in the order in which the outcomes name them.
+
+    The action `review` is always included: an operator has to look at the user. It may follow a
+    call although the call's outcome does not name it. If no outcome names `review`, it is the last
+    action.
     """
     who.must_be(ANYBODY)
     with reading(here) as connection:

@@ -70,8 +70,9 @@ def queues(here: Here) -> list[QueueStatus]:
 def explain_queue(queue: Queue, here: Here) -> Funnel:
     """Count the users of a dialer queue whom each rule excludes, and the claimable users left.
 
-    If the dialer queue has 200,000 users or more, only the 200,000 users with the lowest scores are
-    counted, and `complete` is false. A user with a lower score is normally called earlier.
+    At most 200,000 users are counted: those with the lowest scores. A user with a lower score is
+    normally called earlier. If 200,000 users were counted, `complete` is false, because the dialer
+    queue may have more.
     """
     _known(queue)
     with reading(here) as connection:

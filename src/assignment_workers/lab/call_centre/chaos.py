@@ -63,7 +63,11 @@ class Chaos:
             await self._sleep(self.chance.uniform(*self.plan.between) if done else AGAIN_AFTER)
 
     def _fitting(self, kinds: Sequence[FaultKind]) -> list[FaultKind]:
-        """Return the kinds of faults that would end early enough before the end of the run."""
+        """Return the kinds of faults that would end early enough for the stack to recover.
+
+        A fault must end before the last 12 seconds of the run (`RECOVERY`). In a run shorter than
+        24 seconds, it must end in the first half of the run.
+        """
         last = self.plan.seconds - min(RECOVERY, self.plan.seconds / 2)
         return [each for each in kinds if self.recorder.now + each.seconds < last]
 

@@ -59,7 +59,8 @@ FREEZE_SECONDS = 4.0
 SILENCE_SECONDS = 9.0
 """The seconds for which PostgreSQL or RabbitMQ is frozen, or commits wait for a missing standby.
 
-This is longer than a process waits for an answer of PostgreSQL, so that its deadline passes.
+The number is chosen for PostgreSQL: a sequencer waits at most 7 seconds for an answer of
+PostgreSQL, so its wait ends with an error during the fault.
 """
 FULL_SECONDS = 5.0
 AWAY_SECONDS = 3.0

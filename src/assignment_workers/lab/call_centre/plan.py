@@ -35,7 +35,7 @@ class Plan:
     seed: int
     chaos: bool
     between: tuple[float, float] = (6.0, 14.0)
-    """The least and the most seconds between the end of a fault and the next fault."""
+    """The least and the most real seconds between the end of a fault and the next fault."""
     retention: timedelta | None = None
     """The time for which a generation's rows are stored after another generation has replaced it.
 
@@ -58,9 +58,11 @@ class Plan:
     def variables(self) -> dict[str, str]:
         """The environment variables of a stack for this run.
 
-        Four variables are simulated times: the lease, the two waits after a skip, and the shortest
-        time from a build to a rebuild for lack of users. They are divided by `speed`, but the lease
-        is never shorter than `SHORTEST_LEASE`. `retention` is real time and is not divided.
+        Four variables are simulated times. They are the lease, the two waits after a skip, and the
+        shortest time between a build of a dialer queue and a rebuild that is made because the queue
+        has too few claimable users. These times are divided by `speed`, but the lease is never
+        shorter than `SHORTEST_LEASE`. If `retention` is set, a fifth time is included: `retention`
+        is real time and is not divided.
         """
         kept = {}
         if self.retention is not None:

@@ -271,7 +271,10 @@ class Meter:
     def latency(self, recorder: Recorder) -> None:
         """Add the agents' response times in the run to the samples, as one median per interval.
 
-        Requests that were under way during a fault, or soon after it, are left out.
+        The run is divided into intervals, each as long as the time between two measurements of the
+        stack. A response time counts for the interval in which the answer arrived. An interval
+        without response times has no sample. Requests that were under way during a fault, or soon
+        after it, are left out.
         """
         faults = [(fault.at, fault.served_from + CALM_AFTER) for fault in recorder.faults]
         width = max(self.plan.seconds / SAMPLES, NEAREST)

@@ -12,8 +12,11 @@ samples, the second of a pair comes at least 10 samples after the first. No slop
 between two lives, because a new process begins small again.
 
 Then one median is taken of the slopes in the first halves of all lives, and another of the slopes
-in the second halves of all lives. The growth of the figure is the smaller of the two medians. An
-occasional fault hardly changes a median, because it affects only a few slopes. For a figure that
+in the second halves of all lives. The smaller of the two medians is the growth of the figure per
+second. This growth is multiplied by the longest time for which one life was measured after its
+warm-up. The product is compared with the limit of the figure.
+
+An occasional fault hardly changes a median, because it affects only a few slopes. For a figure that
 alternately rises and falls, both medians are near zero, because its slopes are partly positive and
 partly negative.
 """

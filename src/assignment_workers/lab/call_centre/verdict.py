@@ -1,7 +1,8 @@
 """The verdict of a simulated run: the guarantees that were broken, and the service levels.
 
-`judge` replays the events of the run. It runs the doctor, which checks all guarantees against the
-tables. It compares the answers that the agents got with the tables. It also computes the service
+`judge` takes the recorded events of the run in order, and checks each event against the state that
+the earlier events describe. It runs the doctor, which checks all guarantees against the tables. It
+checks that the tables agree with the answers that the agents got. It also computes the service
 levels.
 """
 

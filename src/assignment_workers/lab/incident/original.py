@@ -417,7 +417,7 @@ class SkipLocked(Original):
         return HeadRow(rows[0].id, rows[0].user_id, rows[0].updated_at) if rows else None
 
     def assign(self, agent: int, found: HeadRow) -> Given | None:
-        """Return the user of the row, which `find` has already assigned."""
+        """Return the user of the row `found`; `find` has already assigned this row to the agent."""
         return Given(found.user_id, found.row)
 
 

@@ -97,10 +97,10 @@ class Ours:
                 raise Surprise(f"agent {agent} asked and was told: {other}")
 
     def finish(self, agent: int, given: Given) -> bool:
-        """Complete the assignment with the outcome `no_answer`, as all calls of the replay do.
+        """Complete the assignment with the outcome `no_answer`.
 
-        The score, the queue entry and the assignment change in one transaction. Return False if the
-        assignment was no longer active.
+        All calls of the replay end with this outcome. The score, the queue entry and the assignment
+        change in one transaction. Return False if the assignment was no longer active.
         """
         held = given.token
         if not isinstance(held, Held):
