@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from kombu import Connection, Producer, Queue
 
 from assignment_workers.client import Assigned, Finished, Unavailable
+from assignment_workers.client.wire.rabbitmq import CONFIRM_SECONDS
 from assignment_workers.devstack import rabbitmq
 from assignment_workers.health.model import HealthState
 from assignment_workers.health.monitor import ONCE_SECONDS, read_once
@@ -272,3 +274,48 @@ def test_the_health_names_rabbitmq_and_counts_its_messages(
         finally:
             rabbit.thaw()
         wait_until(lambda: broker()[1] is HealthState.GOOD, "RabbitMQ to be good again")
+
+
+def test_a_client_returns_to_its_first_node_and_the_others_may_be_lost(
+    stack: Stack, rabbit: Rabbit
+) -> None:
+    with wire(rabbit.url) as first, wire(rabbit.url) as other:
+        stack.broker_url = rabbit.url
+        stack.start("sequencer")
+        stack.built()
+        first.cut()
+        stack.broker_url = f"{first.url};{other.url}"
+        client = stack.client()
+        assert isinstance(client.request_next(26), Assigned)
+        first.mend()
+        agents = iter(range(27, 400))
+
+        def went_over_the_first() -> bool:
+            before = other.sent
+            assert isinstance(client.request_next(next(agents)), Assigned)
+            return other.sent == before
+
+        wait_until(went_over_the_first, "the return")
+        other.cut()
+        began = time.monotonic()
+        assert isinstance(client.request_next(next(agents)), Assigned)
+        assert time.monotonic() - began < 2, "the lost node was not in use"
+
+
+def test_a_queue_that_confirms_late_gets_each_message_once(stack: Stack, rabbit: Rabbit) -> None:
+    """A node that answers keeps its connection: what it has is for the queue's next leader."""
+    with Connection(rabbit.url) as connection:
+        own = {"x-queue-type": "quorum"}
+        Queue("maintenance", channel=connection.channel(), queue_arguments=own).queue_declare()
+    client = stack.client()
+    assert isinstance(client.regenerate(), str)
+    with ThreadPoolExecutor(1) as pool, rabbit.without_leader("maintenance"):
+        answer = pool.submit(client.regenerate)
+        time.sleep(3.0)
+        assert not answer.done()
+    assert isinstance(answer.result(), str)
+    assert waiting(stack, "maintenance") == 2
+    with ThreadPoolExecutor(1) as pool, rabbit.without_leader("maintenance"):
+        answer = pool.submit(client.regenerate)
+        assert isinstance(answer.result(CONFIRM_SECONDS + 3), Unavailable)
+    wait_until(lambda: waiting(stack, "maintenance") == 3, "the one that was late")

@@ -116,6 +116,16 @@ class Rabbit(OwnServer):
         finally:
             self._control("set_vm_memory_high_watermark", "0.6")
 
+    @contextmanager
+    def without_leader(self, queue: str) -> Iterator[None]:
+        """Within: the leader of this quorum queue does nothing, so that no message is confirmed."""
+        leader = f"erlang:whereis('%2F_{queue}')"
+        self._control("eval", f"sys:suspend({leader}).")
+        try:
+            yield
+        finally:
+            self._control("eval", f"sys:resume({leader}).")
+
     def _control(self, *words: str) -> None:
         environment = {**os.environ, **self._prepare(self._directory).spec.env}
         program = rabbitmq.PROGRAM.with_name("rabbitmqctl")

@@ -1,7 +1,8 @@
-"""Settle the callbacks and missed calls that the dialer handed to an agent and did not end.
+"""Settle the callbacks and missed calls of the old dialer that are still with an agent.
 
-The dialer itself never takes such a callback or missed call away from its agent, even if the agent
-left long ago. Each becomes an assignment, becomes pending again, or is left to an operator.
+The old dialer handed each of them to an agent, who has not completed it. It never takes one back,
+even if the agent left long ago. Each becomes an assignment, becomes pending again, or is left to an
+operator.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ from assignment_workers.schema.tables import (
 CHUNK = 20_000
 """Number of lines of a file that one process reads at a time."""
 SHOWN = 10
-"""Maximum number of unreadable lines of a file that the result of loading it names."""
+"""The most unreadable lines of a loaded file that are shown to the operator."""
 _NUMBER_COLUMNS = (
     *("number", "phone", "phone_number", "phonenumber", "telephone", "telephone_number", "tel"),
     *("msisdn", "mobile", "cli", "e164"),

@@ -165,9 +165,9 @@ class FencedTransaction:
     now: datetime
     term: int
     dialer: Dialer
-    """The dialer queues and outcomes that this process has loaded.
+    """The definition of the dialer that this process has loaded: its dialer queues and outcomes.
 
-    The policies of these queues lack the calling rules that are in the settings.
+    It does not include the calling rules that come from the settings, such as calling hours.
     """
     randomness: Random = field(default_factory=Random)
     races: list[dict[str, Any]] = field(default_factory=list)

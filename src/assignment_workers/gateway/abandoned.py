@@ -60,9 +60,9 @@ class Abandoned:
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Cancel all releases that are not finished, such as those in their grace period.
+        """Cancel every release of an assignment that is not finished, or that still waits.
 
-        An assignment that was not released stays active until its agent ends it or its lease ends.
+        Such an assignment stays active until its agent ends it or its lease ends.
         """
         for task in list(self._tasks):
             task.cancel()

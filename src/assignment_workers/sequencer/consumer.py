@@ -37,11 +37,11 @@ _Blueprint: Any = consumer.Consumer.Blueprint
 
 
 class Consumer(consumer.Consumer):
-    """Celery's consumer, changed in its treatment of malformed messages and of remote control.
+    """Celery's consumer, which keeps malformed messages and refuses changes by remote control.
 
     A message that Celery would log and drop, or that would end the worker, becomes a dead letter,
-    and the next message is handled. Errors of the broker connection still reach Celery, which
-    reconnects.
+    and the next message is handled. A command of Celery's remote control that would change the
+    worker is refused. Errors of the broker connection still reach Celery, which reconnects.
     """
 
     app: Any

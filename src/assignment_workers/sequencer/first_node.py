@@ -8,18 +8,19 @@ worker, although the worker's own host still runs.
 
 from __future__ import annotations
 
-import threading
+from functools import partial
 from typing import Any
 
 import structlog
 from celery import bootsteps
 
-log = structlog.get_logger()
+from assignment_workers.client.wire.rabbitmq import (
+    CONNECT_SECONDS,
+    LOOK_SECONDS,
+    FirstNodeWatch,
+)
 
-LOOK_SECONDS = 3.0
-"""Seconds between two attempts to reach the first node, while the worker uses another one."""
-ANSWER_SECONDS = 2.0
-"""The most seconds that the first node may take to accept a connection."""
+log = structlog.get_logger()
 
 
 class FirstNode(bootsteps.StartStopStep):
@@ -35,8 +36,6 @@ class FirstNode(bootsteps.StartStopStep):
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._timer: Any = None
-        self._attempt: threading.Thread | None = None
-        self._answers = threading.Event()
 
     def start(self, consumer: Any) -> None:
         """Start the attempts to reach the first node, if the new connection is to another node."""
@@ -44,12 +43,13 @@ class FirstNode(bootsteps.StartStopStep):
         nodes = connection.alt
         if connection.transport.driver_type != "amqp" or not nodes:
             return
-        first = nodes[0]
-        if consumer.app.connection_for_read(first).host == connection.host:
+        to_first = partial(
+            consumer.app.connection_for_read, nodes[0], connect_timeout=CONNECT_SECONDS
+        )
+        if to_first().host == connection.host:
             return
-        self._answers.clear()
         every = consumer.timer.call_repeatedly
-        self._timer = every(LOOK_SECONDS, self._look, (consumer, first))
+        self._timer = every(LOOK_SECONDS, self._look, (consumer, FirstNodeWatch(to_first)))
 
     def stop(self, consumer: Any) -> None:
         """Stop trying to reach the first node when the broker connection or the worker ends."""
@@ -57,24 +57,12 @@ class FirstNode(bootsteps.StartStopStep):
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, consumer: Any, first: str) -> None:
-        if self._answers.is_set():
+    def _look(self, consumer: Any, watch: FirstNodeWatch) -> None:
+        if watch.answers.is_set():
             log.info("returns_to_first_node")
             # The acknowledgements that were sent reach the node before the connection ends.
             consumer.task_consumer.cancel()
             consumer.connection.close()
             # Celery connects again after such an error, and begins with the first node.
             raise ConnectionResetError("the first node of BROKER_URL answers again")
-        if self._attempt is None or not self._attempt.is_alive():
-            self._attempt = threading.Thread(
-                target=self._try, args=(consumer.app, first), name="first-node", daemon=True
-            )
-            self._attempt.start()
-
-    def _try(self, app: Any, first: str) -> None:
-        with app.connection_for_read(first, connect_timeout=ANSWER_SECONDS) as connection:
-            try:
-                connection.connect()
-            except connection.connection_errors + connection.channel_errors:
-                return  # the next attempt may succeed
-        self._answers.set()
+        watch.look()

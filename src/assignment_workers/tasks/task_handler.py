@@ -57,7 +57,7 @@ from assignment_workers.errors import (
 )
 from assignment_workers.policy.dialer import Dialer
 from assignment_workers.policy.outcomes import Outcome
-from assignment_workers.schema.retry import patiently
+from assignment_workers.schema.retry import is_passing, patiently, reason
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.sequencer import Sequencer
 from assignment_workers.sequencer.suspects import ENDS_AT_MOST, Suspects, ended
@@ -203,22 +203,35 @@ class HandledTask(Task[..., Any]):
             # message back at the head.
             self.of.sequencer.overtaken(error)
             raise WorkerTerminate(os.EX_TEMPFAIL) from error
-        except ProgrammingError as error:
-            # The database is not as this version needs it: the CRM's tables are missing, say.
-            general = DatabaseUnavailable.general
-            self.store_dead_letter(args, kwargs, f"{general}: {str(error.orig).splitlines()[0]}")
-            answer = Unavailable(retry_after=RETRY_SECONDS, reason=general)
         except Exception as error:  # noqa: BLE001 - raised again, without its words
-            self.store_dead_letter(args, kwargs, f"{type(error).__name__}: {error}")
-            # Celery logs, stores and announces an exception; a database error repeats the row.
-            where = [f"{each.filename}:{each.lineno}" for each in extract_tb(error.__traceback__)]
-            log.error("task_failed", error=type(error).__name__, where=where[-3:])  # noqa: TRY400
-            raise TaskFailed(type(error).__name__) from None
+            answer = self._failed(error, args, kwargs)
         finally:
             TASK_SECONDS.labels(self.name).observe(monotonic() - began)
             structlog.contextvars.unbind_contextvars(*_BOUND)
         answer_slot.fill(self.request, answer)
         return answer
+
+    def _failed(
+        self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Unavailable:
+        """Return the answer if the database failed; keep the message of any other failed task.
+
+        A transient error of the database is only answered: whoever sent the message may send it
+        again. Where the database is not as this version needs it, the message becomes a dead letter
+        as well. Any other error raises `TaskFailed`, once the message is a dead letter.
+        """
+        general = DatabaseUnavailable.general
+        if is_passing(error):
+            log.warning("unavailable", reason=reason(error))
+        elif isinstance(error, ProgrammingError):  # the CRM's tables are missing, say
+            self.store_dead_letter(args, kwargs, f"{general}: {str(error.orig).splitlines()[0]}")
+        else:
+            self.store_dead_letter(args, kwargs, f"{type(error).__name__}: {error}")
+            # Celery logs, stores and announces an exception; a database error repeats the row.
+            where = [f"{each.filename}:{each.lineno}" for each in extract_tb(error.__traceback__)]
+            log.error("task_failed", error=type(error).__name__, where=where[-3:])
+            raise TaskFailed(type(error).__name__) from None
+        return Unavailable(retry_after=RETRY_SECONDS, reason=general)
 
     def parts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
         """Return the list of requests in a batch message; None for a message of any other kind."""

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psycopg
 import pytest
 from pydantic_core import to_json
 from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
+from assignment_workers.assignment.crm import mirror
 from assignment_workers.client.wire.message import signature
-from assignment_workers.errors import TaskFailed
+from assignment_workers.errors import DatabaseUnavailable, TaskFailed
 from assignment_workers.schema.tables import DeadLetter
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.suspects import Suspects
@@ -190,3 +193,24 @@ def test_a_failure_that_nothing_mends_is_kept_and_told(door: Door) -> None:
     ((kept, body, error),) = door.letters()
     assert (kept, json.loads(body)) == ("assignment.expire", {"args": [], "kwargs": {}})
     assert error.startswith("AttributeError: ")
+
+
+@pytest.mark.parametrize(
+    ("cause", "lost"),
+    [
+        (psycopg.OperationalError("consuming input failed: server closed the connection"), True),
+        (psycopg.errors.AdminShutdown("terminating connection"), False),
+        (psycopg.errors.DeadlockDetected("deadlock detected"), False),
+        (psycopg.errors.DiskFull("no space left on device"), False),
+    ],
+)
+def test_a_database_that_fails_for_a_moment_is_answered_and_no_dead_letter(
+    cause: Exception, lost: bool, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> None:
+        raise OperationalError("DELETE", {}, cause, connection_invalidated=lost)
+
+    monkeypatch.setattr(mirror, "forget", fails)
+    answer = door.call("crm.mirror")
+    assert (answer["outcome"], answer["reason"]) == ("unavailable", DatabaseUnavailable.general)
+    assert door.letters() == []

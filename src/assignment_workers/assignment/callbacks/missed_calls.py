@@ -111,8 +111,8 @@ def follow_up(
     `answered`: users who answered a call of any kind; all their missed calls are marked (hazard C11
     in docs/hazards.md). `called`: missed calls for which an agent completed a call to the user, or
     closed the dialer queue for the user; these missed calls are marked. A missed call in `called`
-    is marked even if the user did not answer the agent's call. A user who did not answer still
-    belongs to the dialer queue, and can be called again from there.
+    is marked even if the user did not answer the agent's call: the outcome of that
+    call decides when the user may be called again.
     """
     parameters = {"users": list(answered), "calls": list(called), "now": transaction.now}
     done = transaction.connection.execute(_FOLLOW_UP, parameters)

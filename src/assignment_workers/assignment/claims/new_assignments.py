@@ -25,7 +25,7 @@ from assignment_workers.schema.tables import Request as Kept
 
 @dataclass(frozen=True)
 class NewAssignment:
-    """An assignment that this transaction makes, with further values for its row and its event."""
+    """An assignment that a transaction is about to store, with what its event records besides."""
 
     hold: Held
     score: int

@@ -82,7 +82,7 @@ def column_of(source: FactSource, name: str) -> str:
 def queries(dialer: Dialer, *further: str) -> dict[str, str]:
     """Return the query of each view that the dialer needs, by name; an empty dict if it needs none.
 
-    `further`: further columns of the table of persons, which the settings name.
+    `further`: the names of columns of the table of persons that the settings need in addition.
     """
     if not are_needed(dialer):
         return {}

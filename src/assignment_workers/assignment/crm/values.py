@@ -70,7 +70,7 @@ class RowReader:
     def with_numbers(
         self, row: tuple[Any, ...], numbers: Mapping[UserId, int]
     ) -> tuple[Any, ...] | None:
-        """Return a converted row with internal integer ids in place of the CRM's ids of persons.
+        """Return a row, converted before, with internal integer ids in place of the CRM's ids.
 
         `numbers`: the internal id of each person, from `assignment.user_ids`, by the CRM's id. The
         result is None if a person has no internal id.

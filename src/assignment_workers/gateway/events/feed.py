@@ -64,9 +64,9 @@ SENT_DETAILS = (
 )
 """The names of those details of an event that are sent to clients.
 
-Other details are left out. If a detail in this list has free text as its value, such as a typed
-`reason`, no client gets the text, not even an operator: `(for operators)` is sent in its place.
-Other values of the same detail are sent, such as a `reason` that is the name of a rule.
+Other details are left out. A value that a person typed, such as the text of a `reason`, is sent to
+no client: each client gets the words `(for operators)` in its place. A value that is a name is
+sent, such as a `reason` that is the name of a rule.
 """
 
 
