@@ -178,8 +178,8 @@ export interface paths {
          * @description Record that the agent is present, which keeps the agent's accepted assignment alive.
          *
          *     The heartbeats of all agents are written in batches, about once a second. The first heartbeat
-         *     that names an offer in `assignment_id` accepts the offer. Apart from that, a heartbeat does not
-         *     change the agent's state.
+         *     that names an offer in `assignment_id` accepts the offer. The acceptance changes the agent's
+         *     state from `available` or `wrap_up` to `on_call`. No other heartbeat changes the agent's state.
          */
         post: operations["heartbeat"];
         delete?: never;
@@ -218,6 +218,9 @@ export interface paths {
         /**
          * Agent State
          * @description Return an agent's state, session, last sign of life and assignment.
+         *
+         *     A session is a period of work. It begins when the agent's state changes from `offline`, or from
+         *     no state, to another state. It ends when the state becomes `offline`.
          */
         get: operations["agent_state"];
         put?: never;
@@ -279,8 +282,9 @@ export interface paths {
          * Explain Queue
          * @description Count the users of a dialer queue whom each rule excludes, and the claimable users left.
          *
-         *     If the dialer queue has 200,000 users or more, only the 200,000 users with the lowest scores are
-         *     counted, and `complete` is false. A user with a lower score is normally called earlier.
+         *     At most 200,000 users are counted: those with the lowest scores. A user with a lower score is
+         *     normally called earlier. If 200,000 users were counted, `complete` is false, because the dialer
+         *     queue may have more.
          */
         get: operations["explain_queue"];
         put?: never;
@@ -630,8 +634,11 @@ export interface paths {
          *
          *     An action is a task for another system after a call, such as to send a text message. The dialer
          *     queues and the outcomes are in the configured order. Agents see the outcomes in this order. The
-         *     actions are in the order in which the outcomes name them. The action `review` comes last unless
-         *     an outcome names it.
+         *     actions are in the order in which the outcomes name them.
+         *
+         *     The action `review` is always included: an operator has to look at the user. It may follow a
+         *     call although the call's outcome does not name it. If no outcome names `review`, it is the last
+         *     action.
          */
         get: operations["dialer"];
         put?: never;
@@ -1362,7 +1369,9 @@ export interface components {
             readonly state: components["schemas"]["HealthState"];
             /**
              * Verdict
-             * @description The first line of `status`: whether agents are served, and the reason if not.
+             * @description One line for people: whether agents are served, and the worst trouble, if there is any.
+             *
+             *     The command `assignment-workers status` prints it as the first line.
              */
             readonly verdict: string;
             /** @description The message for the top of every page; None while everything is good. */
@@ -2154,8 +2163,11 @@ export interface components {
          * Step
          * @description One reason for which users of a dialer queue are not claimable, and the number of such users.
          *
-         *     `left` is the number of users who remain after this step and all steps before. `next_free_at` is
-         *     the earliest time at which the reason ends by itself for one of the users, if known.
+         *     The steps of a funnel have a fixed order: first the rules in the order of the dialer queue, then
+         *     `held`, `waiting`, `drained`, `taken_out` and `not_in_generation`. A reason that holds no user
+         *     back is left out. `left` is the number of users who count neither for this reason nor for the
+         *     reason of an earlier step. `next_free_at` is the earliest time at which the reason ends without
+         *     intervention for one of the users; None: no such time is known.
          */
         Step: {
             /** Why */
@@ -2218,12 +2230,13 @@ export interface components {
          * TimeToAssign
          * @description Seconds from an agent's request for a user to the assignment of the user.
          *
-         *     The seconds begin when a client makes the request. The client estimates the time that the
-         *     database's clock shows then. The seconds end at the time of the transaction that assigns the
-         *     user, which is read from the database's clock before the commit. `measured` is the number of
-         *     assignments whose seconds are known: at most the latest 200,000 of the period
-         *     (`MEASURED_AT_MOST`). An assignment is left out if its request has no such estimate. If
-         *     `measured` is 0, the other fields are None.
+         *     The seconds begin at the moment at which a client makes the request. The client estimates the
+         *     time that the database's clock shows at that moment. The seconds end at a time that is read from
+         *     the database's clock: in the transaction that assigns the user, before its commit.
+         *
+         *     `measured` is the number of assignments whose seconds are known: at most the latest 200,000 of
+         *     the period. An assignment is left out if its request has no estimated time. If `measured` is 0,
+         *     the other fields are None.
          */
         TimeToAssign: {
             /** Measured */
@@ -2340,9 +2353,11 @@ export interface components {
          *
          *     If `outcome` is `refused`, `code` names the reason. With `retry_after`, the same call may
          *     succeed after that number of seconds. Without `retry_after`, the same call is refused again as
-         *     long as the reason lasts. When the reason has gone, the same call may succeed. Exception: the
-         *     refusal of a request for a user may be stored under its `request_id`, which then still gets the
-         *     old answer. Therefore, request a user under a new `request_id`.
+         *     long as the reason lasts. When the reason has gone, the same call may succeed.
+         *
+         *     A request for a user is an exception. A refusal without `retry_after` may be stored under the
+         *     request's `request_id`. A later request with this `request_id` then gets the stored refusal,
+         *     even if the reason has gone. Therefore, use a new `request_id` after such a refusal.
          *
          *     If `outcome` is `unavailable`, the same call may succeed after `retry_after` seconds. Other
          *     problems, such as an unknown path, have no `outcome`.
