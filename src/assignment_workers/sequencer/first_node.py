@@ -46,10 +46,10 @@ class FirstNode(bootsteps.StartStopStep):
         to_first = partial(
             consumer.app.connection_for_read, nodes[0], connect_timeout=CONNECT_SECONDS
         )
-        if to_first().host == connection.host:
-            return
-        every = consumer.timer.call_repeatedly
-        self._timer = every(LOOK_SECONDS, self._look, (consumer, FirstNodeWatch(to_first)))
+        watch = FirstNodeWatch(to_first)
+        if not watch.is_in_use(connection):
+            every = consumer.timer.call_repeatedly
+            self._timer = every(LOOK_SECONDS, self._look, (consumer, watch))
 
     def stop(self, consumer: Any) -> None:
         """Stop trying to reach the first node when the broker connection or the worker ends."""
@@ -58,7 +58,7 @@ class FirstNode(bootsteps.StartStopStep):
             self._timer = None
 
     def _look(self, consumer: Any, watch: FirstNodeWatch) -> None:
-        if watch.answers.is_set():
+        if watch.answers:
             log.info("returns_to_first_node")
             # The acknowledgements that were sent reach the node before the connection ends.
             consumer.task_consumer.cancel()

@@ -50,13 +50,22 @@ class FirstNodeWatch:
     """Tries to connect to the first node of an address, while another node is in use.
 
     `connect` returns a connection to the first node that is not open yet; each attempt gets one of
-    its own. `answers` is set once an attempt has succeeded.
+    its own.
     """
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         self._connect = connect
         self._attempt: threading.Thread | None = None
-        self.answers = threading.Event()
+        self._answered: float | None = None
+
+    @property
+    def answers(self) -> bool:
+        """True if an attempt has succeeded in the last seconds."""
+        return self._answered is not None and monotonic() - self._answered < 2 * LOOK_SECONDS
+
+    def is_in_use(self, connection: Connection) -> bool:
+        """Return True if this connection, which is open, is to the first node."""
+        return _place(self._connect()) == _place(connection)
 
     def look(self) -> None:
         """Start an attempt in a thread, unless an attempt is still running."""
@@ -70,7 +79,15 @@ class FirstNodeWatch:
                 connection.connect()
             except connection.connection_errors + connection.channel_errors:
                 return  # the next attempt may succeed
-        self.answers.set()
+        self._answered = monotonic()
+
+
+def _place(connection: Connection) -> tuple[str, int]:
+    """Return host and port, with the values that kombu sets when it opens the connection."""
+    transport: Any = connection.transport
+    usual = transport.default_connection_params
+    host = connection.hostname or usual["hostname"]
+    return "127.0.0.1" if host == "localhost" else host, int(connection.port or usual["port"])
 
 
 class AmqpSender:
@@ -95,8 +112,8 @@ class AmqpSender:
         self._producer: Producer | None = None
         self._known: set[str] = set()
         self._published = 0
-        self._unconfirmed: dict[int, float] = {}
-        """Maps the number of each message on this channel to the time at which it was sent."""
+        self._unconfirmed: dict[int, tuple[str, float]] = {}
+        """Maps the number of each message on this channel to its queue and the time of sending."""
         self._is_rejected = False
 
     async def send(self, queue: str, envelope: Envelope) -> int | None:
@@ -109,7 +126,7 @@ class AmqpSender:
 
     async def close(self) -> None:
         """Close the connection to RabbitMQ."""
-        await self._aside(self._leave)
+        await self._aside(self._connection.close)
         self._thread.shutdown(wait=False)
 
     async def _aside(self, what: Callable[[], T]) -> T:
@@ -131,12 +148,13 @@ class AmqpSender:
         rejects the message.
         """
         ends = monotonic() + CONFIRM_SECONDS
+        tries = (True,) if self._producer is None else (False, True)
         self._return_to_first_node()
         passing = (*self._connection.connection_errors, *self._connection.channel_errors)
-        for is_last in (self._producer is None, True):
+        for is_last in tries:
             try:
                 number = self._try(queue, envelope)
-                return self._wait(number, max(ends, monotonic() + ANSWER_SECONDS))
+                return self._wait(queue, number, max(ends, monotonic() + ANSWER_SECONDS))
             except MessageNacked as error:
                 raise BrokerUnavailable("RabbitMQ did not take the message") from error
             except passing as error:
@@ -150,12 +168,8 @@ class AmqpSender:
         if self._producer is None:
             self._producer = self._made_producer()
         if queue not in self._known:
-            channel: Any = self._producer.channel
-            Queue(queue, channel=channel).queue_declare(passive=True)
-            self._known.add(queue)
+            self._check_declared(queue)
         properties = envelope["properties"]
-        self._published += 1
-        self._unconfirmed[self._published], self._is_rejected = monotonic(), False
         self._producer.publish(
             base64.b64decode(envelope["body"]),
             routing_key=queue,
@@ -166,7 +180,20 @@ class AmqpSender:
             reply_to=properties["reply_to"],
             delivery_mode=properties["delivery_mode"],
         )
+        self._published += 1
+        self._unconfirmed[self._published], self._is_rejected = (queue, monotonic()), False
         return self._published
+
+    def _check_declared(self, queue: str) -> None:
+        """Raise `BrokerUnavailable` if there is no such queue. What was sent before is not lost."""
+        channel: Any = self._connection.channel()
+        try:
+            Queue(queue, channel=channel).queue_declare(passive=True)
+        except self._connection.channel_errors as error:
+            channel.close()
+            raise unreachable("RabbitMQ", error) from error
+        channel.close()
+        self._known.add(queue)
 
     def _made_producer(self) -> Producer:
         channel: Any = self._connection.channel()
@@ -174,24 +201,27 @@ class AmqpSender:
         channel.events["basic_ack"].add(self._settled)
         channel.events["basic_nack"].add(partial(self._settled, is_rejected=True))
         self._watch = None
-        first = next(iter(self._connection.alt), None)
-        if first is not None and self._to(first).host != self._connection.host:
-            self._watch, self._looked = FirstNodeWatch(partial(self._to, first)), monotonic()
+        if self._connection.alt:
+            watch = FirstNodeWatch(partial(self._to, self._connection.alt[0]))
+            if not watch.is_in_use(self._connection):
+                self._watch, self._looked = watch, monotonic()
         return Producer(channel, auto_declare=False)
 
     def _settled(self, number: int, multiple: bool, *, is_rejected: bool = False) -> None:  # noqa: FBT001 - py-amqp's
         settled = [each for each in self._unconfirmed if each <= number] if multiple else [number]
         for each in settled:
             self._unconfirmed.pop(each, None)
-        self._is_rejected = is_rejected and self._published in settled
+        if is_rejected and self._published in settled:
+            self._is_rejected = True
 
-    def _wait(self, number: int, ends: float) -> None:
+    def _wait(self, queue: str, number: int, ends: float) -> None:
         connection: Any = self._connection.connection
         while number in self._unconfirmed:
             left = ends - monotonic()
             if left <= 0:
                 late = TimeoutError(f"no confirmation within {CONFIRM_SECONDS:.0f} s")
-                if monotonic() - min(self._unconfirmed.values()) > CHANNEL_SECONDS:
+                oldest = min(sent for where, sent in self._unconfirmed.values() if where == queue)
+                if monotonic() - oldest > CHANNEL_SECONDS:
                     self._drop()
                 raise unreachable("RabbitMQ", late)
             try:
@@ -203,29 +233,20 @@ class AmqpSender:
             raise MessageNacked
 
     def _return_to_first_node(self) -> None:
-        if self._watch is None:
+        """Return, if the first node answers and no message here still waits for confirmation."""
+        late = monotonic() - CHANNEL_SECONDS
+        if self._watch is None or any(sent > late for _, sent in self._unconfirmed.values()):
             return
-        if self._watch.answers.is_set():
-            self._leave()
+        if self._watch.answers:
+            self._drop()
+            self._connection = self._to(self._url)
         elif monotonic() - self._looked > LOOK_SECONDS:
             self._looked = monotonic()
             self._watch.look()
 
-    def _leave(self) -> None:
-        """Close the connection; the next one begins with the first node of the address."""
-        self._forget()
-        self._connection.collect()
-        self._connection, self._watch = self._to(self._url), None
-
     def _drop(self) -> None:
-        """End the connection without a word to its node, which may not answer."""
-        self._forget()
-        if self._connection.connected:
-            connection: Any = self._connection.connection
-            connection.collect()
-        self._connection.collect()
-
-    def _forget(self) -> None:
-        self._producer, self._published = None, 0
+        """End the connection without AMQP's farewell, to which a lost node gives no answer."""
+        self._producer, self._watch, self._published = None, None, 0
         self._known.clear()
         self._unconfirmed.clear()
+        self._connection.collect()
