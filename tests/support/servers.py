@@ -116,9 +116,15 @@ class Rabbit(OwnServer):
         finally:
             self._control("set_vm_memory_high_watermark", "0.6")
 
+    def suspend_leader(self, queue: str, *, seconds: float) -> None:
+        """From now on the leader of this quorum queue confirms nothing, for these seconds."""
+        leader = f"Leader = erlang:whereis('%2F_{queue}')"
+        resume = f"timer:apply_after({seconds * 1000:.0f}, sys, resume, [Leader])"
+        self._control("eval", f"{leader}, {resume}, sys:suspend(Leader).")
+
     @contextmanager
     def without_leader(self, queue: str) -> Iterator[None]:
-        """Within: the leader of this quorum queue does nothing, so that no message is confirmed."""
+        """Within: the leader of this quorum queue confirms nothing."""
         leader = f"erlang:whereis('%2F_{queue}')"
         self._control("eval", f"sys:suspend({leader}).")
         try:

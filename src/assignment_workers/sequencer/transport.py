@@ -373,6 +373,26 @@ class QoS(redis.QoS):
     """Kombu's record of unacknowledged messages, which works in a full Redis too."""
 
     channel: Channel
+    _is_lost = False
+    """True once an acknowledgement got no answer from Redis."""
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message. If Redis does not answer, the connection counts as lost.
+
+        Celery logs the error of an acknowledgement and goes on. The message would count as taken
+        for good, and a worker that takes one message at a time would never take another.
+        """
+        try:
+            super().ack(delivery_tag)
+        except of_broker(self.channel.connection_errors):
+            self._is_lost = True
+            raise
+
+    def can_consume(self) -> bool:
+        """Return True if another message may be taken; raise an error if the connection is lost."""
+        if self._is_lost:
+            raise ConnectionError("an acknowledgement got no answer from Redis")
+        return bool(super().can_consume())
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Record that a message was taken from its queue and is not acknowledged yet."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from queue import Empty
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as Lost
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from assignment_workers.client.wire.message import message
 from assignment_workers.errors import NotStored
 from assignment_workers.sequencer import transport
 from assignment_workers.sequencer.redis_refusals import WRITE_REFUSALS
-from assignment_workers.sequencer.transport import taken_key
+from assignment_workers.sequencer.transport import QoS, taken_key
 from tests.support.fake_redis import Consumed, consumed
 
 QUEUE = "assignment"
@@ -359,3 +361,20 @@ def test_a_broadcast_s_lost_connection_is_celery_s_to_mend(
     monkeypatch.setattr("kombu.transport.redis.Channel._receive_one", receive)
     with pytest.raises(Lost):
         worker.channel._receive_one(None)
+
+
+@pytest.mark.parametrize("error", [RedisTimeout("no answer"), Lost("it is gone")])
+def test_an_acknowledgement_without_an_answer_ends_the_connection(error: Exception) -> None:
+    """Or the message counts as taken for good, and no other one is taken."""
+
+    class Silent(QoS):
+        def _remove_from_indices(self, *_: object) -> Any:
+            raise error
+
+    channel: Any = SimpleNamespace(connection_errors=(KeyError, RedisError), do_restore=False)
+    qos = Silent(channel, prefetch_count=1)
+    assert qos.can_consume()
+    with pytest.raises(type(error)):
+        qos.ack("1")
+    with pytest.raises(Lost, match="an acknowledgement got no answer"):
+        qos.can_consume()
