@@ -374,7 +374,7 @@ class QoS(redis.QoS):
 
     channel: Channel
     _is_lost = False
-    """True once an acknowledgement got no answer from Redis."""
+    """True once an acknowledgement or a rejection got no answer from Redis."""
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message. If Redis does not answer, the connection counts as lost.
@@ -382,8 +382,18 @@ class QoS(redis.QoS):
         Celery logs the error of an acknowledgement and goes on. The message would count as taken
         for good, and a worker that takes one message at a time would never take another.
         """
-        try:
+        with self._losing():
             super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Reject a message. If Redis does not answer, the connection counts as lost."""
+        with self._losing():
+            super().reject(delivery_tag, requeue=requeue)
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
         except of_broker(self.channel.connection_errors):
             self._is_lost = True
             raise

@@ -216,8 +216,8 @@ class HandledTask(Task[..., Any]):
     ) -> Unavailable:
         """Return the answer if the database failed; keep the message of any other failed task.
 
-        A transient error of the database is only answered: whoever sent the message may send it
-        again. Where the database is not as this version needs it, the message becomes a dead letter
+        A transient error of the database is only answered: the sender may send the message again.
+        Where the database is not as this version needs it, the message becomes a dead letter
         as well. Any other error raises `TaskFailed`, once the message is a dead letter.
         """
         general = DatabaseUnavailable.general

@@ -54,12 +54,11 @@ def agrees(page: Page, name: str, told: Callable[[], object]) -> None:
     Both are read again each time: an offer may lapse and an answer grow too old to be counted in
     between, however long before this test the stack was started.
     """
-    shown = page.locator(f'[data-figure="{name}"]')
 
     def same() -> bool:
         read = told()
         words = f"{read:,}" if isinstance(read, int) else str(read)
-        return (shown.inner_text().strip() + " ").startswith(f"{words} ")
+        return (figure(page, name) + " ").startswith(f"{words} ")
 
     wait_until(same, f"{name} to be what the database says", seconds=15.0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 
 import psycopg
@@ -46,8 +45,9 @@ def spoken(world: World) -> World:
 def test_no_event_holds_what_somebody_typed_and_all_of_it_is_kept_beside(spoken: World) -> None:
     events = str(spoken.rows("SELECT * FROM assignment.events"))
     assert "TYPED" not in events
-    assert PHONE not in events
-    assert re.sub(r"\D", "", PHONE) not in events
+    number = PHONE.removeprefix("+44 ")  # in full: four digits of it may be part of a random id
+    assert number not in events
+    assert number.replace(" ", "") not in events
     texts = dict(
         spoken.rows(
             "SELECT e.kind || coalesce(e.user_id::text, ''), t.texts FROM assignment.events e"

@@ -363,8 +363,11 @@ def test_a_broadcast_s_lost_connection_is_celery_s_to_mend(
         worker.channel._receive_one(None)
 
 
+@pytest.mark.parametrize("how", ["ack", "reject"])
 @pytest.mark.parametrize("error", [RedisTimeout("no answer"), Lost("it is gone")])
-def test_an_acknowledgement_without_an_answer_ends_the_connection(error: Exception) -> None:
+def test_an_acknowledgement_without_an_answer_ends_the_connection(
+    how: str, error: Exception
+) -> None:
     """Or the message counts as taken for good, and no other one is taken."""
 
     class Silent(QoS):
@@ -375,6 +378,6 @@ def test_an_acknowledgement_without_an_answer_ends_the_connection(error: Excepti
     qos = Silent(channel, prefetch_count=1)
     assert qos.can_consume()
     with pytest.raises(type(error)):
-        qos.ack("1")
+        getattr(qos, how)("1")
     with pytest.raises(Lost, match="an acknowledgement got no answer"):
         qos.can_consume()
