@@ -1,15 +1,20 @@
-"""Read from PostgreSQL the facts about the system's health, over a new connection each time.
+"""Read from PostgreSQL the facts about the system's health.
 
 A connection that is already open may go on working while PostgreSQL refuses new connections. So a
-reading over an open connection would not prove that PostgreSQL is good.
+reading over an open connection alone would not prove that PostgreSQL is good. But opening a
+connection costs PostgreSQL and the reading process several times as much as the reading itself. So
+a connection is kept for two seconds, and then replaced by a new one.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import Connection, Engine, Interval, bindparam, text
+from sqlalchemy import Connection, Interval, bindparam, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from assignment_workers.assignment.audit import lag_seconds
@@ -25,6 +30,7 @@ from assignment_workers.health.readings import (
     QueueFacts,
 )
 from assignment_workers.policy.dialer import Dialer
+from assignment_workers.schema.deadline import NoAnswer
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.retry import one_line
 from assignment_workers.sequencer.term import APPLICATION
@@ -34,32 +40,115 @@ EXPIRES_SOON = timedelta(days=7)
 """An API token should be replaced this long before its expiry. If a quarter of the token's lifetime
 is shorter, the quarter counts instead.
 """
+KEPT_SECONDS = 2.0
+"""The age in seconds from which the connection is replaced by a new one."""
 RUNS = 50
 """The number of runs that are read for each job, newest first."""
 
 
-def reader(
-    database_url: str, lanes: Lanes, dialer: Dialer, *, own_crm: bool
-) -> Callable[[], DatabaseFacts]:
-    """Return a function that reads PostgreSQL; it raises `NotRead` if that is impossible.
+class DatabaseReader:
+    """Reads the health facts from PostgreSQL, and keeps its connection for two seconds.
 
-    `own_crm`: True if the CRM is in this database; then the CRM is read too.
+    All facts are read over each new connection. While a connection is kept, only those that must be
+    the newest ones are read anew: the clock, the lanes and the dialer queues. The others are then
+    at most two seconds old (`KEPT_SECONDS`).
+
+    Not thread-safe: call it again only when its last reading has ended.
     """
-    engine = connect(
-        database_url, name="assignment-workers health", statement_timeout=STATEMENT, pool_size=1
-    )
 
-    def read() -> DatabaseFacts:
+    def __init__(
+        self,
+        database_url: str,
+        lanes: Lanes,
+        dialer: Dialer,
+        *,
+        own_crm: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare the reader; open no connection.
+
+        `own_crm`: True if the CRM is in this database; then the CRM is read too. `clock` returns
+        seconds; the age of the connection is measured with it.
+        """
+        self._engine = connect(
+            database_url, name="assignment-workers health", statement_timeout=STATEMENT, pool_size=1
+        )
+        self._lanes, self._dialer, self._own_crm = lanes, dialer, own_crm
+        self._clock = clock
+        self._kept: tuple[float, DatabaseFacts] | None = None
+        """The time at which the kept connection was opened, and the first facts read over it."""
+
+    def __call__(self) -> DatabaseFacts:
+        """Read the facts. Raises `NotRead` if that is impossible.
+
+        A new connection is opened if the last one is older than `KEPT_SECONDS`, or was lost. So
+        after a loss, the error says what PostgreSQL answers to a new connection.
+        """
+        kept = self._kept
+        if kept is not None and self._clock() - kept[0] < KEPT_SECONDS:
+            try:
+                return self._renewed(kept[1])
+            except SQLAlchemyError as error:
+                self.close()
+                if not _is_lost(error):
+                    raise NotRead(_trouble_of(error)) from error
+        self.close()
+        opened_at = self._clock()
         try:
-            return _facts(engine, lanes, dialer, own_crm=own_crm)
-        except DBAPIError as error:
-            raise NotRead(trouble_of(error)) from error
+            facts = self._facts()
         except SQLAlchemyError as error:
-            raise NotRead(NO_ANSWER) from error
-        finally:
-            engine.dispose()
+            self.close()
+            raise NotRead(_trouble_of(error)) from error
+        self._kept = opened_at, facts
+        return facts
 
-    return read
+    def close(self) -> None:
+        """Close the kept connection, if there is one."""
+        self._kept = None
+        self._engine.dispose()
+
+    def _facts(self) -> DatabaseFacts:
+        own_crm = self._own_crm
+        with self._engine.connect() as connection:
+            return DatabaseFacts(
+                **self._newest(connection),
+                jobs=[JobFacts(**row) for row in connection.execute(_JOBS).mappings()],
+                **_tokens(connection),
+                audit_lag=_audit_lag(connection),
+                mirror_age=None if own_crm else connection.execute(_MIRROR).scalar_one_or_none(),
+                crm_trouble=_crm_trouble(connection, self._dialer) if own_crm else None,
+            )
+
+    def _renewed(self, facts: DatabaseFacts) -> DatabaseFacts:
+        """Return the facts with those of `_newest` read anew over the kept connection."""
+        with self._engine.connect() as connection:
+            return replace(facts, **self._newest(connection))
+
+    def _newest(self, connection: Connection) -> dict[str, Any]:
+        """Read the fields of `DatabaseFacts` that each reading reads anew, by name."""
+        now, read_only = connection.execute(_NOW).one()
+        return {
+            "now": now,
+            "read_only": read_only,
+            "lanes": sequencer_statuses(
+                connection,
+                application=APPLICATION,
+                lanes=self._lanes,
+                queues=self._dialer.policies,
+            ),
+            "queues": [QueueFacts(**row) for row in connection.execute(_QUEUES).mappings()],
+        }
+
+
+def _is_lost(error: SQLAlchemyError) -> bool:
+    """Return True if the server or the network ended the connection; False if it hangs."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated and not isinstance(error.orig, NoAnswer)
+
+
+def _trouble_of(error: SQLAlchemyError) -> str:
+    return trouble_of(error) if isinstance(error, DBAPIError) else NO_ANSWER
 
 
 def trouble_of(error: DBAPIError) -> str:
@@ -79,6 +168,7 @@ def trouble_of(error: DBAPIError) -> str:
     return NO_ANSWER if not code else f"answers with an error ({code})"
 
 
+# An error of a new connection has no code: libpq passes on only its text.
 _BY_CODE = {
     "28": "refuses our login",
     "3D": "does not have the database of DATABASE_URL",
@@ -92,34 +182,25 @@ _BY_CODE = {
 _BY_WORDS = {
     "refused": "takes no connections: it does not run, or not at this address",
     "starting up": "is starting",
+    "not yet accepting connections": "is starting",
+    "recovery mode": "is starting",
     "shutting down": "is stopping",
+    "not currently accepting connections": "lets nobody use the database of DATABASE_URL",
     "password": "refuses our login",
+    "not permitted to log in": "refuses our login",
+    "permission denied": "refuses our login",
+    "pg_hba.conf": "refuses our login",
+    "authentication failed": "refuses our login",
     "too many": "has no free connection",
+    "connection slots": "has no free connection",
     "could not translate": "is not found at its address",
     "resolve": "is not found at its address",
     "does not exist": "does not have the database or the role of DATABASE_URL",
+    "FATAL:": "refuses a new connection",
 }
 
 
-def _facts(engine: Engine, lanes: Lanes, dialer: Dialer, *, own_crm: bool) -> DatabaseFacts:
-    with engine.connect() as connection:
-        now, read_only = connection.execute(_NOW).one()
-        return DatabaseFacts(
-            now=now,
-            read_only=read_only,
-            lanes=sequencer_statuses(
-                connection, application=APPLICATION, lanes=lanes, queues=dialer.policies
-            ),
-            queues=[QueueFacts(**row) for row in connection.execute(_QUEUES).mappings()],
-            jobs=[JobFacts(**row) for row in connection.execute(_JOBS).mappings()],
-            **_tokens(connection),
-            audit_lag=_audit_lag(connection),
-            mirror_age=None if own_crm else connection.execute(_MIRROR).scalar_one_or_none(),
-            crm_trouble=_crm_trouble(connection, dialer) if own_crm else None,
-        )
-
-
-def _tokens(connection: Connection) -> dict[str, datetime | None]:
+def _tokens(connection: Connection) -> dict[str, Any]:
     """Return the fields of `DatabaseFacts` about API tokens, by name.
 
     They are `token_expires_at` and `token_expires_soon_at`. Both are None if the database role may

@@ -8,7 +8,8 @@ from typing import NoReturn
 
 from assignment_workers.assignment.crm.external_crm import configured
 from assignment_workers.assignment.lanes import lanes_of
-from assignment_workers.health import certificates, database, servers
+from assignment_workers.health import certificates, servers
+from assignment_workers.health.database import DatabaseReader
 from assignment_workers.health.judgement import Installation
 from assignment_workers.health.readings import (
     NOT_NAMED,
@@ -40,10 +41,8 @@ class Inputs:
             crm_grace=settings.crm_grace,
         )
         queues = (*lanes.celery_queues, *OTHER_QUEUES)
-        self._database = InputReader(
-            "postgresql",
-            database.reader(settings.database, lanes, dialer, own_crm=crm is None),
-        )
+        self._facts = DatabaseReader(settings.database, lanes, dialer, own_crm=crm is None)
+        self._database = InputReader("postgresql", self._facts)
         self._broker = InputReader(
             "broker", servers.broker_reader(broker_url, queues) if broker_url else _not_named
         )
@@ -78,7 +77,8 @@ class Inputs:
         )
 
     def close(self) -> None:
-        """Close the connections to an external CRM. No other connections are kept open."""
+        """Close the connections to PostgreSQL and to an external CRM. No others are kept open."""
+        self._facts.close()
         if self._external is not None:
             self._external.close()
 

@@ -25,4 +25,5 @@ def connect(url: str) -> Redis:
         socket_connect_timeout=ANSWER_SECONDS,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        driver_info=None,  # otherwise each new connection tells Redis our version, which takes time
     )

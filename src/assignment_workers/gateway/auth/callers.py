@@ -174,7 +174,7 @@ class Callers:
         """
         found = await self.bearer(
             bearer_of(request.headers.get("authorization", "")),
-            outlives=request.url.path in OUTLIVES_DATABASE,
+            outlives=request.scope["path"] in OUTLIVES_DATABASE,
         )
         request.state.caller = found
         return found
