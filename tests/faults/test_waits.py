@@ -43,6 +43,7 @@ from assignment_workers.schema import engine as engines
 from assignment_workers.sequencer import term as terms
 from assignment_workers.sequencer.term import Candidacy
 from tests.faults.walks import LED, POOLED, QUORUM, WALKS, Place, Walk
+from tests.support.celery_programs import ended
 from tests.support.external_crm import OtherCrm
 from tests.support.processes import Keeper, running, wait_until
 from tests.support.root import ROOT
@@ -333,7 +334,7 @@ def test_flower_hears_of_events_again_when_its_session_is_swallowed(
         stack.redis_url, stack.broker_url = redis_url, line.url
         port = free_port()
         stack.start("flower", flower_port=str(port), flower_basic_auth="ann:hunter2")
-        app = Celery(broker=address, set_as_current=False)
+        app = keep.enter_context(ended(Celery(broker=address, set_as_current=False)))
         connection = keep.enter_context(app.connection_for_write())
         events = keep.enter_context(app.events.Dispatcher(connection, enabled=True))
         login = {"Authorization": f"Basic {b64encode(b'ann:hunter2').decode()}"}

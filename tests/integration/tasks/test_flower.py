@@ -20,6 +20,7 @@ from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from assignment_workers.tasks.process import FLOWER_COLUMNS
 from tests.gateway.stage import free_port
+from tests.support.celery_programs import ended
 from tests.support.processes import Stack, running, wait_until
 from tests.support.root import ROOT
 
@@ -34,8 +35,10 @@ def test_flower_is_told_of_requests_and_not_of_probes(stack: Stack) -> None:
     stack.start("sequencer")
     client = stack.built()
     told: list[str] = []
-    app = Celery(broker=stack.redis_url, set_as_current=False)
-    with app.connection_for_read() as connection:
+    with (
+        ended(Celery(broker=stack.redis_url, set_as_current=False)) as app,
+        app.connection_for_read() as connection,
+    ):
         receiver = app.events.Receiver(connection, handlers={"*": _keeper(told)})
         listening = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
         listening.start()
@@ -64,10 +67,12 @@ def test_flower_is_told_of_requests_and_not_of_probes(stack: Stack) -> None:
 def test_flower_and_the_log_are_told_what_is_allowed_whoever_sent_it(stack: Stack) -> None:
     sequencer = stack.start("sequencer")
     client = stack.built()
-    app = Celery(broker=stack.redis_url, set_as_current=False)
-    app.conf.task_send_sent_event = False
     received: list[dict[str, Any]] = []
-    with app.connection_for_read() as connection:
+    with (
+        ended(Celery(broker=stack.redis_url, set_as_current=False)) as app,
+        app.connection_for_read() as connection,
+    ):
+        app.conf.task_send_sent_event = False
         receiver = app.events.Receiver(connection, handlers={"*": received.append})
         listening = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
         listening.start()
