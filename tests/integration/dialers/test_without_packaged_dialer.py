@@ -33,14 +33,12 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """An environment in which a clone is whole, but for the package's dialers."""
-    clone = tmp_path / "clone"
-    package = clone / "src" / PACKAGE.name
+    """An environment in which the package is whole, but for its dialers."""
+    package = tmp_path / "installed" / PACKAGE.name
     package.mkdir(parents=True)
-    for each in (*PACKAGE.iterdir(), *ROOT.iterdir()):
-        if each.name not in {"dialers", "src", "__pycache__"}:
-            folder = package if each.parent == PACKAGE else clone
-            (folder / each.name).symlink_to(each)
+    for each in PACKAGE.iterdir():
+        if each.name not in {"dialers", "__pycache__"}:
+            (package / each.name).symlink_to(each)
     given = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return given | {"PYTHONPATH": f"{package.parent}:{ROOT}"}
 
