@@ -84,28 +84,30 @@ class DatabaseReader:
         A new connection is opened if the last one is older than `KEPT_SECONDS`, or was lost. So
         after a loss, the error says what PostgreSQL answers to a new connection.
         """
-        kept = self._kept
-        if kept is not None and self._clock() - kept[0] < KEPT_SECONDS:
-            try:
-                return self._renewed(kept[1])
-            except SQLAlchemyError as error:
-                self.close()
-                if not _is_lost(error):
-                    raise NotRead(_trouble_of(error)) from error
-        self.close()
-        opened_at = self._clock()
         try:
-            facts = self._facts()
+            return self._read()
         except SQLAlchemyError as error:
             self.close()
-            raise NotRead(_trouble_of(error)) from error
-        self._kept = opened_at, facts
-        return facts
+            raise NotRead(trouble_of(error)) from error
 
     def close(self) -> None:
         """Close the kept connection, if there is one."""
         self._kept = None
         self._engine.dispose()
+
+    def _read(self) -> DatabaseFacts:
+        kept = self._kept
+        if kept is not None and self._clock() - kept[0] < KEPT_SECONDS:
+            try:
+                return self._renewed(kept[1])
+            except DBAPIError as error:
+                if not _is_lost(error):
+                    raise
+        self.close()
+        opened_at = self._clock()
+        facts = self._facts()
+        self._kept = opened_at, facts
+        return facts
 
     def _facts(self) -> DatabaseFacts:
         own_crm = self._own_crm
@@ -140,23 +142,19 @@ class DatabaseReader:
         }
 
 
-def _is_lost(error: SQLAlchemyError) -> bool:
+def _is_lost(error: DBAPIError) -> bool:
     """Return True if the server or the network ended the connection; False if it hangs."""
-    if not isinstance(error, DBAPIError):
-        return False
     return error.connection_invalidated and not isinstance(error.orig, NoAnswer)
 
 
-def _trouble_of(error: SQLAlchemyError) -> str:
-    return trouble_of(error) if isinstance(error, DBAPIError) else NO_ANSWER
-
-
-def trouble_of(error: DBAPIError) -> str:
+def trouble_of(error: SQLAlchemyError) -> str:
     """Return a text for a database error, such as `refuses our login`.
 
     The text is the predicate of a sentence about the server. It does not contain the server's
     address.
     """
+    if not isinstance(error, DBAPIError):
+        return NO_ANSWER
     code = getattr(error.orig, "sqlstate", None) or ""
     said = str(error.orig)
     for begins, predicate in _BY_CODE.items():
@@ -168,7 +166,6 @@ def trouble_of(error: DBAPIError) -> str:
     return NO_ANSWER if not code else f"answers with an error ({code})"
 
 
-# An error of a new connection has no code: libpq passes on only its text.
 _BY_CODE = {
     "28": "refuses our login",
     "3D": "does not have the database of DATABASE_URL",
@@ -179,6 +176,7 @@ _BY_CODE = {
     "42501": "does not let our role read the tables",
     "42": "does not have our tables of this version",
 }
+# An error of a new connection has no code: libpq passes on only its text.
 _BY_WORDS = {
     "refused": "takes no connections: it does not run, or not at this address",
     "starting up": "is starting",

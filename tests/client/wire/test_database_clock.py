@@ -15,25 +15,16 @@ from redis.exceptions import RedisError
 from assignment_workers.client.wire.database_clock import KNOWN_SECONDS, DatabaseClock
 from assignment_workers.clock import DATABASE_AHEAD_KEY
 from assignment_workers.sequencer.timekeeping import tell_time
+from tests.support.steady_clock import SteadyClock
 
 AHEAD = timedelta(seconds=7.5)
 
 
-class Steady:
-    """A steady clock that a test moves on."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def played(
-    redis_url: str, play: Callable[[DatabaseClock, Steady], Coroutine[Any, Any, None]]
+    redis_url: str, play: Callable[[DatabaseClock, SteadyClock], Coroutine[Any, Any, None]]
 ) -> None:
     async def run() -> None:
-        steady = Steady()
+        steady = SteadyClock()
         async with AsyncRedis.from_url(redis_url) as redis:
             await play(DatabaseClock(redis, steady), steady)
 
@@ -46,7 +37,7 @@ def time_of(redis: Redis) -> datetime:
 
 
 def test_it_is_what_the_sequencer_told_and_goes_on_with_the_steady_clock(redis_url: str) -> None:
-    async def play(clock: DatabaseClock, steady: Steady) -> None:
+    async def play(clock: DatabaseClock, steady: SteadyClock) -> None:
         with Redis.from_url(redis_url) as redis:
             redis.set(DATABASE_AHEAD_KEY, AHEAD.total_seconds())
             before = time_of(redis)
@@ -66,7 +57,7 @@ def test_it_is_what_the_sequencer_told_and_goes_on_with_the_steady_clock(redis_u
 
 
 def test_it_is_asked_anew_when_redis_may_be_another(redis_url: str) -> None:
-    async def play(clock: DatabaseClock, _: Steady) -> None:
+    async def play(clock: DatabaseClock, _: SteadyClock) -> None:
         with Redis.from_url(redis_url) as redis:
             await clock.read()
             redis.set(DATABASE_AHEAD_KEY, AHEAD.total_seconds())
@@ -79,7 +70,7 @@ def test_it_is_asked_anew_when_redis_may_be_another(redis_url: str) -> None:
 
 
 def test_before_any_sequencer_has_led_it_is_the_clock_of_redis(redis_url: str) -> None:
-    async def play(clock: DatabaseClock, _: Steady) -> None:
+    async def play(clock: DatabaseClock, _: SteadyClock) -> None:
         with Redis.from_url(redis_url) as redis:
             before = time_of(redis)
             await clock.read()
@@ -89,7 +80,7 @@ def test_before_any_sequencer_has_led_it_is_the_clock_of_redis(redis_url: str) -
 
 
 def test_what_is_no_number_is_an_error_of_redis(redis_url: str) -> None:
-    async def play(clock: DatabaseClock, _: Steady) -> None:
+    async def play(clock: DatabaseClock, _: SteadyClock) -> None:
         with Redis.from_url(redis_url) as redis:
             redis.set(DATABASE_AHEAD_KEY, "soon")
         with pytest.raises(RedisError, match="'soon', not a number"):
@@ -101,7 +92,7 @@ def test_what_is_no_number_is_an_error_of_redis(redis_url: str) -> None:
 def test_the_sequencer_tells_how_far_the_database_is_ahead_and_never_too_much(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steady = Steady()
+    steady = SteadyClock()
     monkeypatch.setattr("assignment_workers.sequencer.timekeeping.monotonic", steady)
     with Redis.from_url(redis_url) as redis:
         at = time_of(redis)
@@ -119,7 +110,7 @@ def test_what_cannot_be_told_fails_no_probe() -> None:
 
 
 def test_what_the_database_says_corrects_a_reading_behind_it_at_once(redis_url: str) -> None:
-    async def play(clock: DatabaseClock, steady: Steady) -> None:
+    async def play(clock: DatabaseClock, steady: SteadyClock) -> None:
         clock.reached(datetime.now(UTC))  # before the first reading there is nothing to correct
         await clock.read()
         behind = clock.at(steady.now)

@@ -14,6 +14,7 @@ from assignment_workers.health.database import KEPT_SECONDS, DatabaseReader
 from assignment_workers.health.readings import NotRead
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.crm import CrmUser
+from tests.support.steady_clock import SteadyClock
 from tests.support.world import World
 
 CRM = CrmUser.__tablename__
@@ -58,18 +59,9 @@ REFUSALS = {
 """Ways in which PostgreSQL refuses a new connection, the way back, and the words for it."""
 
 
-class Seconds:
-    """A clock that stands still until it is told otherwise."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def seconds() -> Seconds:
-    return Seconds()
+def seconds() -> SteadyClock:
+    return SteadyClock()
 
 
 class Server:
@@ -104,7 +96,7 @@ def server(database_url: str) -> Iterator[Server]:
 
 
 @pytest.fixture
-def reader(database_url: str, seconds: Seconds, server: Server) -> Iterator[DatabaseReader]:
+def reader(database_url: str, seconds: SteadyClock, server: Server) -> Iterator[DatabaseReader]:
     url = make_url(database_url).set(username=server.role).render_as_string()
     made = DatabaseReader(url, ONE_LANE, loaded(), own_crm=True, clock=seconds)
     yield made
@@ -112,7 +104,7 @@ def reader(database_url: str, seconds: Seconds, server: Server) -> Iterator[Data
 
 
 def test_a_connection_is_kept_for_two_seconds_and_then_replaced(
-    server: Server, reader: DatabaseReader, seconds: Seconds
+    server: Server, reader: DatabaseReader, seconds: SteadyClock
 ) -> None:
     reader()
     [first] = server.pids()
@@ -140,7 +132,7 @@ def test_clock_and_queues_are_read_anew_over_a_kept_connection(
 
 
 def test_the_other_facts_are_read_over_each_new_connection(
-    world: World, server: Server, reader: DatabaseReader, seconds: Seconds
+    world: World, server: Server, reader: DatabaseReader, seconds: SteadyClock
 ) -> None:
     assert reader().crm_trouble is None
     world.execute(f"ALTER TABLE crm.{CRM} RENAME TO gone")
@@ -162,7 +154,7 @@ def test_a_kept_connection_that_the_server_ended_is_replaced_in_the_same_reading
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
 def test_a_server_that_takes_no_new_connection_is_named_when_the_kept_one_is_replaced(
-    server: Server, reader: DatabaseReader, seconds: Seconds, refusal: Sequence[str]
+    server: Server, reader: DatabaseReader, seconds: SteadyClock, refusal: Sequence[str]
 ) -> None:
     way, back, said = refusal
     reader()

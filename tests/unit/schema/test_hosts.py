@@ -10,6 +10,7 @@ import pytest
 from psycopg.errors import ConnectionTimeout, UndefinedFunction
 
 from assignment_workers.schema.hosts import WRITES, Hosts, Served, among
+from tests.support.steady_clock import SteadyClock
 
 SYSTEM = "7400000000000000001"
 A, B, C = ({"host": name, "port": "5432"} for name in "abc")
@@ -56,22 +57,13 @@ class Network:
         return self.servers[host["host"]]
 
 
-class Steady:
-    """A clock that a test turns."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def clock() -> SteadyClock:
+    return SteadyClock(0.0)
 
 
 @pytest.fixture
-def clock() -> Steady:
-    return Steady()
-
-
-@pytest.fixture
-def hosts(monkeypatch: pytest.MonkeyPatch, clock: Steady) -> Hosts:
+def hosts(monkeypatch: pytest.MonkeyPatch, clock: SteadyClock) -> Hosts:
     monkeypatch.setattr(Hosts, "_watch", lambda *_: None)
     return Hosts([A, B, C], clock)
 
@@ -83,7 +75,7 @@ def test_the_newest_timeline_serves_whatever_the_order(hosts: Hosts) -> None:
     assert [each.closed for each in network.servers.values()] == [True, False, True]
 
 
-def test_the_host_that_served_is_known_for_a_second(hosts: Hosts, clock: Steady) -> None:
+def test_the_host_that_served_is_known_for_a_second(hosts: Hosts, clock: SteadyClock) -> None:
     network = Network(b=1)
     hosts.connect(network.connect)
     network.asked.clear()
@@ -94,7 +86,7 @@ def test_the_host_that_served_is_known_for_a_second(hosts: Hosts, clock: Steady)
     assert network.asked == ["b", "a", "b", "c"], "another may have been promoted meanwhile"
 
 
-def test_a_host_that_hangs_is_waited_for_once(hosts: Hosts, clock: Steady) -> None:
+def test_a_host_that_hangs_is_waited_for_once(hosts: Hosts, clock: SteadyClock) -> None:
     hosts.connect(Network(a=1).connect)
     served = Served(hosts, A)
     moved = [served.has_moved]
@@ -111,7 +103,7 @@ def test_a_host_that_hangs_is_waited_for_once(hosts: Hosts, clock: Steady) -> No
 
 
 def test_while_no_host_serves_the_one_that_hangs_is_asked_every_other_time(
-    hosts: Hosts, clock: Steady
+    hosts: Hosts, clock: SteadyClock
 ) -> None:
     """So a standby is found as soon as it is promoted."""
     hosts.connect(Network(a=1).connect)
@@ -129,7 +121,7 @@ def test_while_no_host_serves_the_one_that_hangs_is_asked_every_other_time(
 
 
 def test_a_standby_that_was_read_only_a_moment_ago_is_asked_again(
-    hosts: Hosts, clock: Steady
+    hosts: Hosts, clock: SteadyClock
 ) -> None:
     """Its primary was killed, and is back as an old one before anybody has looked."""
     hosts.connect(Network(a=1).connect)

@@ -18,18 +18,7 @@ from assignment_workers.client.wire.database_clock import (
     DatabaseClock,
 )
 from assignment_workers.clock import DATABASE_AHEAD_KEY
-
-
-class Steady:
-    """A steady clock that a test moves on, `slow` with each look at it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.slow = 0.0
-
-    def __call__(self) -> float:
-        self.now += self.slow
-        return self.now
+from tests.support.steady_clock import SteadyClock
 
 
 class Stage:
@@ -38,7 +27,7 @@ class Stage:
     def __init__(self) -> None:
         self.server = fakeredis.FakeServer(version=(7,))
         self.redis = fakeredis.FakeRedis(server=self.server, protocol=2)
-        self.steady = Steady()
+        self.steady = SteadyClock()
         client = fakeredis.FakeAsyncRedis(server=self.server, protocol=2)
         self.clock = DatabaseClock(client, self.steady)
 
