@@ -19,7 +19,7 @@ from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
 from assignment_workers.cli.stack import PRELOADED
-from assignment_workers.dialer.loading import VARIABLE
+from assignment_workers.dialer.loading import NAME, VARIABLE
 
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(list(PRELOADED))
@@ -90,6 +90,16 @@ def type_in(
         return CompletedProcess(list(words), code, output.read_text(), complaint.read_text())
 
 
+def dialer_of_the_run(folder: Path) -> dict[str, str]:
+    """The variable that names the dialer of this test run, unless the folder has a file of its own.
+
+    Empty if the run is by the packaged dialer.
+    """
+    if (folder / NAME).exists() or VARIABLE not in os.environ:
+        return {}
+    return {VARIABLE: os.environ[VARIABLE]}
+
+
 def _run(  # noqa: PLR0917 - what a process is given
     words: list[str],
     environment: dict[str, str],
@@ -109,9 +119,9 @@ def _run(  # noqa: PLR0917 - what a process is given
             os.close(made)
         else:
             os.dup2(1, number)
-    of_the_run = {name: os.environ[name] for name in (VARIABLE,) if name in os.environ}
+    given = dialer_of_the_run(folder) | environment
     os.environ.clear()
-    os.environ.update(of_the_run | environment)
+    os.environ.update(given)
     sys.argv = ["assignment-workers", *words]
     from assignment_workers.cli import main
 

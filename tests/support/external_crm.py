@@ -22,10 +22,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.pool import NullPool
 
+from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.base import CrmBase
 from assignment_workers.schema.crm import Claim, ClaimRequirement, CrmUser
 from assignment_workers.schema.engine import driver_url
-from tests.support.dialers import DIALERS
 
 MINUTE = DateTime().with_variant(mysql.DATETIME(fsp=3), "mysql")
 
@@ -36,7 +36,7 @@ class OtherCrm:
     def __init__(self, url: str, mapping: str) -> None:
         self.url = url
         self.name = mapping
-        self.declared = DIALERS["claims"].external_facts(mapping, {})
+        self.declared = loaded().external_facts(mapping, {})
         address = make_url(url)
         if address.get_backend_name() in {"mysql", "mariadb"}:
             address = address.set(drivername="mysql+pymysql")

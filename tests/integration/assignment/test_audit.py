@@ -31,7 +31,7 @@ from assignment_workers.assignment.suppressions import do_not_contact
 from assignment_workers.phones import Reader
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.schema.engine import connect
-from tests.support.commands import type_in
+from tests.support.commands import dialer_of_the_run, type_in
 from tests.support.world import HOUR, UNSIGNED, User, World
 
 FREE = "ALTER TABLE assignment.audit_batches DISABLE TRIGGER append_only"
@@ -414,6 +414,7 @@ def test_the_commands(lived: World, tmp_path: Path) -> None:
     def run(*words: str, database: str | None = url) -> subprocess.CompletedProcess[str]:
         given = {name: each for name, each in os.environ.items() if "ASSIGNMENT" not in name}
         given |= {"DATABASE_URL": database} if database else {}
+        given |= dialer_of_the_run(tmp_path)
         command = [sys.executable, "-m", "assignment_workers", "audit", *words]
         return subprocess.run(
             command, env=given, cwd=tmp_path, capture_output=True, text=True, check=False

@@ -15,6 +15,7 @@ import pytest
 
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.tasks.process import PROCESSES
+from tests.support.commands import dialer_of_the_run
 from tests.support.processes import running
 from tests.support.shell import FAILED, OURS, USED_WRONGLY, Said, Shell
 from tests.support.world import UNSIGNED, User, opened
@@ -105,7 +106,7 @@ def test_it_is_installed_and_starts_by_itself(shell: Shell, start: list[str]) ->
     done = subprocess.run(
         [*start, "status"],
         cwd=shell.folder,
-        env=inherited,
+        env=inherited | dialer_of_the_run(shell.folder),
         capture_output=True,
         text=True,
         timeout=60,

@@ -43,7 +43,6 @@ from tests.integration.assignment.crm.seeing import (
     silent,
     verdicts,
 )
-from tests.support.dialers import DIALERS
 from tests.support.external_crm import OtherCrm
 from tests.support.servers import Maria, free_port, wire
 from tests.support.sessions import END
@@ -276,7 +275,7 @@ def test_users_validated_lately_are_handed_out_if_the_setting_allows(
 
 def test_a_crm_that_can_never_be_read_stops_the_start_with_one_line(crm: OtherCrm) -> None:
     def complaint(url: str, mapping: str = crm.name) -> str:
-        made = Crm(url, DIALERS["claims"].external_facts(mapping, {}), timeout=TIMEOUT)
+        made = Crm(url, loaded().external_facts(mapping, {}), timeout=TIMEOUT)
         with pytest.raises((UsageError, SchemaMismatch)) as caught:
             made.check()
         made.close()
