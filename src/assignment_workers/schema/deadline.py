@@ -21,6 +21,7 @@ import psycopg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import _WaitTimeout
+from psycopg.pq import TransactionStatus
 
 from assignment_workers.addresses import HOST_PARAMETERS
 from assignment_workers.schema import hosts
@@ -95,6 +96,20 @@ class BoundedConnection(psycopg.Connection[Any]):
     def has_moved(self) -> bool:
         """True if another host of the address has become the primary."""
         return self.served is not None and self.served.has_moved
+
+    def commit(self) -> None:
+        """Commit the transaction, if there is one.
+
+        Nothing is waited for if the server knows of no transaction: the code that ran the
+        statements has committed already (`schema.pipeline.commit`), or nothing was executed.
+        """
+        if self.pgconn.transaction_status != TransactionStatus.IDLE:
+            super().commit()
+
+    def rollback(self) -> None:
+        """Roll back the transaction, if there is one; see `commit`."""
+        if self.pgconn.transaction_status != TransactionStatus.IDLE:
+            super().rollback()
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait for an answer of the server, as psycopg does.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
-from psycopg.abc import Buffer
-from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
+from psycopg.abc import AdaptContext, Buffer
+from psycopg.pq import Format
 
 EARLIEST = datetime(100, 1, 1, tzinfo=UTC)
 LATEST = datetime(9900, 1, 1, tzinfo=UTC)
@@ -18,43 +18,41 @@ than the end of Python's range (the year 9999), so that code can still add durat
 """
 
 
-class Timestamp(TimestampLoader):
-    """A psycopg loader of `timestamp` that limits times to the years 100 to 9900.
-
-    An earlier or later time becomes the nearer bound (`EARLIEST` or `LATEST`).
-    """
-
-    def load(self, data: Buffer) -> datetime:
-        """Return the time in `data`, or the nearer bound if it is outside the years 100 to 9900."""
-        try:
-            found = super().load(data)
-        except psycopg.DataError:
-            return _end(data).replace(tzinfo=None)
-        if EARLIEST.year <= found.year < LATEST.year:
-            return found
-        return (EARLIEST if found.year < EARLIEST.year else LATEST).replace(tzinfo=None)
-
-
-class Timestamptz(TimestamptzLoader):
+class Timestamptz:
     """A psycopg loader of `timestamptz` that limits times to the years 100 to 9900.
 
-    An earlier or later time becomes the nearer bound (`EARLIEST` or `LATEST`).
+    An earlier or later time becomes the nearer bound (`EARLIEST` or `LATEST`). The time itself is
+    read by psycopg's own loader. That loader may be written in C, and then has no subclasses, so it
+    is called here.
     """
+
+    format = Format.TEXT
+    type_name: ClassVar[str] = "timestamptz"
+    bounds: ClassVar[tuple[datetime, datetime]] = EARLIEST, LATEST
+
+    def __init__(self, oid: int, connection: AdaptContext | None = None) -> None:
+        found = psycopg.adapters.get_loader(psycopg.adapters.types[self.type_name].oid, self.format)
+        if found is None:
+            raise LookupError(f"psycopg has no loader of {self.type_name}")
+        self._load = found(oid, connection).load
 
     def load(self, data: Buffer) -> datetime:
         """Return the time in `data`, or the nearer bound if it is outside the years 100 to 9900."""
         try:
-            found = super().load(data)
+            found: datetime = self._load(data)
         except psycopg.DataError:
-            return _end(data)
+            written = bytes(data)
+            return self.bounds[not (written.startswith(b"-") or written.endswith(b"BC"))]
         if EARLIEST.year <= found.year < LATEST.year:
             return found
-        return EARLIEST if found.year < EARLIEST.year else LATEST
+        return self.bounds[found.year >= LATEST.year]
 
 
-def _end(data: Buffer) -> datetime:
-    written = bytes(data)
-    return EARLIEST if written.startswith(b"-") or written.endswith(b"BC") else LATEST
+class Timestamp(Timestamptz):
+    """The same for `timestamp`, which is loaded without a time zone."""
+
+    type_name = "timestamp"
+    bounds = EARLIEST.replace(tzinfo=None), LATEST.replace(tzinfo=None)
 
 
 def clamp(connection: psycopg.Connection[Any]) -> None:
@@ -63,5 +61,5 @@ def clamp(connection: psycopg.Connection[Any]) -> None:
     PostgreSQL has times that Python cannot represent, such as `infinity`. The limit applies to
     results in text format; the session must use the DateStyle ISO.
     """
-    connection.adapters.register_loader("timestamp", Timestamp)
-    connection.adapters.register_loader("timestamptz", Timestamptz)
+    for each in (Timestamptz, Timestamp):
+        connection.adapters.register_loader(each.type_name, each)

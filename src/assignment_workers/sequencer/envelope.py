@@ -243,7 +243,7 @@ def _read(message: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
         found = _HEADERS.validate_python(headers)
     except ValidationError as error:
         raise Malformed(f"headers: {_first(error)}", **named(headers)) from None
-    known = named(found)
+    known = {"task": found["task"], "task_id": found["id"]}
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Malformed("body: the arguments are no list, or the named ones no object", **known)
     if embed is not None and not isinstance(embed, dict):
@@ -259,15 +259,17 @@ def _read(message: Any) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
 
 
 def _body(message: Any) -> Any:
-    known = named(message.headers)
+    def wrong(why: str) -> Malformed:
+        return Malformed(why, **named(message.headers))
+
     if UNREADABLE in message.headers:
-        raise Malformed(f"{message.headers[UNREADABLE]!s:.200}", **known)
+        raise wrong(f"{message.headers[UNREADABLE]!s:.200}")
     body, kind = message.body, message.content_type
     if kind != "application/json":
-        raise Malformed(f"content type {kind!r:.80}: application/json is accepted", **known)
+        raise wrong(f"content type {kind!r:.80}: application/json is accepted")
     encoding = message.content_encoding
     if encoding is not None and str(encoding).lower() not in _ENCODINGS:
-        raise Malformed(f"content encoding {encoding!r:.80}: utf-8 is accepted", **known)
+        raise wrong(f"content encoding {encoding!r:.80}: utf-8 is accepted")
     try:
         data = body.encode() if isinstance(body, str) else bytes(body)
         found = from_json(data)
@@ -276,7 +278,7 @@ def _body(message: Any) -> Any:
         if b"__type__" in data:
             found = loads(data)
     except Exception as error:  # noqa: BLE001 - a reader of such a form may raise anything
-        raise Malformed(f"body: not JSON that can be read: {error}", **known) from None
+        raise wrong(f"body: not JSON that can be read: {error}") from None
     return found
 
 
