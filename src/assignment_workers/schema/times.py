@@ -28,7 +28,8 @@ class Timestamptz:
 
     format = Format.TEXT
     type_name: ClassVar[str] = "timestamptz"
-    bounds: ClassVar[tuple[datetime, datetime]] = EARLIEST, LATEST
+    earliest: ClassVar[datetime] = EARLIEST
+    latest: ClassVar[datetime] = LATEST
 
     def __init__(self, oid: int, connection: AdaptContext | None = None) -> None:
         found = psycopg.adapters.get_loader(psycopg.adapters.types[self.type_name].oid, self.format)
@@ -42,17 +43,19 @@ class Timestamptz:
             found: datetime = self._load(data)
         except psycopg.DataError:
             written = bytes(data)
-            return self.bounds[not (written.startswith(b"-") or written.endswith(b"BC"))]
+            is_early = written.startswith(b"-") or written.endswith(b"BC")
+            return self.earliest if is_early else self.latest
         if EARLIEST.year <= found.year < LATEST.year:
             return found
-        return self.bounds[found.year >= LATEST.year]
+        return self.earliest if found.year < EARLIEST.year else self.latest
 
 
 class Timestamp(Timestamptz):
     """The same for `timestamp`, which is loaded without a time zone."""
 
     type_name = "timestamp"
-    bounds = EARLIEST.replace(tzinfo=None), LATEST.replace(tzinfo=None)
+    earliest = EARLIEST.replace(tzinfo=None)
+    latest = LATEST.replace(tzinfo=None)
 
 
 def clamp(connection: psycopg.Connection[Any]) -> None:
