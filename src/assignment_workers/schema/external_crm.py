@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from contextlib import closing
@@ -15,6 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from assignment_workers.addresses import is_postgres, query_of
 from assignment_workers.errors import UsageError
+from assignment_workers.schema.deadline import MARGIN_SECONDS
 from assignment_workers.schema.dialer_schema import PUBLIC
 from assignment_workers.schema.engine import KEEPALIVES, bound, parameters_of, url_of
 
@@ -25,10 +27,15 @@ CONNECT_SECONDS = 5.0
 def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
     """Return an engine by which an external CRM is read, with sessions in UTC.
 
-    The server refuses writes in these sessions. `seconds`: the approximate limit per statement.
+    The server refuses writes in these sessions. `seconds`: the caller's limit per statement, after
+    which the server ends the statement. The driver's limits are longer by `MARGIN_SECONDS`. So the
+    caller's limit is reached before them, and its message names the cause; the driver's end the
+    thread that the caller abandoned.
     `pool`: the number of connections to keep open; None: a connection is opened for each use.
     """
     milliseconds = round(seconds * 1000)
+    at_most = seconds + MARGIN_SECONDS
+    connect_at_most = min(seconds, CONNECT_SECONDS) + MARGIN_SECONDS
     arguments: dict[str, Any]
     if not is_postgres(url):
         address = make_url(url)
@@ -36,9 +43,9 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
         if "charset" not in address.query:
             address = address.update_query_dict({"charset": "utf8mb4"})
         arguments = {
-            "connect_timeout": min(seconds, CONNECT_SECONDS),
-            "read_timeout": seconds,
-            "write_timeout": seconds,
+            "connect_timeout": connect_at_most,
+            "read_timeout": at_most,
+            "write_timeout": at_most,
         }
         limits = ["SET time_zone = '+00:00'", "SET SESSION TRANSACTION READ ONLY"]
     else:
@@ -50,7 +57,7 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
             )
         arguments = {
             "application_name": "assignment-workers crm",
-            "connect_timeout": max(2, round(min(seconds, CONNECT_SECONDS))),
+            "connect_timeout": math.ceil(connect_at_most),
             **KEEPALIVES,
         }
         limits = [
@@ -65,7 +72,7 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
             "poolclass": QueuePool,
             "pool_size": pool,
             "max_overflow": 0,
-            "pool_timeout": seconds,
+            "pool_timeout": at_most,
             "pool_recycle": 600,
         }
     )
