@@ -19,7 +19,7 @@ import pytest
 import redis
 from hypothesis import settings
 
-from assignment_workers.devstack import postgres, server, valkey
+from assignment_workers.devstack import ports, postgres, server, valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log
 from assignment_workers.devstack.ports import LOOPBACK
@@ -28,7 +28,7 @@ from assignment_workers.runtime.errors import HomeUnusable
 from assignment_workers.runtime.home import Home, hold, holder
 from assignment_workers.settings import Settings
 from tests.support.order import ordered
-from tests.support.servers import MARIADB, Maria
+from tests.support.servers import EMBEDDED, MARIADB, PROCESSES, Maria
 
 load(
     Settings.from_environment(
@@ -38,6 +38,8 @@ load(
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")  # a busy machine is no finding
+
+ports.CHOICE = EMBEDDED
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in a shell's background; what the tests start would inherit it, and never end by Ctrl-C.
@@ -70,9 +72,8 @@ DATABASES = itertools.count(1)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes share the tests, give each its own folders."""
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if processes > 1:
-        items[:] = ordered(items, processes)
+    if PROCESSES > 1:
+        items[:] = ordered(items, PROCESSES)
 
 
 def pytest_collection_finish() -> None:

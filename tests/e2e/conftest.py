@@ -11,8 +11,9 @@ from sqlalchemy import text
 from tests.e2e.browser import CHROMIUM
 from tests.e2e.node import CLIENT, Node
 from tests.gateway.serving import serving
-from tests.gateway.stage import Gateway, free_port
+from tests.gateway.stage import Gateway
 from tests.support.root import ROOT
+from tests.support.servers import free_port
 
 LEASE_SECONDS = 6
 """Long enough for a slow machine between two moves, short enough to see it lapse."""

@@ -19,10 +19,10 @@ from assignment_workers.client import Assigned
 from assignment_workers.devstack import demo
 from benchmarks.stage import servers
 from tests.e2e.recording import COLUMNS, Line, svg
-from tests.gateway.stage import free_port
 from tests.support.commands import type_in
 from tests.support.pictures import IMAGES, remember
 from tests.support.processes import Stack, running, wait_until
+from tests.support.servers import free_port
 
 LOGIN = ("flower", "a password")
 SIZE = (1400, 900)

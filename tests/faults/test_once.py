@@ -23,16 +23,17 @@ from assignment_workers.settings import Settings
 from assignment_workers.tasks.app import create_app
 from assignment_workers.tasks.task_handler import HandledTask
 from tests.faults.once_cases import AGENTS, CASES, PAUSED, USERS, Case, Stage, at
+from tests.support.celery_programs import ended
 from tests.support.world import HOUR, OUTSTANDING, UNSIGNED, User, opened
 
 
 @pytest.fixture
 def stage(database_url: str, redis_url: str) -> Iterator[Stage]:
-    with opened(database_url) as world:
+    app = create_app(Settings.from_environment({"REDIS_URL": redis_url}))
+    with opened(database_url) as world, ended(app):
         world.add_agents(*AGENTS)
         world.add_users([User(user, phone=f"0161496{user:04}") for user in USERS])
         world.regenerate()
-        app = create_app(Settings.from_environment({"REDIS_URL": redis_url}))
         app.engine = world.engine
         app.refusals = Refusals(app.engine, app.backend, largest=1_000_000)
         app.suspects = Suspects(app.engine, app.results)
@@ -45,7 +46,6 @@ def stage(database_url: str, redis_url: str) -> Iterator[Stage]:
             ),
         )
         yield Stage(world, app)
-        app.close()
 
 
 def test_every_task_of_the_assignment_queue_has_its_case(stage: Stage) -> None:

@@ -12,8 +12,9 @@ import redis
 
 from assignment_workers.gateway.auth import tokens
 from assignment_workers.schema import roles
-from tests.gateway.stage import Gateway, free_port
+from tests.gateway.stage import Gateway
 from tests.support.processes import Stack, running, wait_until
+from tests.support.servers import free_port
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import pytest
 
 from assignment_workers.client import Assigned, Finished, HttpClient, Unavailable
 from assignment_workers.gateway.auth import tokens
-from tests.gateway.stage import Gateway, free_port
+from tests.gateway.stage import Gateway
 from tests.support.processes import Process, Stack, running, wait_until
+from tests.support.servers import free_port
 
 AGENTS = 25
 REQUESTS = 40 if "EVERY_ROW" in os.environ else 16

@@ -23,8 +23,10 @@ from assignment_workers.tasks import create_app
 from assignment_workers.tasks.maintenance import send_publish
 from tests.gateway.browsing import HTML, fetch, form, signed_in
 from tests.gateway.serving import COMMAND_KEY, new_tokens
-from tests.gateway.stage import Gateway, free_port
+from tests.gateway.stage import Gateway
+from tests.support.celery_programs import ended
 from tests.support.processes import Stack, running, wait_until
+from tests.support.servers import free_port
 from tests.support.world import BOTH, OUTSTANDING, UNSIGNED, User, World, opened, outstanding
 
 GIVEN = {"command_key": COMMAND_KEY, "lanes": f"outstanding={OUTSTANDING}"}
@@ -126,16 +128,15 @@ def test_the_next_claim_in_every_process_obeys_a_change_on_the_dashboard(
             assert form(first, "/act/change_setting", said) == 303
             _closed_everywhere(first, second)
         (number,) = built
-        app = create_app(
-            Settings.from_environment(
-                {
-                    "REDIS_URL": redis_url,
-                    "ASSIGNMENT_WORKERS_LANES": GIVEN["lanes"],
-                    "ASSIGNMENT_WORKERS_COMMAND_KEY": COMMAND_KEY,
-                }
-            )
+        settings = Settings.from_environment(
+            {
+                "REDIS_URL": redis_url,
+                "ASSIGNMENT_WORKERS_LANES": GIVEN["lanes"],
+                "ASSIGNMENT_WORKERS_COMMAND_KEY": COMMAND_KEY,
+            }
         )
-        send_publish(app, number, UNSIGNED)
+        with ended(create_app(settings)) as app:
+            send_publish(app, number, UNSIGNED)
         sql = "SELECT state, settings_version FROM assignment.generations WHERE id = :number"
         wait_until(
             lambda: [tuple(each) for each in stack.rows(sql, number=number)] == [("published", 1)],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import socket
 import ssl
@@ -20,7 +22,7 @@ import psutil
 import pymysql
 from kombu import Connection, Queue
 
-from assignment_workers.devstack import rabbitmq, server
+from assignment_workers.devstack import ports, rabbitmq, server
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.devstack.log import Log
 from assignment_workers.devstack.process import Child, ProcessSpec
@@ -28,6 +30,15 @@ from assignment_workers.devstack.rabbitmq import NodePorts
 from assignment_workers.devstack.server import Server
 
 LOOPBACK = "127.0.0.1"
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+"""The number of processes that share the tests."""
+PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+EMBEDDED, OTHERS = (ports.CHOICE[2 * PROCESS + each :: 2 * PROCESSES] for each in (0, 1))
+"""This process's own ports: none takes what another chose, or what a server will start on again.
+
+The product chooses an embedded server's among the first, `free_port` among the second.
+"""
+_OTHERS = itertools.cycle(random.Random().sample(OTHERS, len(OTHERS)))
 
 
 class OwnServer:
@@ -238,9 +249,8 @@ def _listens(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, for now."""
-    with socket.create_server((LOOPBACK, 0)) as listening:
-        return int(listening.getsockname()[1])
+    """A port that nobody listens on, for now, and that no outgoing connection gets."""
+    return next(port for port in _OTHERS if ports.is_free(port))
 
 
 class Wire:

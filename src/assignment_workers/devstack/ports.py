@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import secrets
 import socket
@@ -42,11 +43,11 @@ def remembered(file: Path) -> Address:
     try:
         address = Address.model_validate_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):
-        address = Address(port=_free_port(), password=secrets.token_hex(24))
+        address = Address(port=free_ports(1)[0], password=secrets.token_hex(24))
     else:
         if is_free(address.port):
             return address
-        address = address.model_copy(update={"port": _free_port()})
+        address = address.model_copy(update={"port": free_ports(1)[0]})
     write_private(file, address.model_dump_json())
     return address
 
@@ -95,11 +96,12 @@ def is_free(port: int, *, host: str = LOOPBACK) -> bool:
     return True
 
 
-def _free_port() -> int:
-    for port in random.sample(CHOICE, 100):
-        if is_free(port):
-            return port
-    raise StackFailed(f"no port is free between {CHOICE.start} and {CHOICE.stop - 1}")
+def free_ports(count: int) -> list[int]:
+    """Return ports of `CHOICE` that are free now. Raises `StackFailed` if there are too few."""
+    ports = list(itertools.islice(filter(is_free, random.sample(CHOICE, 100)), count))
+    if len(ports) < count:
+        raise StackFailed(f"no port is free between {CHOICE.start} and {CHOICE.stop - 1}")
+    return ports
 
 
 def answers_http(host: str, port: int, path: str) -> bool:

@@ -6,7 +6,6 @@ node, if the program is installed.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Self
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from assignment_workers.devstack.ports import CHOICE, LOOPBACK, is_free
+from assignment_workers.devstack.ports import LOOPBACK, free_ports
 from assignment_workers.devstack.process import ProcessSpec
 from assignment_workers.devstack.server import Server
-from assignment_workers.runtime.errors import StackFailed
 
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """The program of Debian's package. Unlike the one in /usr/sbin, it runs as the current account."""
@@ -38,10 +36,7 @@ class NodePorts:
     @classmethod
     def free(cls) -> Self:
         """Return three ports that are free now. Raises `StackFailed` if there are too few."""
-        found: list[int] = [port for port in random.sample(CHOICE, 100) if is_free(port)][:3]
-        if len(found) < len(cls.__dataclass_fields__):
-            raise StackFailed(f"no port is free between {CHOICE.start} and {CHOICE.stop - 1}")
-        return cls(*found)
+        return cls(*free_ports(len(cls.__dataclass_fields__)))
 
 
 def port_mapper(directory: Path, ports: NodePorts) -> ProcessSpec:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import psutil
 from assignment_workers.devstack import postgres, rabbitmq, server
 from assignment_workers.devstack.guardian import Guardian, Ward
 from assignment_workers.devstack.log import Log
-from assignment_workers.devstack.ports import LOOPBACK
+from assignment_workers.devstack.ports import free_ports
 from assignment_workers.devstack.process import Child
 from assignment_workers.devstack.server import Server
 from assignment_workers.runtime.errors import StackFailed
@@ -214,11 +213,12 @@ def stack(folder: Path, variables: Mapping[str, str], *, own_disk: bool = False)
     home, log = folder / "home", folder / "stack.log"
     ours = ("ASSIGNMENT_WORKERS_", "DATABASE_URL", "REDIS_URL", "BROKER_URL", "CRM_DATABASE_URL")
     environment = {name: each for name, each in os.environ.items() if not name.startswith(ours)}
+    gateway, flower = free_ports(2)
     environment |= {
         **variables,
         "ASSIGNMENT_WORKERS_HOME": str(home),
-        "ASSIGNMENT_WORKERS_GATEWAY_PORT": str(_free_port()),
-        "ASSIGNMENT_WORKERS_FLOWER_PORT": str(_free_port()),
+        "ASSIGNMENT_WORKERS_GATEWAY_PORT": str(gateway),
+        "ASSIGNMENT_WORKERS_FLOWER_PORT": str(flower),
     }
     command = [sys.executable, "-m", "assignment_workers", "up", "--demo", "--sequencers", "2"]
     if own_disk and _can_mount():
@@ -282,9 +282,3 @@ def _ready(process: subprocess.Popen[bytes], home: Path, log: Path) -> Stack:
     words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     why = [line for line in words if "stopping: " in line] or words or ["it said nothing"]
     raise StackFailed(f"the stack did not start: {why[-1]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])

@@ -13,8 +13,9 @@ from playwright.sync_api import Page, expect
 from tests.e2e.browser import needs_chromium
 from tests.e2e.dashboard.looking import SOON, provoke, visit
 from tests.gateway.serving import COMMAND_KEY
-from tests.gateway.stage import Gateway, free_port
+from tests.gateway.stage import Gateway
 from tests.support.processes import Agents
+from tests.support.servers import free_port
 
 pytestmark = needs_chromium
 

@@ -21,8 +21,9 @@ from assignment_workers.gateway.auth.audit import ADDRESSES, OTHERS, AccessLog
 from assignment_workers.gateway.socket_limits import ARRIVE_SECONDS, HEAD_BYTES
 from assignment_workers.schema.engine import connect
 from assignment_workers.schema.tables import AccessKind
-from tests.gateway.stage import Gateway, Reply, free_port
+from tests.gateway.stage import Gateway, Reply
 from tests.support.processes import wait_until
+from tests.support.servers import free_port
 
 NOW = datetime(2026, 1, 5, 9, 5, 30, tzinfo=UTC)
 

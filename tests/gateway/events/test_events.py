@@ -24,8 +24,9 @@ from assignment_workers.gateway.events.live import EventReader, Live
 from assignment_workers.gateway.events.stream import EventStream
 from assignment_workers.gateway.problems import Problem
 from assignment_workers.schema.engine import connect
-from tests.gateway.stage import Gateway, free_port, scope
+from tests.gateway.stage import Gateway, scope
 from tests.support.processes import wait_until
+from tests.support.servers import free_port
 from tests.support.sessions import END, OTHERS
 from tests.support.world import FREE
 

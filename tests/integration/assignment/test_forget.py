@@ -19,9 +19,9 @@ from sqlalchemy import text
 
 from assignment_workers.assignment.lanes import Lanes
 from assignment_workers.client import Assigned
-from tests.gateway.stage import free_port
 from tests.support.poison import envelope, push
 from tests.support.processes import Stack, running, wait_until
+from tests.support.servers import free_port
 
 MARK = "planted"
 PHONE = "+44 151 496 0147"

@@ -29,13 +29,14 @@ from assignment_workers.identity import UserId
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
-from tests.gateway.stage import Gateway, Reply, free_port
+from tests.gateway.stage import Gateway, Reply
 from tests.integration.dialers.test_dialers import CASES
 from tests.support.celery_programs import ended
 from tests.support.commands import type_in
 from tests.support.dialers import DIALERS, EXAMPLES, using
 from tests.support.example_crm import ExampleCrm, example_elsewhere
 from tests.support.processes import Stack, wait_until
+from tests.support.servers import free_port
 from tests.support.world import World
 
 HOSTILE = (
@@ -173,8 +174,8 @@ def doors(
 
 
 def discover(doors: Doors, users: int) -> None:
-    app = create_app(Settings.from_environment({"REDIS_URL": doors.stack.redis_url}))
-    app.send_task("queue.discover", queue="maintenance", ignore_result=True)
+    with ended(create_app(Settings.from_environment({"REDIS_URL": doors.stack.redis_url}))) as app:
+        app.send_task("queue.discover", queue="maintenance", ignore_result=True)
     sql = "SELECT count(*) FROM user_call_scores WHERE current_queue_type IS NOT NULL"
     wait_until(lambda: doors.stack.value(sql) == users, "the users in their pools")
 
@@ -268,8 +269,8 @@ def test_hostile_ids_go_through_every_door(
     with opened("charity", database_url, redis_url, tmp_path, further) as doors:
         discover(doors, sum(map(len, CASES["charity"].expected.values())) + len(HOSTILE))
         doors.typed("regenerate", "guests", "--wait")
-        app = create_app(Settings.from_environment({"REDIS_URL": redis_url}))
-        app.send_task("queue.reconcile", queue="maintenance", ignore_result=True)
+        with ended(create_app(Settings.from_environment({"REDIS_URL": redis_url}))) as app:
+            app.send_task("queue.reconcile", queue="maintenance", ignore_result=True)
         sql = "SELECT max(counts->>'unfit') FROM assignment.job_runs WHERE job = 'queue.reconcile'"
         wait_until(lambda: doors.stack.value(sql) == "3", "the unusable ids to be counted")
         usual = set(CASES["charity"].expected["guests"])

@@ -19,10 +19,10 @@ from assignment_workers.client import Assigned
 from assignment_workers.settings import Settings
 from assignment_workers.tasks import create_app
 from assignment_workers.tasks.process import FLOWER_COLUMNS
-from tests.gateway.stage import free_port
 from tests.support.celery_programs import ended
 from tests.support.processes import Stack, running, wait_until
 from tests.support.root import ROOT
+from tests.support.servers import free_port
 
 
 @pytest.fixture
