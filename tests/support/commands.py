@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -87,7 +88,9 @@ def type_in(
         code = process.exitcode
         assert code is not None
         assert code >= 0, f"{words} took more than {SECONDS} s, or was killed"
-        return CompletedProcess(list(words), code, output.read_text(), complaint.read_text())
+        told, complained = output.read_text(), complaint.read_text()
+        assert not re.search(r"\bNone\b", told + complained), "a missing value is shown as None"
+        return CompletedProcess(list(words), code, told, complained)
 
 
 def dialer_of_the_run(folder: Path) -> dict[str, str]:

@@ -121,8 +121,8 @@ def _show_user(found: Explanation) -> None:
     if found.facts:
         facts = found.facts
         typer.echo(
-            f"Score {facts.score}, attempts {facts.attempts}, last outcome {facts.last_outcome}, "
-            f"pool {facts.queue}"
+            f"Score {facts.score}, attempts {facts.attempts}, "
+            f"last outcome {facts.last_outcome or 'none'}, pool {facts.queue or 'none'}"
         )
     for each in found.not_for:
         typer.echo(f"Not offered to agent {each.agent_id} before {_time(each.until)}: skipped")
