@@ -107,6 +107,7 @@ def create_app(
         )
         abandoned.client = client
         live = Live(engine, settings.lock_database_url or settings.database)
+        redis = _redis(settings)
         metrics.streams.set_function(lambda: live.readers)
         app.state.gateway = Gateway(
             engine,
@@ -125,7 +126,7 @@ def create_app(
             client,
             callers,
             live,
-            PageSource(read_cache, Schedule(_redis(settings)), settings),
+            PageSource(read_cache, Schedule(redis), settings),
             flower_url(settings),
             secure=not settings.embedded,
             templates=environment(settings.environment),
@@ -140,6 +141,7 @@ def create_app(
         await answers.close()
         await app.state.gateway.heartbeats.close()
         app.state.dashboard.threads.shutdown(wait=False, cancel_futures=True)
+        redis.close()
         await abandoned.close()
         await client.close()
         await asyncio.to_thread(health.stop)
