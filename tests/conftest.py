@@ -82,6 +82,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """What a file's tests leave open is found at its end, and told there, not in another file."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def test_home() -> Iterator[Home]:
     """A home for the servers of this run, gone with it: in memory, where that has room.
