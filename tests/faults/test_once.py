@@ -19,18 +19,15 @@ from assignment_workers.schema.pipeline import Statement, commit
 from assignment_workers.sequencer.refusals import Refusals
 from assignment_workers.sequencer.suspects import Suspects
 from assignment_workers.sequencer.transaction_runner import TransactionRunner
-from assignment_workers.settings import Settings
-from assignment_workers.tasks.app import create_app
 from assignment_workers.tasks.task_handler import HandledTask
 from tests.faults.once_cases import AGENTS, CASES, PAUSED, USERS, Case, Stage, at
-from tests.support.celery_programs import ended
+from tests.support.celery_programs import dialer_program
 from tests.support.world import HOUR, OUTSTANDING, UNSIGNED, User, opened
 
 
 @pytest.fixture
 def stage(database_url: str, redis_url: str) -> Iterator[Stage]:
-    app = create_app(Settings.from_environment({"REDIS_URL": redis_url}))
-    with opened(database_url) as world, ended(app):
+    with opened(database_url) as world, dialer_program(redis_url) as app:
         world.add_agents(*AGENTS)
         world.add_users([User(user, phone=f"0161496{user:04}") for user in USERS])
         world.regenerate()

@@ -23,10 +23,8 @@ from assignment_workers.devstack import postgres, valkey
 from assignment_workers.devstack.guardian import Guardian
 from assignment_workers.runtime.home import Home
 from assignment_workers.schema.migrate import upgrade
-from assignment_workers.settings import Settings
-from assignment_workers.tasks import create_app
 from assignment_workers.tasks.maintenance import send_publish
-from tests.support.celery_programs import ended
+from tests.support.celery_programs import dialer_program
 from tests.support.processes import Agents, Keeper, running, wait_until
 from tests.support.servers import OwnServer, wire
 from tests.support.sessions import END
@@ -84,7 +82,7 @@ def test_redis_is_killed_and_comes_back(
 
 def test_what_a_job_sends_while_redis_is_away_waits_until_it_is_back(own_valkey: OwnServer) -> None:
     """A job that had built for minutes would have failed, and its message been a dead letter."""
-    with ended(create_app(Settings.from_environment({"REDIS_URL": own_valkey.url}))) as app:
+    with dialer_program(own_valkey.url) as app:
         send_publish(app, 1, UNSIGNED)  # over a connection that is there
         own_valkey.kill()
         coming_back = threading.Timer(3, own_valkey.start)

@@ -37,6 +37,7 @@ from assignment_workers.settings import Settings
 from assignment_workers.tasks import process
 from assignment_workers.tasks.app import create_app
 from assignment_workers.tasks.beat import Scheduler
+from tests.support.celery_programs import ended
 from tests.support.dialers import DIALERS
 from tests.support.servers import Wire
 
@@ -239,27 +240,21 @@ def settings(at: Place) -> Settings:
 
 
 def result(at: Place) -> None:
-    app = create_app(settings(at))
-    app.backend.store_result("waits", {"outcome": "done"}, "SUCCESS")
+    with ended(create_app(settings(at))) as app:
+        app.backend.store_result("waits", {"outcome": "done"}, "SUCCESS")
 
 
 def probing(at: Place) -> None:
-    app = create_app(settings(at))
-    try:
+    with ended(create_app(settings(at))) as app:
         for _ in range(2):
             process._send_probe(app, "maintenance")
-    finally:
-        app.close()
 
 
 def publishing(at: Place) -> None:
     """What a job sends, tried again once in place of thirty times."""
-    app = create_app(settings(at))
-    app.conf.task_publish_retry_policy["max_retries"] = 1
-    try:
+    with ended(create_app(settings(at))) as app:
+        app.conf.task_publish_retry_policy["max_retries"] = 1
         app.send_task("generation.publish", [1], queue="maintenance", ignore_result=True)
-    finally:
-        app.close()
 
 
 def checking(at: Place) -> None:

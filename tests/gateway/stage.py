@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ def scope(method: str, path: str, *, bearer: str, **headers: str) -> dict[str, A
         "query_string": b"",
         "headers": [(name.encode(), each.encode()) for name, each in said.items()],
     }
+
+
+async def never() -> Any:
+    """What a caller sends who stays and says nothing."""
+    await asyncio.Event().wait()
 
 
 class Stream:

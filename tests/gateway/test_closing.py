@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from tests.gateway.browsing import signed_in
-from tests.gateway.stage import Gateway, scope
+from tests.gateway.stage import Gateway, never, scope
 
 
 def test_a_gateway_that_ends_leaves_no_connection_to_redis_open(gateway: Gateway) -> None:
@@ -20,9 +20,6 @@ def test_a_gateway_that_ends_leaves_no_connection_to_redis_open(gateway: Gateway
     def connections() -> set[int]:
         found = psutil.Process().net_connections(kind="tcp")
         return {each.laddr.port for each in found if each.raddr[1:] == (port,)}
-
-    async def never() -> Any:
-        await asyncio.Event().wait()
 
     async def run() -> None:
         sent: list[Any] = []

@@ -8,6 +8,9 @@ from typing import Any
 
 from celery import Celery
 
+from assignment_workers.settings import Settings
+from assignment_workers.tasks import create_app
+
 
 @contextmanager
 def ended(app: Celery) -> Iterator[Any]:
@@ -25,6 +28,11 @@ def ended(app: Celery) -> Iterator[Any]:
             if consumer := getattr(backend, "result_consumer", None):
                 consumer.stop()
                 backend.client.connection_pool.disconnect()
+
+
+def dialer_program(redis_url: str) -> Any:
+    """The application of the product itself, as its processes make it."""
+    return ended(create_app(Settings.from_environment({"REDIS_URL": redis_url})))
 
 
 def celery_program(broker: str, results: str) -> Any:

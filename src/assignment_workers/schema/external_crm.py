@@ -30,8 +30,8 @@ def reader(url: str, seconds: float, *, pool: int | None) -> Engine:
     The server refuses writes in these sessions. `seconds`: the caller's limit per statement, after
     which the server ends the statement. The driver's limits are longer by `MARGIN_SECONDS`. So the
     caller's limit is reached before them, and its message names the cause; the driver's end the
-    thread that the caller abandoned.
-    `pool`: the number of connections to keep open; None: a connection is opened for each use.
+    thread that the caller abandoned. `pool`: the number of connections to keep open; None: a
+    connection is opened for each use.
     """
     milliseconds = round(seconds * 1000)
     at_most = seconds + MARGIN_SECONDS

@@ -24,7 +24,7 @@ from assignment_workers.gateway.events.live import EventReader, Live
 from assignment_workers.gateway.events.stream import EventStream
 from assignment_workers.gateway.problems import Problem
 from assignment_workers.schema.engine import connect
-from tests.gateway.stage import Gateway, scope
+from tests.gateway.stage import Gateway, never, scope
 from tests.support.processes import wait_until
 from tests.support.servers import free_port
 from tests.support.sessions import END, OTHERS
@@ -380,11 +380,6 @@ def test_a_database_that_moved_back_makes_its_readers_begin_again(database_url: 
 
     asyncio.run(run())
     own.dispose()
-
-
-async def never() -> Any:
-    """What a caller sends who stays and says nothing."""
-    await asyncio.Event().wait()
 
 
 def test_a_stream_says_how_far_it_is(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,7 @@ from assignment_workers.assignment.calling import policies_of
 from assignment_workers.assignment.claims.probes import plans
 from assignment_workers.dialers import claims
 from assignment_workers.policy.process_dialer import loaded, use
-from assignment_workers.settings import Settings
-from assignment_workers.tasks import create_app
-from tests.support.celery_programs import ended
+from tests.support.celery_programs import dialer_program
 from tests.support.commands import type_in
 from tests.support.dialers import EXAMPLES
 from tests.support.example_crm import example_elsewhere
@@ -67,7 +65,7 @@ def test_a_stranger_s_queue_hands_an_agent_a_user(
     stack.start("sequencer")
     stack.start("maintenance")
     stack.wait_for_leader()
-    with ended(create_app(Settings.from_environment({"REDIS_URL": stack.redis_url}))) as app:
+    with dialer_program(stack.redis_url) as app:
         app.send_task("queue.discover", queue="maintenance", ignore_result=True)
     sql = "SELECT user_id FROM user_call_scores WHERE current_queue_type = 'winback'"
     wait_until(lambda: stack.rows(sql) == [(12,)], "user 12 in the pool")

@@ -28,10 +28,9 @@ from assignment_workers.gateway.app import create_app as create_gateway
 from assignment_workers.identity import UserId
 from assignment_workers.policy.process_dialer import loaded
 from assignment_workers.settings import Settings
-from assignment_workers.tasks import create_app
 from tests.gateway.stage import Gateway, Reply
 from tests.integration.dialers.test_dialers import CASES
-from tests.support.celery_programs import ended
+from tests.support.celery_programs import dialer_program
 from tests.support.commands import type_in
 from tests.support.dialers import DIALERS, EXAMPLES, using
 from tests.support.example_crm import ExampleCrm, example_elsewhere
@@ -84,9 +83,7 @@ class Doors:
 
     def send(self, task: str, **arguments: Any) -> Any:
         """The result of a Celery message on the assignment queue."""
-        with ended(
-            create_app(Settings.from_environment({"REDIS_URL": self.stack.redis_url}))
-        ) as app:
+        with dialer_program(self.stack.redis_url) as app:
             return app.send_task(task, kwargs=arguments, queue="assignment").get(timeout=20)
 
     def form(self, path: str, said: Mapping[str, str]) -> Reply:
@@ -174,7 +171,7 @@ def doors(
 
 
 def discover(doors: Doors, users: int) -> None:
-    with ended(create_app(Settings.from_environment({"REDIS_URL": doors.stack.redis_url}))) as app:
+    with dialer_program(doors.stack.redis_url) as app:
         app.send_task("queue.discover", queue="maintenance", ignore_result=True)
     sql = "SELECT count(*) FROM user_call_scores WHERE current_queue_type IS NOT NULL"
     wait_until(lambda: doors.stack.value(sql) == users, "the users in their pools")
@@ -269,7 +266,7 @@ def test_hostile_ids_go_through_every_door(
     with opened("charity", database_url, redis_url, tmp_path, further) as doors:
         discover(doors, sum(map(len, CASES["charity"].expected.values())) + len(HOSTILE))
         doors.typed("regenerate", "guests", "--wait")
-        with ended(create_app(Settings.from_environment({"REDIS_URL": redis_url}))) as app:
+        with dialer_program(redis_url) as app:
             app.send_task("queue.reconcile", queue="maintenance", ignore_result=True)
         sql = "SELECT max(counts->>'unfit') FROM assignment.job_runs WHERE job = 'queue.reconcile'"
         wait_until(lambda: doors.stack.value(sql) == "3", "the unusable ids to be counted")
